@@ -1,0 +1,265 @@
+"""Every way this package says no, and every check that leads there.
+
+    QVLError
+    ├── InputError (ValueError)            what the caller gave cannot be used
+    ├── NotFittedError (RuntimeError)      a value was asked for before anything was learned
+    ├── EmbeddingError (RuntimeError)      the embedding model failed, or answered wrongly
+    │   └── ModelUnavailableError          the embedding model cannot be loaded here
+    └── StateError (ValueError)            a saved state is damaged, foreign, or of another model
+
+    QVLWarning (UserWarning)               the call goes on, but something was changed or lost on the way
+
+Each check returns its input in the one form the rest of the package uses, or raises an error that says
+what came, what is needed, and what to do.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class QVLError(Exception):
+    """Root of all errors of dspy_qvl."""
+
+
+class InputError(QVLError, ValueError):
+    """What the caller gave cannot be used."""
+
+
+class NotFittedError(QVLError, RuntimeError):
+    """A value was asked for before anything was learned."""
+
+
+class EmbeddingError(QVLError, RuntimeError):
+    """The embedding model failed, or answered wrongly."""
+
+
+class ModelUnavailableError(EmbeddingError):
+    """The embedding model cannot be loaded here."""
+
+
+class StateError(QVLError, ValueError):
+    """A saved state is damaged, foreign, or of another model."""
+
+
+class QVLWarning(UserWarning):
+    """The call goes on, but something was changed or lost on the way."""
+
+
+def other_model(difference: str) -> StateError:
+    """The refusal to value texts with another embedding model than a value function was fitted with."""
+    return StateError(
+        f"this value function was fitted with another embedding model: {difference}. "
+        "Use the model it was fitted with, or call unfit() and train again with this one."
+    )
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value as it appears inside an error message: its repr, cut to `limit` characters."""
+    text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def check_text(text: object, what: str = "text") -> str:
+    """A text that can be valued: any `str` that can be written as UTF-8.
+
+    Empty and blank texts pass: people do rate the answer that says nothing (see `embedding.py`).
+
+    Raises:
+        InputError: not a string, or a string with a lone surrogate.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{what} must be a string, but got {type(text).__name__}: {shown(text)}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} holds a lone surrogate at position {error.start}, which no model can be sent as UTF-8; "
+            "repair it with text.encode('utf-8', 'replace').decode()."
+        ) from None
+    return str(text)
+
+
+def check_texts(texts: object, what: str = "texts") -> list[str]:
+    """A list of texts that can be valued.
+
+    Raises:
+        InputError: a single string, something that cannot be iterated, or a text `check_text` refuses.
+    """
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise InputError(f"{what} must be a list of strings, but got {type(texts).__name__}: {shown(texts)}.")
+    return [check_text(text, f"{what}[{row}]") for row, text in enumerate(texts)]
+
+
+def check_number(number: object, what: str) -> float:
+    """A finite number as a float; bool, None and strings are no numbers.
+
+    Raises:
+        InputError: not a number, NaN or infinite.
+    """
+    if isinstance(number, bool | np.bool_) or not isinstance(number, Real):
+        raise InputError(f"{what} must be a number, but got {type(number).__name__}: {shown(number)}.")
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise InputError(f"{what} must be finite, but got {shown(number)}.")
+    return value
+
+
+def check_alpha(alpha: object, what: str = "ridge_alpha") -> float:
+    """A ridge penalty: finite and > 0.
+
+    Raises:
+        InputError: not a number, not finite, or not above 0.
+    """
+    value = check_number(alpha, what)
+    if value <= 0:
+        raise InputError(f"{what} must be above 0, but got {value:g}; without a penalty there is no unique ridge fit.")
+    return value
+
+
+def check_alphas(alphas: object, what: str = "alpha_range") -> list[float]:
+    """Ridge penalties to choose from, ascending and each once.
+
+    Raises:
+        InputError: not a list, empty, or an entry `check_alpha` refuses.
+    """
+    if isinstance(alphas, str) or not isinstance(alphas, Iterable):
+        raise InputError(f"{what} must be a list of numbers, but got {type(alphas).__name__}: {shown(alphas)}.")
+    values = sorted({check_alpha(alpha, f"{what}[{i}]") for i, alpha in enumerate(alphas)})
+    if not values:
+        raise InputError(f"{what} is empty; give at least one penalty, for instance [0.1, 1.0, 10.0].")
+    return values
+
+
+def check_count(count: object, what: str, at_least: int) -> int:
+    """A whole number of at least `at_least`.
+
+    Raises:
+        InputError: not a whole number, or too small.
+    """
+    if isinstance(count, bool | np.bool_) or not isinstance(count, Integral) or count < at_least:
+        raise InputError(f"{what} must be a whole number of at least {at_least}, but got {shown(count)}.")
+    return int(count)
+
+
+def check_fraction(fraction: object, what: str) -> float:
+    """A fraction in [0, 1).
+
+    Raises:
+        InputError: not a number in [0, 1).
+    """
+    value = check_number(fraction, what)
+    if not 0 <= value < 1:
+        raise InputError(f"{what} must be at least 0 and below 1, but got {value:g}.")
+    return value
+
+
+def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any] | None:
+    """Metadata in the form JSON keeps it: numpy scalars become numbers, tuples lists, NaN None.
+
+    Raises:
+        InputError: not a dict, or something in it that JSON cannot hold.
+    """
+    if metadata is None:
+        return None
+    if not isinstance(metadata, Mapping):
+        raise InputError(f"{what} must be a dict or None, but got {type(metadata).__name__}: {shown(metadata)}.")
+    try:
+        plain = _plain(metadata)
+        json.dumps(plain).encode()
+        json.dumps(plain, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{what} must hold only what JSON can (strings, numbers, lists, dicts with string keys), "
+            f"because it is saved with the learner: {error}."
+        ) from None
+    result: dict[str, Any] = plain
+    return result
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"the key {shown(key)} is not a string")
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    return value
+
+
+def check_groups(groups: object, n_texts: int) -> list[Any]:
+    """One hashable group a text.
+
+    Raises:
+        InputError: not a list, the wrong count, a group that cannot be compared, or fewer than two groups.
+    """
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise InputError(f"groups must be a list with one entry a text, but got {type(groups).__name__}.")
+    entries = [entry.item() if isinstance(entry, np.generic) else entry for entry in groups]
+    if len(entries) != n_texts:
+        raise InputError(f"groups has {len(entries)} entries but there are {n_texts} texts; give one group a text.")
+    try:
+        n_groups = len(set(entries))
+    except TypeError as error:
+        raise InputError(f"groups must hold strings or numbers: {error}.") from None
+    if n_groups < 2:
+        raise InputError("groups puts every text into one group; at least two groups are needed to hold one out.")
+    return entries
+
+
+def check_vectors(vectors: object, n_texts: int, model: str) -> NDArray[np.float32]:
+    """What an embedding model gave for `n_texts` texts, as (n_texts, d) float32.
+
+    Raises:
+        EmbeddingError: ragged rows, the wrong count or shape, no columns, NaN or infinity, a zero vector.
+    """
+    try:
+        array = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise EmbeddingError(
+            f"{model} gave something that is not a table of numbers ({error}); "
+            "it must give one vector a text, all of one length."
+        ) from None
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise EmbeddingError(f"{model} gave an array of shape {array.shape}; it must be ({n_texts}, d) with d > 0.")
+    if len(array) != n_texts:
+        raise EmbeddingError(f"{model} gave {len(array)} vectors for {n_texts} texts; it must give one a text.")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise EmbeddingError(f"{model} gave NaN or infinity for text {int(np.argmin(finite))} of a batch of {n_texts}.")
+    nonzero = array.any(axis=1)
+    if not nonzero.all():
+        raise EmbeddingError(
+            f"{model} gave a vector of zeros for text {int(np.argmin(nonzero))} of a batch of {n_texts}; "
+            "a zero vector has no direction to value."
+        )
+    return array
+
+
+def check_scores_differ(scores: Sequence[float]) -> None:
+    """Refuse ratings that say nothing: fewer than two, or all the same.
+
+    Raises:
+        InputError: fewer than 2 scores, or all of one value.
+    """
+    if len(scores) < 2:
+        raise InputError(f"training needs at least 2 rated texts, but there are {len(scores)}; add more and try again.")
+    if min(scores) == max(scores):
+        raise InputError(
+            f"all {len(scores)} scores are {scores[0]:g}; there is nothing to learn until two texts differ in score."
+        )
