@@ -1,0 +1,32 @@
+"""A value function learned from rated texts, living inside DSPy.
+
+Reading order: text, embedding (over backends and cache), ridge, head, learner.
+"""
+
+from dspy_qvl.errors import (
+    EmbeddingError,
+    InputError,
+    ModelUnavailableError,
+    NotFittedError,
+    QVLError,
+    QVLWarning,
+    StateError,
+)
+from dspy_qvl.head import RidgeHead
+from dspy_qvl.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.text import RankingExample
+
+__all__ = [
+    "EmbeddingError",
+    "InputError",
+    "ModelUnavailableError",
+    "NotFittedError",
+    "QVLError",
+    "QVLWarning",
+    "Qwen3EmbeddingValueLearner",
+    "RankingExample",
+    "RidgeHead",
+    "StateError",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,168 @@
+"""What is written down: arrays inside JSON, and one file that is whole or refused.
+
+    dspy_qvl 1 <blake2b of what follows, hex>
+    {"settings": …, "head": …}
+
+The digest tells damage, not malice: whoever reads a state checks every value in it all the same.
+"""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspy_qvl.errors import InputError, StateError, shown
+
+SCHEMA = 1
+_HEADER = re.compile(rb"dspy_qvl ([0-9]{1,9}) ([0-9a-f]{32})\n")
+
+
+def encode_array(array: NDArray[Any]) -> dict[str, Any]:
+    """An array as JSON: its type and shape in the clear, its bytes as base64 (little-endian, row by row)."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return {
+        "dtype": little.dtype.name,
+        "shape": list(little.shape),
+        "base64": base64.b64encode(little.tobytes()).decode("ascii"),
+    }
+
+
+def decode_array(entry: object, what: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """A read-only array from `encode_array`'s form.
+
+    Args:
+        entry: what was read.
+        what: how an error names it.
+        dtype: the type it must have.
+        shape: the shape it must have; None for any length.
+
+    Raises:
+        StateError: another form, type or shape, bytes that do not fill the shape, NaN or infinity.
+    """
+    if not isinstance(entry, Mapping) or not {"dtype", "shape", "base64"} <= entry.keys():
+        raise StateError(f"{what} is not an array, but {shown(entry)}.")
+    lengths = entry["shape"]
+    fits = (
+        isinstance(lengths, list)
+        and len(lengths) == len(shape)
+        and all(type(length) is int and length >= 0 for length in lengths)
+        and all(wanted in (None, length) for wanted, length in zip(shape, lengths, strict=True))
+    )
+    if entry["dtype"] != dtype or not fits:
+        raise StateError(
+            f"{what} must be {dtype} of shape {shape}, but is {shown(entry['dtype'])} of shape {shown(lengths)}."
+        )
+    try:
+        raw = base64.b64decode(entry["base64"], validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise StateError(f"{what} is not valid base64: {error}.") from None
+    kind = np.dtype(dtype).newbyteorder("<")
+    n_items = 1
+    for length in lengths:
+        n_items *= length
+    if len(raw) != n_items * kind.itemsize:
+        raise StateError(f"{what} has {len(raw)} bytes, but its shape {lengths} needs {n_items * kind.itemsize}.")
+    array = np.frombuffer(raw, dtype=kind).reshape(lengths).astype(np.dtype(dtype), copy=False)
+    if not np.isfinite(array).all():
+        raise StateError(f"{what} holds NaN or infinity.")
+    array.setflags(write=False)
+    return array
+
+
+def take(state: object, name: str, kind: type | tuple[type, ...], what: str) -> Any:
+    """An entry of a state, of one of the given types.
+
+    Raises:
+        StateError: the state is no dict, the entry is missing or of another type.
+    """
+    if not isinstance(state, Mapping):
+        raise StateError(f"{what} must be a dict, but is {type(state).__name__}.")
+    if name not in state:
+        raise StateError(f"{what} has no {name!r}; it is damaged or was not written by dspy_qvl.")
+    value = state[name]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise StateError(f"{name!r} in {what} has the wrong type: {shown(value)}.")
+    return value
+
+
+def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a state to one file: all of it, or nothing and what was there before stays.
+
+    Raises:
+        InputError: a path that is a folder or cannot be written.
+    """
+    target = Path(path)
+    body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    header = f"dspy_qvl {SCHEMA} {hashlib.blake2b(body, digest_size=16).hexdigest()}\n".encode()
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; give the path of a file.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".new")
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror or error}); give another path.") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(header + body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(draft, _usual_mode(target))
+        os.replace(draft, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+
+
+def _usual_mode(target: Path) -> int:
+    """The permissions the file has, or a new file would get; a temporary file is private."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content `write_file` wrote.
+
+    Raises:
+        InputError: there is no such file.
+        StateError: a pickle, another kind of file, another schema, a truncated or altered file.
+    """
+    target = Path(path)
+    try:
+        raw = target.read_bytes()
+    except OSError as error:
+        raise InputError(f"{target} cannot be read ({error.strerror or error}).") from error
+    if raw[:1] == b"\x80":
+        raise StateError(f"{target} is a pickle; dspy_qvl never loads pickles, since they can run any code.")
+    header = _HEADER.match(raw)
+    if header is None:
+        raise StateError(f"{target} was not written by save_model: it does not begin with dspy_qvl's header.")
+    if int(header[1]) != SCHEMA:
+        raise StateError(
+            f"{target} has schema {int(header[1])}, this version of dspy_qvl reads schema {SCHEMA}; "
+            "read it with the version that wrote it, or train again."
+        )
+    body = raw[header.end() :]
+    if hashlib.blake2b(body, digest_size=16).hexdigest().encode() != header[2]:
+        raise StateError(f"{target} is truncated or was altered: its checksum does not match; restore a good copy.")
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{target} holds no JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise StateError(f"{target} must hold a dict, but holds {type(content).__name__}.")
+    return content

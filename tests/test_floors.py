@@ -1,0 +1,89 @@
+"""The rooms of the package, from the ground up: each imports only rooms named before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dspy_qvl
+
+PACKAGE = Path(dspy_qvl.__file__).parent
+
+# A room may import any room before it, unless it is listed with the only ones it may.
+FLOORS = [
+    "errors",
+    "scores",
+    "ridge",
+    "state",
+    "cache",
+    "text",
+    "backends",
+    "embedding",
+    "head",
+    "validation",
+    "learner",
+]
+ONLY = {"errors": set(), "scores": {"errors"}, "ridge": {"errors"}, "state": {"errors"}, "cache": {"errors"}}
+NO_DSPY = {"errors", "scores", "ridge", "state", "cache", "validation"}
+
+
+def imports(room: str) -> set[str]:
+    """Every module a room imports anywhere in its file, siblings by their bare name."""
+    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{room} has a relative import"
+            assert node.module is not None
+            if node.module == "dspy_qvl":
+                found |= {f"dspy_qvl.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+def test_every_room_has_its_floor():
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert rooms == set(FLOORS)
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_a_room_imports_only_rooms_below_it(room):
+    siblings = {name.removeprefix("dspy_qvl.") for name in imports(room) if name.startswith("dspy_qvl")}
+    allowed = ONLY.get(room, set(FLOORS[: FLOORS.index(room)]))
+    assert siblings <= allowed
+
+
+@pytest.mark.parametrize("room", sorted(NO_DSPY))
+def test_the_ground_floor_knows_nothing_of_dspy(room):
+    assert not any(name.split(".")[0] == "dspy" for name in imports(room))
+
+
+def test_no_room_pickles_or_prints():
+    for room in FLOORS:
+        source = (PACKAGE / f"{room}.py").read_text()
+        assert not {"pickle", "cloudpickle", "marshal", "shelve"} & imports(room)
+        calls = {
+            node.func.id
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert not {"print", "eval", "exec"} & calls, room
+
+
+def test_the_public_names_are_these():
+    assert dspy_qvl.__all__ == [
+        "EmbeddingError",
+        "InputError",
+        "ModelUnavailableError",
+        "NotFittedError",
+        "QVLError",
+        "QVLWarning",
+        "Qwen3EmbeddingValueLearner",
+        "RankingExample",
+        "RidgeHead",
+        "StateError",
+    ]
+    assert all(hasattr(dspy_qvl, name) for name in dspy_qvl.__all__)
