@@ -158,8 +158,8 @@ class LexicalModel:
 
     WORD = r"(?u)\w+|[^\w\s]"
     WORD_NGRAMS = (1, 1)
-    CHARACTER_NGRAMS = (2, 5)
-    WORD_WEIGHT = 0.55
+    CHARACTER_NGRAMS = (3, 5)
+    WORD_WEIGHT = 0.7
 
     def __init__(self, n_features: int) -> None:
         self.n_features = check_count(n_features, "embedding_dim", 2)

@@ -208,7 +208,7 @@ class VectorStore:
         return {} if added == len(keys) else self._read(connection, keys)
 
     def _attempt(self, action: Callable[[sqlite3.Connection], T], otherwise: T, *, create: bool = False) -> T:
-        """Run an action on this thread's connection; a damaged file is set aside once, any other fault ends disk use."""
+        """Run an action on this thread's connection; a damaged file is set aside, any other fault ends disk use."""
         for attempt in (1, 2):
             try:
                 return action(self._connection(create))

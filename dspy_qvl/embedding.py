@@ -37,6 +37,7 @@ logger = logging.getLogger("dspy_qvl")
 
 CACHE_FILE = "vectors-1.sqlite"  # the number is the schema's
 BAR_AFTER_SECONDS = 2.0
+KEEP_AT_ONCE = 256  # rows scaled at a time: few enough to stay in the processor's cache
 SAME_MODEL_COSINE = 0.999
 
 # Embedded with every fit and saved with it, so that another model is noticed whatever it calls itself.
@@ -240,10 +241,12 @@ class Embedding:
             return
         if len({len(vector) for vector in vectors.values()}) > 1:
             raise EmbeddingError(f"{self.name} gave vectors of different lengths; one model must give one length.")
-        keys, full = list(vectors), np.stack(list(vectors.values()))
-        self._settle_dim(full.shape[1])
-        for key, row in zip(keys, unit(full[:, : self.dim]), strict=True):
-            fetched[key] = self.cache.memory.put(key, row)
+        self._settle_dim(len(next(iter(vectors.values()))))
+        keys = list(vectors)
+        for start in range(0, len(keys), KEEP_AT_ONCE):
+            some = keys[start : start + KEEP_AT_ONCE]
+            for key, row in zip(some, unit(np.stack([vectors[key][: self.dim] for key in some])), strict=True):
+                fetched[key] = self.cache.memory.put(key, row)
 
     def _settle_dim(self, size: int) -> None:
         """Settle `dim` now that the model's own size is known.
@@ -280,10 +283,11 @@ class Embedding:
 
 def unit(vectors: Vectors) -> Vectors:
     """Rows scaled to length 1, (n, d) -> (n, d) float32; the same bits for a row in any batch."""
-    lengths = np.sqrt(dot_rows(vectors, vectors))
+    rows = vectors.astype(np.float64)
+    lengths = np.sqrt(dot_rows(rows, rows))
     lengths[lengths == 0] = 1.0
-    scaled: Vectors = (vectors / lengths[:, None]).astype(np.float32)
-    return scaled
+    rows /= lengths[:, None]
+    return rows.astype(np.float32)
 
 
 def _embedder(embed: Any) -> dspy.Embedder:

@@ -323,14 +323,12 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
 
     def predict_many(self, texts: Sequence[str]) -> Array:
         """The values of texts, (n_texts,), each what `predict` gives."""
-        checked = check_texts(texts)
-        fit = self._ready()
-        return self.ridge.predict(self._features(checked, fit)) if checked else np.empty(0)
+        return self._values(check_texts(texts))
 
     def rank_texts(self, texts: Sequence[str]) -> list[tuple[str, float]]:
         """(text, value) of every text, highest first; ties in the order given, duplicates kept."""
         checked = check_texts(texts)
-        values = self.predict_many(checked).tolist()
+        values = self._values(checked).tolist()
         return sorted(zip(checked, values, strict=True), key=lambda pair: -pair[1])
 
     def forward(self, text: str) -> dspy.Prediction:
@@ -436,6 +434,11 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
                 self._embedding.remember(self.ridge.texts[: len(fit.vectors)], fit.vectors)
             self._embedding.accepted.add(fit)
         return fit
+
+    def _values(self, texts: list[str]) -> Array:
+        """The values of checked texts, (n_texts,)."""
+        fit = self._ready()
+        return self.ridge.predict(self._features(texts, fit)) if texts else np.empty(0)
 
     def _features(self, texts: Sequence[str], fit: Fit | None = None) -> Vectors:
         """Features of texts, (n_texts, n_features): their vectors, or what a subclass makes of them."""

@@ -27,7 +27,7 @@ def test_vectors_come_back_bit_for_bit_and_read_only(path):
     store = VectorStore(path, "m")
     assert store.write(KEYS, VECTORS) == {}
     found = store.read([*KEYS, b"?" * 16])
-    assert list(sorted(found)) == KEYS
+    assert sorted(found) == KEYS
     for key, vector in zip(KEYS, VECTORS, strict=True):
         np.testing.assert_array_equal(found[key], vector)
         assert not found[key].flags.writeable
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_set_aside_with_a_warning(path, content):
     path.parent.mkdir()
     path.write_bytes(content)
     store = VectorStore(path, "m")
-    with pytest.warns(QVLWarning, match="set aside as vectors.sqlite.damaged-1 and a new cache was begun"):
+    with pytest.warns(QVLWarning, match="set aside as .*damaged-1 and a new cache was begun"):
         assert store.read(KEYS) == {}
     assert (path.parent / "vectors.sqlite.damaged-1").read_bytes() == content
     store.write(KEYS, VECTORS)
@@ -158,7 +158,7 @@ def test_one_flipped_byte_of_a_vector_makes_it_a_miss(path):
         connection.execute("UPDATE vectors SET vector = ? WHERE key = ?", (VECTORS[1].tobytes(), KEYS[0]))
     connection.close()
     store = VectorStore(path, "m")
-    with pytest.warns(QVLWarning, match="1 damaged vectors .* were dropped"):
+    with pytest.warns(QVLWarning, match=r"1 damaged vectors .* were dropped"):
         assert set(store.read(KEYS)) == set(KEYS[1:])
     store.write(KEYS[:1], VECTORS[:1])
     np.testing.assert_array_equal(store.read(KEYS[:1])[KEYS[0]], VECTORS[0])
@@ -166,7 +166,7 @@ def test_one_flipped_byte_of_a_vector_makes_it_a_miss(path):
 
 def test_a_cache_dir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "taken").write_text("x")
-    with pytest.raises(InputError, match="cache_dir must be a folder, but .*taken is a file"):
+    with pytest.raises(InputError, match=r"cache_dir must be a folder, but .*taken is a file"):
         VectorStore(tmp_path / "taken" / "vectors.sqlite", "m")
 
 
@@ -175,11 +175,10 @@ def _read_only_write(folder: Path) -> None:
     if os.geteuid() == 0:
         os.seteuid(65534)  # root may write anywhere
     store = VectorStore(Path("vectors.sqlite"), "m")
-    with pytest.warns(QVLWarning, match="kept in memory only") as caught:
-        for _ in range(3):
-            store.write(KEYS, VECTORS)
-            assert store.read(KEYS) == {}
-    assert len(caught) == 1
+    with pytest.warns(QVLWarning, match="kept in memory only"):
+        store.write(KEYS, VECTORS)
+    store.write(KEYS, VECTORS)  # silently: a second warning would be an error here
+    assert store.read(KEYS) == {}
 
 
 def test_a_folder_that_cannot_be_written_degrades_to_memory_with_one_warning(tmp_path):

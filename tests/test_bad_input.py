@@ -1,0 +1,297 @@
+"""What cannot be used is refused with one clear error, and nothing learned is lost by it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dspy_qvl import InputError, ModelUnavailableError, NotFittedError, QVLError, Qwen3EmbeddingValueLearner
+from dspy_qvl import errors as errors_room
+from tests.conftest import CountingModel, rated
+
+BAD_TEXTS = [
+    (None, "must be a string, but got NoneType"),
+    (3, "must be a string, but got int: 3"),
+    (b"bytes", "must be a string, but got bytes"),
+    (["a"], "must be a string, but got list"),
+    (math.nan, "must be a string, but got float: nan"),
+    ("broken \ud83d emoji", "holds a lone surrogate at position 7"),
+]
+BAD_SCORES = [
+    (math.nan, "must be finite, but got nan"),
+    (math.inf, "must be finite, but got inf"),
+    (10**400, "must be finite"),
+    (None, "must be a number, but got NoneType"),
+    (True, "must be a number, but got bool"),
+    (np.True_, "must be a number, but got bool"),
+    ("7", "must be a number, but got str: '7'"),
+    ([7], "must be a number, but got list"),
+    (1j, "must be a number, but got complex"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_TEXTS)
+def test_what_is_no_text_is_refused_in_training_and_scoring_alike(trained, text, message):
+    for call in (
+        lambda: trained.add_training_example(text, 1.0),
+        lambda: trained.add_training_examples([("fine", 1.0), (text, 1.0)]),
+        lambda: trained.predict(text),
+        lambda: trained(text=text),
+        lambda: trained.predict_many(["fine", text]),
+        lambda: trained.rank_texts(["fine", text]),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    assert len(trained.training_texts) == 60
+
+
+@pytest.mark.parametrize(("score", "message"), BAD_SCORES)
+def test_what_is_no_score_is_refused_and_nothing_of_the_list_is_added(trained, score, message):
+    with pytest.raises(InputError, match=message):
+        trained.add_training_example("text", score)
+    with pytest.raises(InputError, match=r"examples\[1\] " + message):
+        trained.add_training_examples([("fine", 1.0), ("text", score)])
+    assert len(trained.training_texts) == 60
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ("just text", r"examples\[0\] must be a RankingExample, a \(text, score\) tuple"),
+        (("a", 1.0, None, 4), r"examples\[0\] must be a RankingExample"),
+        ({"text": "a"}, r"examples\[0\] has no score; it has \['text'\]"),
+        ({"body": "a"}, r"examples\[0\] has no text and no score"),
+        (("a", 1.0, "note"), r"the metadata of examples\[0\] must be a dict or None, but got str"),
+        (("a", 1.0, {"x": object()}), r"must hold only what JSON can"),
+        (("a", 1.0, {1: "x"}), r"the key 1 is not a string"),
+        (("a", 1.0, {"x": "\ud800"}), r"must hold only what JSON can"),
+        (7, r"examples\[0\] must be a RankingExample, .* but got int: 7"),
+    ],
+)
+def test_what_is_no_rated_text_is_refused(learner, example, message):
+    with pytest.raises(InputError, match=message):
+        learner.add_training_examples([example])
+    assert len(learner.training_texts) == 60
+
+
+def test_metadata_that_holds_itself_is_refused(learner):
+    loop: dict = {}
+    loop["self"] = loop
+    with pytest.raises(InputError, match="must hold only what JSON can"):
+        learner.add_training_example("a", 1.0, loop)
+
+
+@pytest.mark.parametrize("texts", ["one string", {"a": 1}, None, 5])
+def test_a_list_of_texts_is_asked_for_where_one_is_needed(trained, texts):
+    with pytest.raises(InputError, match="texts must be a list of strings, but got"):
+        trained.rank_texts(texts)
+
+
+@pytest.mark.parametrize("examples", ["ab", {"text": "a", "score": 1.0}, 3])
+def test_a_list_of_examples_is_asked_for_where_one_is_needed(learner, examples):
+    with pytest.raises(InputError, match="examples must be a list of rated texts, but got"):
+        learner.add_training_examples(examples)
+
+
+@pytest.mark.parametrize("n_texts", [0, 1])
+def test_training_on_fewer_than_two_texts_is_refused(tmp_path, n_texts):
+    learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path)
+    learner.add_training_examples(rated(n_texts))
+    for learn in (learner.train, learner.optimize_hyperparameters):
+        with pytest.raises(InputError, match=f"needs at least 2 rated texts, but there are {n_texts}"):
+            learn()
+
+
+def test_equal_scores_are_refused_and_the_earlier_fit_stays(trained):
+    before = trained.predict("lamp")
+    trained.ridge.scores = [3.0] * 60
+    with pytest.raises(InputError, match="all 60 scores are 3; there is nothing to learn"):
+        trained.train()
+    assert trained.predict("lamp") == before
+
+
+def test_one_text_rated_again_and_again_is_refused(tmp_path):
+    learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path)
+    learner.add_training_examples([("same", 1.0), ("same", 2.0), ("same", 3.0)])
+    with pytest.raises(InputError, match="one text rated again and again"):
+        learner.train()
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, math.nan, math.inf, "1", None, True])
+def test_a_penalty_that_is_no_positive_number_is_refused(learner, alpha):
+    with pytest.raises(InputError, match="ridge_alpha must be"):
+        Qwen3EmbeddingValueLearner("lexical", ridge_alpha=alpha)
+    with pytest.raises(InputError, match="ridge_alpha must be"):
+        learner.ridge_alpha = alpha
+    with pytest.raises(InputError, match=r"alpha_range\[1\] must be"):
+        learner.optimize_hyperparameters([1.0, alpha])
+    assert learner.ridge_alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cv_folds": 1}, "cv_folds must be a whole number of at least 2, but got 1"),
+        ({"cv_folds": 0}, "cv_folds must be a whole number of at least 2"),
+        ({"cv_folds": 2.5}, "cv_folds must be a whole number"),
+        ({"cv_folds": True}, "cv_folds must be a whole number"),
+        ({"validation_split": 1.0}, "validation_split must be at least 0 and below 1, but got 1"),
+        ({"validation_split": -0.1}, "validation_split must be at least 0"),
+        ({"validation_split": math.nan}, "validation_split must be finite"),
+        ({"validation_split": "0.2"}, "validation_split must be a number"),
+        ({"groups": [1, 2]}, "groups has 2 entries but there are 60 texts"),
+        ({"groups": [1] * 60}, "groups puts every text into one group"),
+        ({"groups": [[1]] * 60}, "groups must hold strings or numbers"),
+        ({"groups": 5}, "groups must be a list with one entry a text"),
+        ({"groups": "author"}, "groups='author' names a metadata entry that text 0 does not have"),
+    ],
+)
+def test_training_settings_out_of_range_are_refused_and_the_fit_stays(trained, settings, message):
+    before = trained.predict("lamp")
+    with pytest.raises(InputError, match=message):
+        trained.train(**settings)
+    assert trained.predict("lamp") == before
+
+
+@pytest.mark.parametrize("alphas", [[], (), "1.0", 1.0, None])
+def test_an_empty_or_unusable_alpha_range_is_refused(learner, alphas):
+    with pytest.raises(InputError, match="alpha_range"):
+        learner.optimize_hyperparameters(alphas)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embedding_dim": 0}, "embedding_dim must be a whole number of at least 1"),
+        ({"embedding_dim": 1}, "embedding_dim must be a whole number of at least 2, but got 1"),
+        ({"embedding_dim": "768"}, "embedding_dim must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"random_state": -1}, "random_state must be a whole number of at least 0"),
+        ({"instruction": 3}, "instruction must be a string or None, but got int"),
+        ({"cache_dir": 3}, "cache_dir must be a path or None, but got int"),
+        ({"embedder": CountingModel()}, "give model_name or embedder, not both"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Qwen3EmbeddingValueLearner("lexical", **settings)
+
+
+def test_an_embedder_that_cannot_be_called_or_has_no_proper_name_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"embedder must be a dspy.Embedder or a callable, but got int"):
+        Qwen3EmbeddingValueLearner(embedder=3, cache_dir=tmp_path)
+    model = CountingModel()
+    model.name = 7
+    with pytest.raises(InputError, match="the name of an embedder must be a string, but got int: 7"):
+        Qwen3EmbeddingValueLearner(embedder=model, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen/qwen-2.5-72b-instruct",
+        "openrouter/qwen/qwen-2.5-72b-instruct",
+        "Qwen/Qwen3-0.6B",
+        "qwen-max",
+        "openai/gpt-4o-mini",
+        "gpt-5",
+        "openai/o3-mini",
+        "anthropic/claude-sonnet-4",
+        "ollama/llama3.2",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "mistralai/Mistral-7B-Instruct-v0.3",
+        "google/gemma-2-9b-it",
+        "deepseek/deepseek-chat",
+        "microsoft/phi-4",
+    ],
+)
+def test_a_chat_model_is_refused_with_the_embedding_model_to_use(name):
+    message = "is a chat model and gives no embeddings; use 'Qwen/Qwen3-Embedding-0.6B' in process, 'openrouter/"
+    with pytest.raises(InputError, match=message):
+        Qwen3EmbeddingValueLearner(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen/Qwen3-Embedding-8B",
+        "ollama/qwen3-embedding:0.6b",
+        "openai/text-embedding-3-small",
+        "dashscope/text-embedding-v4",
+        "intfloat/multilingual-e5-large-instruct",
+        "Alibaba-NLP/gte-Qwen2-7B-instruct",
+        "hkunlp/instructor-xl",
+        "BAAI/bge-m3",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "gemini/gemini-embedding-001",
+        "mistral/mistral-embed",
+    ],
+)
+def test_an_embedding_model_is_not_taken_for_a_chat_model(name):
+    assert Qwen3EmbeddingValueLearner(name).model_name == name
+
+
+def test_more_columns_than_a_known_qwen3_model_has_are_refused_at_once():
+    with pytest.raises(InputError, match=r"embedding_dim=2000 is more than 'Qwen/Qwen3-Embedding-0.6B' has \(1024\)"):
+        Qwen3EmbeddingValueLearner(embedding_dim=2000)
+
+
+@pytest.mark.parametrize("name", ["", "  ", 3, ["lexical"]])
+def test_a_model_name_that_is_none_is_refused(name):
+    with pytest.raises(InputError, match="model_name must be the name of an embedding model"):
+        Qwen3EmbeddingValueLearner(name)
+
+
+def test_a_folder_without_a_model_and_an_address_without_a_provider_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"holds no embedding model: neither config.json nor modules.json"):
+        Qwen3EmbeddingValueLearner(str(tmp_path))
+    with pytest.raises(InputError, match="names no provider; put one first, for instance 'openai/BAAI/bge-m3'"):
+        Qwen3EmbeddingValueLearner("BAAI/bge-m3", api_base="http://127.0.0.1:8000/v1")
+
+
+def test_a_model_that_is_not_here_gives_three_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    learner = Qwen3EmbeddingValueLearner("nobody/no-such-embedding-model", cache_dir=tmp_path)
+    learner.add_training_examples(rated(4))
+    with pytest.raises(ModelUnavailableError, match=r"Three ways out: pip install 'dspy_qvl\[local\]'.*lexical"):
+        learner.train(cv_folds=2)
+    assert len(learner.training_texts) == 4
+
+
+def test_valuing_before_learning_is_refused(learner):
+    for call in (
+        lambda: learner.predict("a"),
+        lambda: learner.rank_texts(["a"]),
+        lambda: learner.predict_many([]),
+        lambda: learner(text="a"),
+        lambda: learner.ridge.coef_,
+        lambda: learner.save_model("never-written"),
+    ):
+        with pytest.raises(NotFittedError, match=r"nothing was learned yet; add rated texts and call train\(\)"):
+            call()
+
+
+def test_an_override_that_gives_uneven_vectors_is_refused(tmp_path):
+    class Uneven(Qwen3EmbeddingValueLearner):
+        def _get_embedding_vector(self, text):
+            return np.ones(len(text))
+
+    learner = Uneven("lexical", cache_dir=tmp_path)
+    learner.add_training_examples(rated(5))
+    with pytest.raises(QVLError, match=r"Uneven._get_embedding_vector gave shapes"):
+        learner.train()
+
+
+def test_an_override_of_another_width_than_was_fitted_is_refused(trained):
+    trained._get_embedding_vector = lambda text: np.ones(7)
+    with pytest.raises(InputError, match="the text has 7 features, but the value function was fitted on 512"):
+        trained.predict("lamp")
+
+
+def test_a_text_of_a_megabyte_is_valued(trained):
+    assert math.isfinite(trained.predict("word and \0 nul " * 70_000))
+
+
+def test_every_error_descends_from_one_root():
+    kinds = [kind for kind in vars(errors_room).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert all(issubclass(kind, QVLError) for kind in kinds if not issubclass(kind, Warning))
