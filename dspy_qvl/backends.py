@@ -76,7 +76,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the caller said about the model; enough to make its backend again. Pickled without the key.
+    """What the caller said about the model; enough to make its backend again. Pickled without secrets.
 
     Attributes:
         model_name: see the module's docstring.
@@ -88,12 +88,12 @@ class ModelSpec:
 
     model_name: str
     embedding_dim: int | None = None
-    api_base: str | None = None
+    api_base: str | None = field(default=None, repr=False)  # may hold a user and password
     api_key: str | None = field(default=None, repr=False)
     embedder: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "api_key": None}
+        state = {**self.__dict__, "api_key": None, "api_base": _public_address(self.api_base) or None}
         if isinstance(self.embedder, dspy.Embedder):
             state["embedder"] = _without_secrets(self.embedder)
         return state
@@ -159,7 +159,7 @@ class LexicalModel:
     WORD = r"(?u)\w+|[^\w\s]"
     WORD_NGRAMS = (1, 1)
     CHARACTER_NGRAMS = (3, 5)
-    WORD_WEIGHT = 0.7
+    WORD_WEIGHT = 0.6
 
     def __init__(self, n_features: int) -> None:
         self.n_features = check_count(n_features, "embedding_dim", 2)

@@ -37,7 +37,7 @@ logger = logging.getLogger("dspy_qvl")
 
 CACHE_FILE = "vectors-1.sqlite"  # the number is the schema's
 BAR_AFTER_SECONDS = 2.0
-KEEP_AT_ONCE = 256  # rows scaled at a time: few enough to stay in the processor's cache
+READ_AT_ONCE = 256  # few enough that vectors stay in the processor's cache until they are scaled
 SAME_MODEL_COSINE = 0.999
 
 # Embedded with every fit and saved with it, so that another model is noticed whatever it calls itself.
@@ -192,9 +192,10 @@ class Embedding:
         """Unit vectors from disk, and of the rest from the model; all of them are in memory afterwards."""
         fetched: dict[bytes, Vectors] = {}
         if self.cache.store is not None:
-            stored = self.cache.store.read(list(missing))
-            self._keep(stored, fetched)
-            logger.debug("read %d of %d vectors from %s", len(stored), len(missing), self.cache.store.path)
+            keys = list(missing)
+            for start in range(0, len(keys), READ_AT_ONCE):
+                self._keep(self.cache.store.read(keys[start : start + READ_AT_ONCE]), fetched)
+            logger.debug("read %d of %d vectors from %s", len(fetched), len(missing), self.cache.store.path)
         unpaid = sorted(((text, key) for key, text in missing.items() if key not in fetched), key=lambda p: len(p[0]))
         if not unpaid:
             return fetched
@@ -242,11 +243,9 @@ class Embedding:
         if len({len(vector) for vector in vectors.values()}) > 1:
             raise EmbeddingError(f"{self.name} gave vectors of different lengths; one model must give one length.")
         self._settle_dim(len(next(iter(vectors.values()))))
-        keys = list(vectors)
-        for start in range(0, len(keys), KEEP_AT_ONCE):
-            some = keys[start : start + KEEP_AT_ONCE]
-            for key, row in zip(some, unit(np.stack([vectors[key][: self.dim] for key in some])), strict=True):
-                fetched[key] = self.cache.memory.put(key, row)
+        rows = unit(np.stack([vector[: self.dim] for vector in vectors.values()]))
+        for key, row in zip(vectors, rows, strict=True):
+            fetched[key] = self.cache.memory.put(key, row)
 
     def _settle_dim(self, size: int) -> None:
         """Settle `dim` now that the model's own size is known.

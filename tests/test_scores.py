@@ -1,0 +1,56 @@
+"""Scores against their definitions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dspy_qvl import scores
+from dspy_qvl.validation import length_baseline, nearest_baseline
+
+Y = np.array([1.0, 2.0, 2.0, 4.0, 8.0])
+GUESS = np.array([1.5, 1.0, 2.5, 3.0, 9.0])
+
+
+def ranks(values):
+    return np.array([np.mean([np.sum(values < v), np.sum(values <= v) - 1]) for v in values])
+
+
+def test_scores_follow_their_definitions():
+    assert scores.mse(Y, GUESS) == pytest.approx(np.mean((Y - GUESS) ** 2))
+    assert scores.r2(Y, GUESS) == pytest.approx(1 - np.sum((Y - GUESS) ** 2) / np.sum((Y - Y.mean()) ** 2))
+    assert scores.pearson(Y, GUESS) == pytest.approx(np.corrcoef(Y, GUESS)[0, 1])
+    assert scores.spearman(Y, GUESS) == pytest.approx(np.corrcoef(ranks(Y), ranks(GUESS))[0, 1])
+
+
+@pytest.mark.parametrize("score", [scores.r2, scores.pearson, scores.spearman])
+def test_what_is_not_defined_is_nan(score):
+    assert math.isnan(score([1.0], [1.0]))
+    assert math.isnan(score([], []))
+    assert math.isnan(score([2.0, 2.0], [1.0, 3.0]))
+
+
+def test_a_constant_guess_has_no_correlation_but_an_error():
+    assert math.isnan(scores.pearson(Y, np.ones(5)))
+    assert scores.r2(Y, np.full(5, Y.mean())) == pytest.approx(0.0)
+    assert math.isnan(scores.mse([], []))
+
+
+def test_the_length_baseline_is_a_straight_line():
+    lengths = np.log1p([3, 10, 40, 90, 200])
+    slope, intercept = np.polyfit(lengths, Y, 1)
+    np.testing.assert_allclose(
+        length_baseline(lengths, Y, np.array([1.0, 6.0])), intercept + slope * np.array([1, 6.0])
+    )
+    np.testing.assert_allclose(length_baseline(np.ones(5), Y, np.array([7.0])), [Y.mean()])
+
+
+def test_the_nearest_baseline_is_the_mean_of_the_five_highest_cosines():
+    rng = np.random.default_rng(0)
+    vectors, new = rng.normal(size=(30, 8)).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
+    y = rng.normal(size=30)
+    cosines = new @ vectors.T / np.linalg.norm(vectors, axis=1) / np.linalg.norm(new, axis=1)[:, None]
+    expected = [y[np.argsort(-row)[:5]].mean() for row in cosines]
+    np.testing.assert_allclose(nearest_baseline(vectors, y, new), expected)
+    np.testing.assert_allclose(nearest_baseline(vectors[:2], y[:2], new), np.full(4, y[:2].mean()))
+    assert nearest_baseline(vectors, y, new[:0]).shape == (0,)
