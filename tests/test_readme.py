@@ -1,0 +1,75 @@
+"""The README is run: every Python block, top to bottom, and what it prints."""
+
+import contextlib
+import io
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from dspy_qvl import QVLWarning
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", range(len(BLOCK.findall(README))))
+def test_a_block_of_the_readme_runs_and_prints_what_it_says(folder, number):
+    code, expected = BLOCK.findall(README)[number]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        warnings.simplefilter("ignore", QVLWarning)  # four rated texts make small folds
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert printed.getvalue() == expected
+
+
+def test_the_quickstart_runs_from_any_folder(folder):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "quickstart.py"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert "scores equal to the last bit: True" in done.stdout
+    assert "value function" in done.stdout
+    assert done.stderr == ""
+    assert sorted(path.name for path in folder.iterdir()) == ["examples"]
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "mine.csv.gz", "mine.jsonl", "mine.jsonl.gz"])
+def test_the_quickstart_takes_the_users_own_ratings(folder, name):
+    import csv
+    import gzip
+    import json
+
+    with (folder / "examples" / "reviews.csv").open(encoding="utf-8", newline="") as file:
+        rows = [{"body": row["text"], "stars": row["score"]} for row in csv.DictReader(file)][:60]
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(folder / name, "wt", encoding="utf-8", newline="") as file:
+        if "csv" in name:
+            writer = csv.DictWriter(file, ["body", "stars"])
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    command = [sys.executable, ROOT / "examples" / "quickstart.py", "--data", name]
+    columns = ["--text-column", "body", "--score-column", "stars"]
+    done = subprocess.run([*command, *columns], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("60 rated texts, model lexical")
+    refused = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "has the columns: body, stars; name yours with --text-column and --score-column" in refused.stderr
+
+
+def test_the_readme_links_to_files_that_are_there():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
