@@ -40,13 +40,26 @@ class Fit:
         line: coefficients (n_features,) and intercept, in the units of the scores.
         identity: what makes the embedding model's vectors its own, or None for an anonymous callable.
         probe: what that model gave for the probe texts.
-        vectors: unit vectors of the first texts of the head, (n_fitted, dim), or None if they are not kept.
+        vectors: unit vectors of the head's first examples, (n_fitted, dim), or None if they are not kept.
     """
 
     line: ridge.Linear
     identity: Mapping[str, str] | None
     probe: Probe
     vectors: Vectors | None
+
+    def predict(self, X: ridge.Rows) -> Array:
+        """Values of features, (n, n_features) -> (n,), on the scale of the scores.
+
+        Raises:
+            InputError: another number of features than the fit has.
+        """
+        if X.shape[1] != len(self.line.coef):
+            raise InputError(
+                f"the text has {X.shape[1]} features, but the value function was fitted on {len(self.line.coef)}; "
+                "use the embedding model and features it was fitted with, or train again."
+            )
+        return ridge.predict(X, self.line)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fit":
         return self
@@ -60,18 +73,14 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         keep_examples: whether a saved state holds the rated texts.
 
     Attributes:
-        texts: the rated texts.
-        scores: their scores, on the rater's scale.
-        metadata: what was kept with each, or None.
+        examples: the rated texts, in the order they were added; only ever appended to.
         alpha: penalty of the next fit.
         alpha_tuned: whether cross-validation chose it.
         fitted: the current fit, or None.
     """
 
     def __init__(self, alpha: float = 1.0, *, keep_examples: bool = True) -> None:
-        self.texts: list[str] = []
-        self.scores: list[float] = []
-        self.metadata: list[dict[str, Any] | None] = []
+        self.examples: list[RankingExample] = []
         self.alpha = alpha
         self.alpha_tuned = False
         self.keep_examples = keep_examples
@@ -107,29 +116,33 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             )
         return self.fitted
 
-    def add(self, example: RankingExample) -> None:
-        """Take in a checked rated text; it counts from the next fit on."""
-        self.texts.append(example.text)
-        self.scores.append(example.score)
-        self.metadata.append(example.metadata)
-
     def fit(
-        self, X: ridge.Rows, *, identity: Mapping[str, str] | None, probe: Probe, vectors: Vectors | None = None
-    ) -> "RidgeHead":
-        """Fit the scores of all texts on their features with the penalty `alpha`.
+        self,
+        X: ridge.Rows,
+        y: Array,
+        alpha: float,
+        *,
+        identity: Mapping[str, str] | None,
+        probe: Probe,
+        vectors: Vectors | None = None,
+    ) -> Fit:
+        """Fit scores on features, and keep the fit and its penalty.
 
         Args:
-            X: features of the texts, (n_texts, n_features).
+            X: features of the first n examples, (n, n_features).
+            y: their scores, (n,).
+            alpha: penalty, > 0.
             identity: see `Fit`.
             probe: see `Fit`.
-            vectors: unit vectors of the texts, (n_texts, dim), to be kept with the fit.
+            vectors: unit vectors of the same examples, (n, dim), to be kept with the fit.
         """
-        line = ridge.fit(X, np.array(self.scores), self.alpha)
-        line.coef.setflags(write=False)
-        if vectors is not None:
-            vectors.setflags(write=False)
-        self.fitted = Fit(line, None if identity is None else dict(identity), probe, vectors)
-        return self
+        line = ridge.fit(X, y, alpha)
+        for array in (line.coef, vectors):
+            if array is not None:
+                array.setflags(write=False)
+        fitted = Fit(line, None if identity is None else dict(identity), probe, vectors)
+        self.alpha, self.fitted = alpha, fitted
+        return fitted
 
     def predict(self, X: ridge.Rows) -> Array:
         """Values of features, (n, n_features) -> (n,), on the scale of the scores.
@@ -138,13 +151,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             NotFittedError: nothing was fitted.
             InputError: another number of features than the fit has.
         """
-        line = self.fit_or_refuse().line
-        if X.shape[1] != len(line.coef):
-            raise InputError(
-                f"the text has {X.shape[1]} features, but the value function was fitted on {len(line.coef)}; "
-                "use the embedding model and features it was fitted with, or train again."
-            )
-        return ridge.predict(X, line)
+        return self.fit_or_refuse().predict(X)
 
     def unfit(self) -> None:
         """Forget the fit, not the rated texts."""
@@ -155,7 +162,11 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Everything that is saved, as JSON; arrays as base64."""
-        examples = {"texts": list(self.texts), "scores": list(self.scores), "metadata": copy.deepcopy(self.metadata)}
+        examples = {
+            "texts": [example.text for example in self.examples],
+            "scores": [example.score for example in self.examples],
+            "metadata": [copy.deepcopy(example.metadata) for example in self.examples],
+        }
         return {
             "schema": SCHEMA,
             "alpha": self.alpha,
@@ -186,21 +197,18 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             raise
         except QVLError as error:
             raise StateError(f"the saved value function cannot be used: {error}") from error
-        self.texts = [example.text for example in examples]
-        self.scores = [example.score for example in examples]
-        self.metadata = [example.metadata for example in examples]
-        self.alpha, self.alpha_tuned, self.fitted = alpha, tuned, fit
+        self.examples, self.alpha, self.alpha_tuned, self.fitted = examples, alpha, tuned, fit
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RidgeHead":
-        """A copy with its own lists of texts; what the lists hold, and the fit, are shared: neither changes."""
+        """A copy with its own list of examples; what the list holds, and the fit, are shared: neither changes."""
         twin = copy.copy(self)
-        twin.texts, twin.scores, twin.metadata = list(self.texts), list(self.scores), list(self.metadata)
+        twin.examples = list(self.examples)
         memo[id(self)] = twin
         return twin
 
     def __repr__(self) -> str:
         fitted = "not fitted" if self.fitted is None else f"{len(self.coef_)} coefficients"
-        return f"RidgeHead({len(self.texts)} rated texts, alpha={self.alpha:g}, {fitted})"
+        return f"RidgeHead({len(self.examples)} rated texts, alpha={self.alpha:g}, {fitted})"
 
 
 def _checked(state: object) -> tuple[float, bool, list[RankingExample], Fit | None]:

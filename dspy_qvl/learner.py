@@ -164,17 +164,17 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
     @property
     def training_texts(self) -> list[str]:
         """The rated texts, in the order they were added."""
-        return list(self.ridge.texts)
+        return [example.text for example in self.ridge.examples]
 
     @property
     def training_scores(self) -> list[float]:
         """Their scores."""
-        return list(self.ridge.scores)
+        return [example.score for example in self.ridge.examples]
 
     @property
     def training_metadata(self) -> list[dict[str, Any] | None]:
         """What was kept with each."""
-        return list(self.ridge.metadata)
+        return [example.metadata for example in self.ridge.examples]
 
     def add_training_example(self, text: str, score: float, metadata: Mapping[str, Any] | None = None) -> None:
         """Add one rated text; it counts from the next `train()` on.
@@ -187,8 +187,8 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         Raises:
             InputError: a text, score or metadata that cannot be used; nothing is added.
         """
-        self.ridge.add(rated_text((text, score, metadata)))
-        logger.debug("added rated text %d, score %s", len(self.ridge.texts), score)
+        self.ridge.examples.append(rated_text((text, score, metadata)))
+        logger.debug("added rated text %d, score %s", len(self.ridge.examples), score)
 
     def add_training_examples(self, examples: Iterable[Any]) -> None:
         """Add rated texts, all of them or, if one cannot be used, none.
@@ -202,9 +202,8 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         """
         if isinstance(examples, str | bytes | Mapping | RankingExample) or not isinstance(examples, Iterable):
             raise InputError(f"examples must be a list of rated texts, but got {type(examples).__name__}.")
-        for example in [rated_text(item, f"examples[{row}]") for row, item in enumerate(examples)]:
-            self.ridge.add(example)
-        logger.debug("%d rated texts now", len(self.ridge.texts))
+        self.ridge.examples.extend([rated_text(item, f"examples[{row}]") for row, item in enumerate(examples)])
+        logger.debug("%d rated texts now", len(self.ridge.examples))
 
     # Learning
 
@@ -236,23 +235,25 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             EmbeddingError: the model failed; an earlier fit stays, and what was embedded is not asked for again.
         """
         fraction, n_folds = check_fraction(validation_split, "validation_split"), check_count(cv_folds, "cv_folds", 2)
-        X, y, members = self._training_rows(groups)
+        examples = list(self.ridge.examples)
+        X, y, members = self._training_rows(examples, groups)
+        alpha = self.ridge.alpha
         metrics = validate(
             X,
             y,
-            self.ridge.texts,
-            self.ridge.alpha,
+            [example.text for example in examples],
+            alpha,
             members=members,
             validation_split=fraction,
             cv_folds=n_folds,
             random_state=self.random_state,
         )
         metrics["alpha_saw_validation"] = self.ridge.alpha_tuned
-        self._fit(X)
+        self._fit(X, y, alpha)
         logger.info(
             "trained on %d texts with alpha %g: cross-validated MSE %.4g, validation R² %.3f",
             len(y),
-            self.ridge.alpha,
+            alpha,
             metrics["cv_mse_mean"],
             metrics["val_r2"],
         )
@@ -280,10 +281,10 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             InputError: as `train`, or an empty or unusable range; an earlier fit stays.
         """
         alphas, n_folds = check_alphas(alpha_range), check_count(cv_folds, "cv_folds", 2)
-        X, y, members = self._training_rows(groups)
+        X, y, members = self._training_rows(list(self.ridge.examples), groups)
         chosen = choose_alpha(X, y, alphas, members=members, cv_folds=n_folds, random_state=self.random_state)
-        self.ridge.alpha, self.ridge.alpha_tuned = chosen["best_alpha"], True
-        self._fit(X)
+        self._fit(X, y, chosen["best_alpha"])
+        self.ridge.alpha_tuned = True
         logger.info("chose alpha %g of %s over %d texts", chosen["best_alpha"], alphas, len(y))
         if len(alphas) > 1 and chosen["best_alpha"] in (alphas[0], alphas[-1]):
             end = "lower" if chosen["best_alpha"] == alphas[0] else "upper"
@@ -317,7 +318,7 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             features = self._features([text], fit)
         else:
             features = self._embedding.vector(text, expect=fit.probe)[None, :]
-        value = float(self.ridge.predict(features)[0])
+        value = float(fit.predict(features)[0])
         logger.debug("valued a text of %d characters at %g", len(text), value)
         return value
 
@@ -431,14 +432,15 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         if fit not in self._embedding.accepted:
             _check_identity(self._embedding, fit)
             if fit.vectors is not None:
-                self._embedding.remember(self.ridge.texts[: len(fit.vectors)], fit.vectors)
+                texts = [example.text for example in self.ridge.examples[: len(fit.vectors)]]
+                self._embedding.remember(texts, fit.vectors)
             self._embedding.accepted.add(fit)
         return fit
 
     def _values(self, texts: list[str]) -> Array:
         """The values of checked texts, (n_texts,)."""
         fit = self._ready()
-        return self.ridge.predict(self._features(texts, fit)) if texts else np.empty(0)
+        return fit.predict(self._features(texts, fit)) if texts else np.empty(0)
 
     def _features(self, texts: Sequence[str], fit: Fit | None = None) -> Vectors:
         """Features of texts, (n_texts, n_features): their vectors, or what a subclass makes of them."""
@@ -465,30 +467,39 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         method: Callable[..., Any] = self._get_embedding_vector
         return getattr(method, "__func__", None) is not Qwen3EmbeddingValueLearner._get_embedding_vector
 
-    def _training_rows(self, groups: Sequence[Any] | str | None) -> tuple[Vectors, Array, list[Any]]:
-        """Features, scores and groups of all rated texts."""
-        texts, y = list(self.ridge.texts), np.array(self.ridge.scores)
-        check_scores_differ(self.ridge.scores)
+    def _training_rows(
+        self, examples: list[RankingExample], groups: Sequence[Any] | str | None
+    ) -> tuple[Vectors, Array, Sequence[Any]]:
+        """Features, scores and groups of rated texts."""
+        texts, y = [example.text for example in examples], [example.score for example in examples]
+        check_scores_differ(y)
+        members: Sequence[Any] = texts  # the same text never stands on two sides
         if isinstance(groups, str):
-            entries = [(metadata or {}).get(groups) for metadata in self.ridge.metadata]
-            if None in entries:
+            members = [(example.metadata or {}).get(groups) for example in examples]
+            if None in members:
                 raise InputError(
-                    f"groups={groups!r} names a metadata entry that text {entries.index(None)} does not have; "
+                    f"groups={groups!r} names a metadata entry that text {members.index(None)} does not have; "
                     "give every rated text that entry, or pass a list."
                 )
-            groups = entries
-        members = texts if groups is None else check_groups(groups, len(texts))
+        if groups is not None:
+            members = check_groups(members if isinstance(groups, str) else groups, len(texts))
         fit: Fit | None = None
         if self.ridge.fitted is not None:
             with contextlib.suppress(StateError):  # a fit of another model brings nothing, and will be replaced
                 fit = self._ready()  # a loaded fit brings the vectors of its texts
-        return self._features(texts, fit), y, members
+        return self._features(texts, fit), np.array(y), members
 
-    def _fit(self, X: Vectors) -> None:
-        """Fit the head on all rated texts and keep what a saved state needs."""
-        vectors = X if self._embedding.keeps_vectors and not self._overridden() else None
-        self.ridge.fit(X, identity=self._embedding.identity, probe=self._embedding.probe(), vectors=vectors)
-        self._embedding.accepted.add(self.ridge.fit_or_refuse())
+    def _fit(self, X: Vectors, y: Array, alpha: float) -> None:
+        """Fit the head on rated texts and keep what a saved state needs."""
+        fit = self.ridge.fit(
+            X,
+            y,
+            alpha,
+            identity=self._embedding.identity,
+            probe=self._embedding.probe(),
+            vectors=X if self._embedding.keeps_vectors and not self._overridden() else None,
+        )
+        self._embedding.accepted.add(fit)
 
     def __repr__(self) -> str:
         model = f"model_name={self.model_name!r}, embedding_dim={self.embedding_dim}"

@@ -104,7 +104,8 @@ def test_training_on_fewer_than_two_texts_is_refused(tmp_path, n_texts):
 
 def test_equal_scores_are_refused_and_the_earlier_fit_stays(trained):
     before = trained.predict("lamp")
-    trained.ridge.scores = [3.0] * 60
+    for example in trained.ridge.examples:
+        example.score = 3.0
     with pytest.raises(InputError, match="all 60 scores are 3; there is nothing to learn"):
         trained.train()
     assert trained.predict("lamp") == before

@@ -332,3 +332,28 @@ def test_training_is_silent_where_nothing_is_wrong(learner, capsys):
         learner.rank_texts(["a", "b"])
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_rating_training_and_valuing_at_once_never_mixes_anything_up(trained):
+    texts = [text for text, _ in rated(30, seed=6)]
+    failures = []
+
+    def value(_):
+        try:
+            assert np.isfinite(trained.predict_many(texts)).all()
+        except Exception as error:
+            failures.append(error)
+
+    def learn(worker):
+        try:
+            trained.add_training_examples([(f"{text} {worker}", score) for text, score in rated(10, seed=worker)])
+            trained.train(cv_folds=2)
+        except Exception as error:
+            failures.append(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda job: job[0](job[1]), [(value, 0), (learn, 1), (value, 0), (learn, 2)] * 6))
+    assert failures == []
+    trained.train()
+    peer = Ridge(alpha=1.0, solver="svd").fit(embedded(trained, trained.training_texts), trained.training_scores)
+    np.testing.assert_allclose(trained.predict_many(texts), peer.predict(embedded(trained, texts)), rtol=1e-8)
