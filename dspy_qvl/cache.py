@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import InputError, QVLWarning, check_text
+from dspy_qvl.errors import QVLWarning, check_text
 
 Vector = NDArray[np.float32]
 T = TypeVar("T")
@@ -137,8 +137,6 @@ class VectorStore:
     KEYS_A_QUERY = 500
 
     def __init__(self, path: Path, identity: str) -> None:
-        if path.parent.exists() and not path.parent.is_dir():
-            raise InputError(f"cache_dir must be a folder, but {path.parent} is a file; give another cache_dir.")
         self.path = path
         self._identity = identity
         self._local = threading.local()

@@ -94,6 +94,8 @@ class Embedding:
             check_count(spec.embedding_dim, "embedding_dim", 1)
         if instruction is not None and not isinstance(instruction, str):
             raise InputError(f"instruction must be a string or None, but got {type(instruction).__name__}.")
+        if cache_dir is not None and Path(cache_dir).exists() and not Path(cache_dir).is_dir():
+            raise InputError(f"cache_dir must be a folder, but {cache_dir} is a file; give another cache_dir.")
         backend = spec.backend()
         self.spec = spec
         self.cache_dir = cache_dir

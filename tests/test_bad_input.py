@@ -178,6 +178,13 @@ def test_settings_that_cannot_be_used_are_refused(settings, message):
         Qwen3EmbeddingValueLearner("lexical", **settings)
 
 
+def test_a_cache_dir_that_is_a_file_is_refused_whatever_the_model(tmp_path):
+    (tmp_path / "taken").write_text("x")
+    for settings in ({"model_name": "lexical"}, {"embedder": CountingModel()}, {}):
+        with pytest.raises(InputError, match=r"cache_dir must be a folder, but .*taken is a file"):
+            Qwen3EmbeddingValueLearner(cache_dir=tmp_path / "taken", **settings)
+
+
 def test_an_embedder_that_cannot_be_called_or_has_no_proper_name_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"embedder must be a dspy.Embedder or a callable, but got int"):
         Qwen3EmbeddingValueLearner(embedder=3, cache_dir=tmp_path)
