@@ -12,7 +12,8 @@ every penalty: (A + alpha I)^-1 = Q (T + alpha I)^-1 Q', and a tridiagonal syste
 
 Sums over rows add up, so the fold a model did not see is subtracted from the whole instead of summing again.
 
-Rows are float32 at rest; every sum and every solve is float64.
+Rows are float32 at rest; every sum and every solve is float64. Products of many rows are float32, where that is
+good enough, and what a fit keeps is refined to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,13 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32] | NDArray[np.float64]
 Folds = Sequence[NDArray[np.intp]]
+ProductType = type[np.float32] | type[np.float64]
 
-BLOCK = 8192  # rows in float64 at a time: large enough for full speed, small beside the Gram matrix
+BLOCK = 8192  # rows at a time: large enough for full speed, small beside the Gram matrix
+CHEAP = 5e8  # n d d below which float64 products are over at once
+REFINEMENTS = 5
+FLOAT32_REACH = 1e-6
+REFINED = 1e-11  # relative length of the last correction
 
 
 class Linear(NamedTuple):
@@ -40,74 +46,81 @@ class Linear(NamedTuple):
 class Moments:
     """Sums over rows from which any ridge fit follows; those of disjoint rows add and subtract.
 
-    With u = x - x_shift and v = y - y_shift (the shifts only keep the sums small):
+    With z = (x - x_shift, y - y_shift, 1), a row of d + 2 numbers for each text, they are the sum of z z'. The
+    shifts, the same for all moments that are added, keep the sums small.
+
+    Attributes:
+        shift: x_shift and y_shift, (d + 1,).
+        sums: sum of z z', (d + 2, d + 2).
     """
 
-    n: int
-    x_shift: Array  # (d,)
-    y_shift: float
-    u: Array  # (d,)    sum of u
-    v: float  #         sum of v
-    uu: Array  # (d, d) sum of u u'
-    uv: Array  # (d,)   sum of u v
-
-    def __sub__(self, part: "Moments") -> "Moments":
-        """The moments of the rows that are in the whole but not in `part` (same shifts)."""
-        return Moments(
-            self.n - part.n,
-            self.x_shift,
-            self.y_shift,
-            self.u - part.u,
-            self.v - part.v,
-            self.uu - part.uu,
-            self.uv - part.uv,
-        )
+    shift: Array
+    sums: Array
 
     def __add__(self, other: "Moments") -> "Moments":
-        """The moments of the rows of both (same shifts)."""
-        return Moments(
-            self.n + other.n,
-            self.x_shift,
-            self.y_shift,
-            self.u + other.u,
-            self.v + other.v,
-            self.uu + other.uu,
-            self.uv + other.uv,
-        )
+        """The moments of the rows of both."""
+        return Moments(self.shift, self.sums + other.sums)
+
+    def __sub__(self, part: "Moments") -> "Moments":
+        """The moments of the rows that are in the whole but not in `part`."""
+        return Moments(self.shift, self.sums - part.sums)
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return round(float(self.sums[-1, -1]))
 
     @property
     def means(self) -> tuple[Array, float]:
         """Mean of x, (d,), and of y."""
-        return self.x_shift + self.u / self.n, self.y_shift + self.v / self.n
+        means = self.shift + self.sums[-1, :-1] / self.n
+        return means[:-1], float(means[-1])
 
     def centred(self) -> tuple[Array, Array]:
         """Xc'Xc, (d, d), and Xc'yc, (d,): the sums around the rows' own means."""
-        gram = self.uu - np.outer(self.u, self.u / self.n)
-        return gram, self.uv - self.u * (self.v / self.n)
+        ones = self.sums[-1, :-1]
+        around = self.sums[:-1, :-1] - np.outer(ones, ones / self.n)
+        return around[:-1, :-1], around[:-1, -1]
 
 
-def moments(X: Rows, y: Array, x_shift: Array, y_shift: float) -> Moments:
-    """The moments of all rows, gathered block by block in float64.
+def moments(
+    X: Rows, y: Array, shift: Array, rows: NDArray[np.intp] | None = None, *, kind: ProductType = np.float64
+) -> Moments:
+    """The moments of rows, gathered block by block: products of type `kind`, sums in float64.
 
     Args:
         X: rows, (n, d).
         y: targets, (n,).
-        x_shift: a rough mean of the rows, (d,); the same for all moments that are to be added.
-        y_shift: a rough mean of the targets.
+        shift: see `rough_mean`.
+        rows: which rows to take, or None for all of them.
+        kind: float64, or float32 for half the time and sums right to about 1e-6.
     """
     d = X.shape[1]
-    u, uu, uv = np.zeros(d), np.zeros((d, d)), np.zeros(d)
-    v = y - y_shift
-    for rows in _blocks(len(X)):
-        block = X[rows] - x_shift  # (BLOCK, d) float64
-        u += block.sum(axis=0)
-        uu += block.T @ block
-        uv += block.T @ v[rows]
-    return Moments(len(X), x_shift, y_shift, u, float(v.sum()), uu, uv)
+    n_rows = len(X) if rows is None else len(rows)
+    block = np.ones((min(n_rows, BLOCK), d + 2), dtype=kind)
+    x_shift = shift[:-1].astype(kind)
+    sums = np.zeros((d + 2, d + 2))
+    for part in _blocks(n_rows):
+        z = block[: part.stop - part.start]
+        chosen = part if rows is None else rows[part]
+        np.subtract(X[chosen], x_shift, out=z[:, :-2])
+        z[:, -2] = y[chosen] - shift[-1]
+        sums += z.T @ z
+    return Moments(shift, sums)
+
+
+def rough_mean(X: Rows, y: Array) -> Array:
+    """The mean of x and y, (d + 1,), rounded to float32 so that subtracting it from float32 rows is exact enough."""
+    return np.append(_mean(X).astype(np.float32).astype(np.float64), y.mean())
 
 
 def fit(X: Rows, y: Array, alpha: float) -> Linear:
-    """The ridge fit of y on X.
+    """The ridge fit of y on X, to 1e-9 relative and better.
+
+    Sums of float32 products are right to about 1e-6. The fit from them is refined: the exact gradient of the
+    objective over the rows, solved with the factor at hand, is the correction, and two or three of them bring
+    the coefficients to rounding. Where they do not (a penalty far below the sums' own rounding), the sums are
+    gathered again in float64.
 
     Args:
         X: rows, (n, d), finite.
@@ -116,21 +129,74 @@ def fit(X: Rows, y: Array, alpha: float) -> Linear:
 
     Returns:
         coef (d,) and intercept, in the units of y.
+
+    Source: iterative refinement, Golub & Van Loan, Matrix Computations, 3.5.3.
     """
     n, d = X.shape
     if n <= d:
         centred, _ = _centred_kernel(gram_of_rows(X))
         dual = solve_path(centred, y - y.mean(), [alpha])[0]  # (n,)
         dual -= dual.mean()  # Xc'a = X'(a - mean(a))
-        coef = np.zeros(d)
-        for rows in _blocks(n):
-            coef += X[rows].astype(np.float64).T @ dual[rows]
-        return Linear(coef, float(y.mean() - _mean(X) @ coef))
-    whole = moments(X, y, _mean(X), float(y.mean()))
-    gram, xy = whole.centred()
-    coef = solve_path(gram, xy, [alpha])[0]
-    x_mean, y_mean = whole.means
-    return Linear(coef, float(y_mean - x_mean @ coef))
+        return _with_intercept(X, y, _transposed_times(X, dual))
+    if _many_float32(X):
+        coef = _refined(X, y, alpha)
+        if coef is not None:
+            return _with_intercept(X, y, coef)
+    gram, xy = moments(X, y, rough_mean(X, y)).centred()
+    return _with_intercept(X, y, solve_path(gram, xy, [alpha])[0])
+
+
+def _refined(X: Rows, y: Array, alpha: float) -> Array | None:
+    """Coefficients from float32 products, refined to rounding; None where refinement does not get there."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    gram, xy = moments(X, y, rough_mean(X, y), kind=np.float32).centred()
+    np.fill_diagonal(gram, gram.diagonal() + alpha)
+    try:
+        factor = cho_factor(gram, lower=True, overwrite_a=True)
+    except LinAlgError:
+        return None
+    coef: Array = cho_solve(factor, xy)
+    x_mean, y_mean = _mean(X), y.mean()
+    for _ in range(REFINEMENTS):
+        residual = y - y_mean - (_times(X, coef) - x_mean @ coef)
+        gradient = _transposed_times(X, residual) - x_mean * residual.sum() - alpha * coef
+        step = cho_solve(factor, gradient)
+        coef = coef + step
+        if np.linalg.norm(step) <= REFINED * np.linalg.norm(coef):
+            return coef
+    return None
+
+
+def _many_float32(X: Rows) -> bool:
+    """Whether products in float32 are worth it: float32 rows, and so many that float64 would be felt."""
+    n, d = X.shape
+    return X.dtype == np.float32 and n * d * d > CHEAP
+
+
+def _beyond_float32(gram: Array, alpha: float) -> bool:
+    """Whether the rounding of float32 products could be felt: alpha is below 1e-6 of the largest eigenvalue."""
+    direction = gram @ np.ones(len(gram))
+    for _ in range(10):  # power iteration; a few digits are enough
+        direction = gram @ (direction / np.linalg.norm(direction))
+    return bool(alpha < FLOAT32_REACH * np.linalg.norm(direction))
+
+
+def _with_intercept(X: Rows, y: Array, coef: Array) -> Linear:
+    return Linear(coef, float(y.mean() - _mean(X) @ coef))
+
+
+def _times(X: Rows, w: Array) -> Array:
+    """X w, (n,), in float64."""
+    return np.concatenate([X[rows].astype(np.float64) @ w for rows in _blocks(len(X))])
+
+
+def _transposed_times(X: Rows, a: Array) -> Array:
+    """X' a, (d,), in float64."""
+    total = np.zeros(X.shape[1])
+    for rows in _blocks(len(X)):
+        total += X[rows].astype(np.float64).T @ a[rows]
+    return total
 
 
 def cross_validate(X: Rows, y: Array, alphas: Sequence[float], folds: Folds) -> Array:
@@ -150,11 +216,9 @@ def cross_validate(X: Rows, y: Array, alphas: Sequence[float], folds: Folds) -> 
 
 
 def _cross_validate_primal(X: Rows, y: Array, alphas: Sequence[float], folds: Folds) -> Array:
-    x_shift, y_shift = _mean(X), float(y.mean())
-    parts = [moments(X[fold], y[fold], x_shift, y_shift) for fold in folds]
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole + part
+    parts, whole = _fold_moments(X, y, folds, np.float32 if _many_float32(X) else np.float64)
+    if _many_float32(X) and _beyond_float32(whole.centred()[0], min(alphas)):
+        parts, whole = _fold_moments(X, y, folds, np.float64)
     out = np.empty((len(alphas), len(y)))
     for fold, part in zip(folds, parts, strict=True):
         seen = whole - part
@@ -164,6 +228,16 @@ def _cross_validate_primal(X: Rows, y: Array, alphas: Sequence[float], folds: Fo
         for rows in _blocks(len(fold)):
             out[:, fold[rows]] = coefs @ (X[fold[rows]] - x_mean).T + y_mean
     return out
+
+
+def _fold_moments(X: Rows, y: Array, folds: Folds, kind: ProductType) -> tuple[list[Moments], Moments]:
+    """The moments of every fold, and of all of them."""
+    shift = rough_mean(X, y)
+    parts = [moments(X, y, shift, fold, kind=kind) for fold in folds]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    return parts, whole
 
 
 def _cross_validate_dual(X: Rows, y: Array, alphas: Sequence[float], folds: Folds) -> Array:

@@ -44,21 +44,60 @@ def test_cross_validation_agrees_with_refitting_every_fold(n, d):
 
 def test_moments_of_disjoint_rows_add_and_subtract():
     X, y = unit_rows(500, 20)
-    shift = X.mean(axis=0, dtype=np.float64)
-    parts = [ridge.moments(X[rows], y[rows], shift, 100.0) for rows in (slice(0, 123), slice(123, 500))]
-    whole = ridge.moments(X, y, shift, 100.0)
-    for combined, expected in [(parts[0] + parts[1], whole), (whole - parts[0], parts[1])]:
+    shift = ridge.rough_mean(X, y)
+    first, second = (ridge.moments(X, y, shift, rows) for rows in (np.arange(123), np.arange(123, 500)))
+    whole = ridge.moments(X, y, shift)
+    for combined, expected in [(first + second, whole), (whole - first, second)]:
         for mine, theirs in zip(combined.centred(), expected.centred(), strict=True):
             np.testing.assert_allclose(mine, theirs, atol=1e-10)
         assert combined.n == expected.n
 
 
-def test_centred_moments_are_sums_around_the_mean():
+def test_centred_moments_are_sums_around_the_mean_whatever_the_shift():
     X, y = unit_rows(300, 10)
     centred = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)
-    gram, xy = ridge.moments(X, y, np.full(10, 0.3), 99.0).centred()
-    np.testing.assert_allclose(gram, centred.T @ centred, atol=1e-11)
-    np.testing.assert_allclose(xy, centred.T @ (y - y.mean()), atol=1e-11)
+    for shift in (ridge.rough_mean(X, y), np.append(np.full(10, 0.3), 99.0), np.zeros(11)):
+        found = ridge.moments(X, y, shift)
+        gram, xy = found.centred()
+        np.testing.assert_allclose(gram, centred.T @ centred, atol=1e-9)
+        np.testing.assert_allclose(xy, centred.T @ (y - y.mean()), atol=1e-9)
+        np.testing.assert_allclose(found.means[0], X.mean(axis=0, dtype=np.float64), atol=1e-12)
+        assert found.means[1] == pytest.approx(y.mean())
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1.0, 1e3])
+def test_float32_products_are_refined_to_a_float64_fit(alpha):
+    X, y = unit_rows(4000, 400)
+    assert ridge._many_float32(X)
+    assert ridge._refined(X, y, alpha) is not None
+    centred = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)
+    exact = np.linalg.solve(centred.T @ centred + alpha * np.eye(400), centred.T @ (y - y.mean()))
+    line = ridge.fit(X, y, alpha)
+    assert np.linalg.norm(line.coef - exact) <= 1e-10 * np.linalg.norm(exact)
+
+
+def test_cross_validation_from_float32_products_is_right_to_a_millionth_of_the_spread():
+    X, y = unit_rows(4000, 400)
+    folds = np.array_split(np.arange(4000), 5)
+    alphas = [1e-3, 1.0, 100.0]
+    fast, exact = (ridge.cross_validate(rows, y, alphas, folds) for rows in (X, X.astype(np.float64)))
+    assert np.abs(fast - exact).max() <= 1e-5 * y.std()
+
+
+@pytest.mark.parametrize("alpha", [1e-9, 1e-5])
+def test_columns_that_repeat_each_other_and_a_tiny_penalty_still_give_the_ridge_fit(alpha):
+    half, y = unit_rows(4000, 200)
+    X = np.concatenate([half, half], axis=1)  # rank 200 of 400
+    folds = np.array_split(np.arange(4000), 4)
+    line, values = ridge.fit(X, y, alpha), ridge.cross_validate(X, y, [alpha, 1.0], folds)[0]
+    # The same fit on the half: two equal columns share a coefficient, at half the penalty.
+    peer = Ridge(alpha=alpha / 2, solver="svd").fit(half.astype(np.float64), y)
+    np.testing.assert_allclose(line.coef[:200] + line.coef[200:], peer.coef_, rtol=1e-6)
+    np.testing.assert_allclose(line.coef[:200], line.coef[200:], rtol=1e-3, atol=1e-6 * np.abs(peer.coef_).max())
+    fold = folds[0]
+    seen = np.setdiff1d(np.arange(4000), fold)
+    fold_peer = Ridge(alpha=alpha / 2, solver="svd").fit(half[seen].astype(np.float64), y[seen])
+    np.testing.assert_allclose(values[fold], fold_peer.predict(half[fold].astype(np.float64)), atol=1e-6 * y.std())
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 17, 150])
