@@ -111,11 +111,13 @@ class ModelSpec:
             return _custom(self.embedder)
         if not isinstance(self.model_name, str) or not self.model_name.strip():
             raise InputError(f"model_name must be the name of an embedding model, but got {shown(self.model_name)}.")
-        if self.model_name == LEXICAL:
+        if self.model_name.strip().lower() == LEXICAL:
             return _lexical(LEXICAL_DIM if self.embedding_dim is None else self.embedding_dim)
         if Path(self.model_name).is_dir():
             return _folder(Path(self.model_name))
         refuse_chat_model(self.model_name)
+        if self.api_base is not None and "@" in urlsplit(self.api_base).netloc:
+            raise InputError("api_base must not hold a user or password, which would show in errors; use api_key.")
         if self.model_name.split("/")[0] in PROVIDERS:
             return _hosted(self)
         if self.api_base is not None:

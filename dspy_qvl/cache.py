@@ -183,7 +183,7 @@ class VectorStore:
                 else:
                     found[key] = np.frombuffer(blob, dtype="<f4")
         if damaged:
-            _warn(f"{len(damaged)} damaged vectors in {self.path} were dropped; they will be embedded again.")
+            _warn(f"{len(damaged)} damaged vector(s) in {self.path} were dropped, to be embedded again.")
             with _transaction(connection):
                 connection.executemany("DELETE FROM vectors WHERE key = ?", [(key,) for key in damaged])
         return found
@@ -304,7 +304,7 @@ def _is_damage(error: Exception) -> bool:
     schema that lost a table or column.
     """
     if isinstance(error, sqlite3.OperationalError):
-        return "no such" in str(error)
+        return "no such" in str(error) or "decode" in str(error)
     return not isinstance(error, OSError)
 
 

@@ -27,7 +27,16 @@ from tqdm import tqdm
 
 from dspy_qvl.backends import ModelSpec
 from dspy_qvl.cache import EmbeddingCache
-from dspy_qvl.errors import EmbeddingError, InputError, QVLWarning, check_count, check_vectors, other_model
+from dspy_qvl.errors import (
+    EmbeddingError,
+    InputError,
+    ModelUnavailableError,
+    QVLWarning,
+    check_count,
+    check_text,
+    check_vectors,
+    other_model,
+)
 from dspy_qvl.ridge import dot_rows
 from dspy_qvl.text import instructed
 
@@ -92,8 +101,8 @@ class Embedding:
     ) -> None:
         if spec.embedding_dim is not None:
             check_count(spec.embedding_dim, "embedding_dim", 1)
-        if instruction is not None and not isinstance(instruction, str):
-            raise InputError(f"instruction must be a string or None, but got {type(instruction).__name__}.")
+        if instruction is not None:
+            instruction = check_text(instruction, "instruction").strip() or None
         if cache_dir is not None and Path(cache_dir).exists() and not Path(cache_dir).is_dir():
             raise InputError(f"cache_dir must be a folder, but {cache_dir} is a file; give another cache_dir.")
         backend = spec.backend()
@@ -101,6 +110,7 @@ class Embedding:
         self.cache_dir = cache_dir
         self.instruction = instruction
         self.batch_size = backend.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
+        self._size: int | None = None  # of a full vector, once one was seen
         self.dim = spec.embedding_dim if spec.embedding_dim is not None else backend.default_dim
         self._backend = backend
         self._embedder = backend.embed if isinstance(backend.embed, dspy.Embedder) else _embedder(backend.embed)
@@ -230,24 +240,41 @@ class Embedding:
         """Full-size vectors of texts from the model itself, checked."""
         try:
             answer = self._embedder(texts, batch_size=len(texts), caching=False)
+        except ModelUnavailableError:
+            raise
         except EmbeddingError as error:
-            raise type(error)(f"{self.name} failed: {error}") from error.__cause__
+            raise EmbeddingError(f"{self.name} failed: {error}") from error.__cause__
         except Exception as error:
             if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
                 raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
             raise EmbeddingError(f"{self.name} failed: {type(error).__name__}: {error}") from error
-        return check_vectors(answer, len(texts), self.name)
+        vectors = check_vectors(answer, len(texts), self.name)
+        self._check_size(vectors.shape[1])
+        return vectors
 
     def _keep(self, vectors: Mapping[bytes, Vectors], fetched: dict[bytes, Vectors]) -> None:
         """Cut to `dim`, scale to unit length, and keep in memory; the first vector of a text stays."""
         if not vectors:
             return
-        if len({len(vector) for vector in vectors.values()}) > 1:
-            raise EmbeddingError(f"{self.name} gave vectors of different lengths; one model must give one length.")
-        self._settle_dim(len(next(iter(vectors.values()))))
+        for size in {len(vector) for vector in vectors.values()}:
+            self._check_size(size)
+            self._settle_dim(size)
         rows = unit(np.stack([vector[: self.dim] for vector in vectors.values()]))
         for key, row in zip(vectors, rows, strict=True):
             fetched[key] = self.cache.memory.put(key, row)
+
+    def _check_size(self, size: int) -> None:
+        """Refuse vectors of another length than the first ones had.
+
+        Raises:
+            EmbeddingError: the length changed.
+        """
+        self._size = self._size or size
+        if size != self._size:
+            raise EmbeddingError(
+                f"{self.name} gave vectors of {self._size} columns before and of {size} now; "
+                "one model must give one length, so give another model another name."
+            )
 
     def _settle_dim(self, size: int) -> None:
         """Settle `dim` now that the model's own size is known.
@@ -289,6 +316,13 @@ def unit(vectors: Vectors) -> Vectors:
     lengths[lengths == 0] = 1.0
     rows /= lengths[:, None]
     return rows.astype(np.float32)
+
+
+def is_unit(vectors: Vectors) -> NDArray[np.bool_]:
+    """Which rows have length 1, to float32's rounding, (n, d) -> (n,)."""
+    with np.errstate(over="ignore"):
+        close: NDArray[np.bool_] = np.abs(dot_rows(vectors, vectors) - 1) < 1e-3
+    return close
 
 
 def _embedder(embed: Any) -> dspy.Embedder:

@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SMALLEST_ALPHA = 1e-12  # rows have unit length, so sums over a million of them round at about 1e-10
+LARGEST_SCORE = 1e100  # squares of scores, summed, must stay within float64
+
 
 class QVLError(Exception):
     """Root of all errors of dspy_qvl."""
@@ -93,7 +96,43 @@ def check_texts(texts: object, what: str = "texts") -> list[str]:
     """
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise InputError(f"{what} must be a list of strings, but got {type(texts).__name__}: {shown(texts)}.")
+    check_flat(texts, what, "a column of it, as a list")
     return [check_text(text, f"{what}[{row}]") for row, text in enumerate(texts)]
+
+
+def check_flat(items: object, what: str, instead: str) -> None:
+    """Refuse an array or a data frame that is no plain sequence.
+
+    Raises:
+        InputError: it has not exactly one dimension.
+    """
+    n_dimensions = getattr(items, "ndim", 1)
+    if n_dimensions != 1:
+        raise InputError(
+            f"{what} must have one dimension, but the {type(items).__name__} has {n_dimensions}; give {instead}."
+        )
+
+
+def check_flag(flag: object, what: str) -> bool:
+    """True or False.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(flag, bool | np.bool_):
+        raise InputError(f"{what} must be True or False, but got {shown(flag)}.")
+    return bool(flag)
+
+
+def check_optional_string(value: object, what: str) -> str | None:
+    """A string or None; the value is not shown, since it may be a secret.
+
+    Raises:
+        InputError: anything else.
+    """
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{what} must be a string or None, but got {type(value).__name__}.")
+    return value
 
 
 def check_number(number: object, what: str) -> float:
@@ -113,6 +152,18 @@ def check_number(number: object, what: str) -> float:
     return value
 
 
+def check_score(score: object, what: str) -> float:
+    """A rating: a finite number whose square float64 can hold.
+
+    Raises:
+        InputError: not a number, not finite, or beyond 1e100.
+    """
+    value = check_number(score, what)
+    if abs(value) > LARGEST_SCORE:
+        raise InputError(f"{what} must lie within ±{LARGEST_SCORE:g}, but got {value:g}; rescale the scores.")
+    return value
+
+
 def check_alpha(alpha: object, what: str = "ridge_alpha") -> float:
     """A ridge penalty: finite and > 0.
 
@@ -122,6 +173,11 @@ def check_alpha(alpha: object, what: str = "ridge_alpha") -> float:
     value = check_number(alpha, what)
     if value <= 0:
         raise InputError(f"{what} must be above 0, but got {value:g}; without a penalty there is no unique ridge fit.")
+    if value < SMALLEST_ALPHA:
+        raise InputError(
+            f"{what} must be at least {SMALLEST_ALPHA:g}, but got {value:g}; "
+            "a smaller penalty is lost in the rounding of float64."
+        )
     return value
 
 
@@ -229,7 +285,8 @@ def check_vectors(vectors: object, n_texts: int, model: str) -> NDArray[np.float
         EmbeddingError: ragged rows, the wrong count or shape, no columns, NaN or infinity, a zero vector.
     """
     try:
-        array = np.asarray(vectors, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            array = np.asarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise EmbeddingError(
             f"{model} gave something that is not a table of numbers ({error}); "
@@ -259,6 +316,8 @@ def check_scores_differ(scores: Sequence[float]) -> None:
     """
     if len(scores) < 2:
         raise InputError(f"training needs at least 2 rated texts, but there are {len(scores)}; add more and try again.")
+    if 0 < max(scores) - min(scores) < 1 / LARGEST_SCORE:
+        raise InputError(f"the scores differ by less than {1 / LARGEST_SCORE:g}; rescale them.")
     if min(scores) == max(scores):
         raise InputError(
             f"all {len(scores)} scores are {scores[0]:g}; there is nothing to learn until two texts differ in score."

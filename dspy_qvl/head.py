@@ -6,7 +6,7 @@ It is a Parameter and not a Module (`Module.get_lm` asks every Module parameter 
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from dspy.predict.parameter import Parameter
 from numpy.typing import NDArray
 
 from dspy_qvl import ridge
-from dspy_qvl.embedding import Probe
+from dspy_qvl.embedding import Probe, is_unit
 from dspy_qvl.errors import (
     InputError,
     NotFittedError,
@@ -23,6 +23,7 @@ from dspy_qvl.errors import (
     check_alpha,
     check_metadata,
     check_number,
+    check_score,
     check_text,
 )
 from dspy_qvl.state import SCHEMA, decode_array, encode_array, take
@@ -206,6 +207,13 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         memo[id(self)] = twin
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled (`save_program=True`, workers): as in a saved file, the rated texts only if they are kept."""
+        if self.keep_examples:
+            return self.__dict__
+        fitted = None if self.fitted is None else replace(self.fitted, vectors=None)
+        return {**self.__dict__, "examples": [], "fitted": fitted}
+
     def __repr__(self) -> str:
         fitted = "not fitted" if self.fitted is None else f"{len(self.coef_)} coefficients"
         return f"RidgeHead({len(self.examples)} rated texts, alpha={self.alpha:g}, {fitted})"
@@ -235,7 +243,7 @@ def _checked_examples(entry: Mapping[str, Any] | None) -> list[RankingExample]:
     if not len(texts) == len(scores) == len(metadata):
         raise StateError(f"{what} have {len(texts)} texts, {len(scores)} scores and {len(metadata)} metadata.")
     return [
-        RankingExample(check_text(text), check_number(score, "score"), check_metadata(kept))
+        RankingExample(check_text(text), check_score(score, "score"), check_metadata(kept))
         for text, score, kept in zip(texts, scores, metadata, strict=True)
     ]
 
@@ -252,14 +260,16 @@ def _checked_fit(entry: Mapping[str, Any], n_texts: int) -> Fit:
     probe = take(entry, "probe", Mapping, what)
     texts = take(probe, "texts", list, "the saved probe")
     probe_vectors = decode_array(probe.get("vectors"), "the vectors of the probe", "float32", (len(texts), None))
-    if not texts or probe_vectors.shape[1] == 0:
-        raise StateError("the saved probe is empty; without it another model would go unnoticed.")
+    if not texts or not is_unit(probe_vectors).all():
+        raise StateError("the saved probe has no unit vectors; without them another model would go unnoticed.")
     vectors = take(entry, "vectors", (Mapping, type(None)), what)
     kept: Vectors | None = None
     if vectors is not None:
         kept = decode_array(vectors, "the saved vectors", "float32", (None, probe_vectors.shape[1]))
         if len(kept) > n_texts:
             raise StateError(f"{what} has {len(kept)} vectors for {n_texts} texts.")
+        if not (is_unit(kept) | ~kept.any(axis=1)).all():
+            raise StateError(f"{what} has vectors that are not of unit length.")
     return Fit(
         ridge.Linear(coef, intercept),
         None if identity is None else dict(identity),

@@ -1,5 +1,6 @@
 """`Qwen3EmbeddingValueLearner`: rated texts in, a value function out; a DSPy module."""
 
+import asyncio
 import contextlib
 import contextvars
 import logging
@@ -20,13 +21,17 @@ from dspy_qvl.embedding import Embedding, Probe
 from dspy_qvl.errors import (
     EmbeddingError,
     InputError,
+    QVLError,
     QVLWarning,
     StateError,
     check_alpha,
     check_alphas,
     check_count,
+    check_flag,
+    check_flat,
     check_fraction,
     check_groups,
+    check_optional_string,
     check_scores_differ,
     check_text,
     check_texts,
@@ -102,6 +107,8 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             raise InputError("give model_name or embedder, not both: either names the embedding model.")
         if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):
             raise InputError(f"cache_dir must be a path or None, but got {type(cache_dir).__name__}.")
+        check_optional_string(api_key, "api_key")
+        check_optional_string(api_base, "api_base")
         self.random_state = check_count(random_state, "random_state", 0)
         # What the caller said: where that is the default, a loaded file may say otherwise.
         self._settings: dict[str, Any] = {
@@ -120,7 +127,8 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             instruction=instruction,
             batch_size=batch_size,
         )
-        self.ridge = RidgeHead(self._settings["ridge_alpha"], keep_examples=bool(keep_examples))
+        self._settings["instruction"] = self._embedding.instruction
+        self.ridge = RidgeHead(self._settings["ridge_alpha"], keep_examples=check_flag(keep_examples, "keep_examples"))
 
     # Settings
 
@@ -202,6 +210,7 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         """
         if isinstance(examples, str | bytes | Mapping | RankingExample) or not isinstance(examples, Iterable):
             raise InputError(f"examples must be a list of rated texts, but got {type(examples).__name__}.")
+        check_flat(examples, "examples", "its rows, for instance data_frame.to_dict('records')")
         self.ridge.examples.extend([rated_text(item, f"examples[{row}]") for row, item in enumerate(examples)])
         logger.debug("%d rated texts now", len(self.ridge.examples))
 
@@ -336,6 +345,10 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         """The value of a text as `dspy.Prediction(score=…)`, on the scale of the scores."""
         return dspy.Prediction(score=self.predict(text))
 
+    async def aforward(self, text: str) -> dspy.Prediction:
+        """As `forward`, off the event loop."""
+        return dspy.Prediction(score=await asyncio.to_thread(self.predict, text))
+
     def _get_embedding_vector(self, text: str) -> Vectors:
         """Features of one text, (n_features,); override it to change or extend them.
 
@@ -449,6 +462,11 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         token = _batch.set((tuple(texts), None if fit is None else fit.probe))
         try:
             rows = [np.asarray(self._get_embedding_vector(text), dtype=np.float32) for text in texts]
+        except (TypeError, ValueError) as error:
+            if isinstance(error, QVLError):
+                raise
+            name = f"{type(self).__name__}._get_embedding_vector"
+            raise EmbeddingError(f"{name} failed or gave no vector of numbers: {error}") from error
         finally:
             _batch.reset(token)
         shapes = {row.shape for row in rows}

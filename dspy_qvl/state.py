@@ -102,7 +102,7 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     Raises:
         InputError: a path that is a folder or cannot be written.
     """
-    target = Path(path)
+    target = _checked_path(path)
     body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     header = f"dspy_qvl {SCHEMA} {hashlib.blake2b(body, digest_size=16).hexdigest()}\n".encode()
     if target.is_dir():
@@ -119,10 +119,31 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
             os.fsync(file.fileno())
         os.chmod(draft, _usual_mode(target))
         os.replace(draft, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)
+        if isinstance(error, OSError):
+            raise InputError(f"{target} cannot be written ({error.strerror or error}); nothing was changed.") from error
         raise
+
+
+def _checked_path(path: object) -> Path:
+    """A path that a file could have.
+
+    Raises:
+        InputError: no path, or one with characters no file name can hold.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"path must be a string or a path, but got {type(path).__name__}: {shown(path)}.")
+    try:
+        name = os.fspath(path)
+        target = Path(name if isinstance(name, str) else os.fsdecode(name))
+        if b"\0" in os.fsencode(target):
+            raise ValueError("a NUL character")
+        target.exists()
+    except (ValueError, OSError) as error:
+        raise InputError(f"{shown(path)} cannot be the path of a file ({error}).") from None
+    return target
 
 
 def _usual_mode(target: Path) -> int:
@@ -141,7 +162,9 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         InputError: there is no such file.
         StateError: a pickle, another kind of file, another schema, a truncated or altered file.
     """
-    target = Path(path)
+    target = _checked_path(path)
+    if target.exists() and not target.is_file():
+        raise InputError(f"{target} cannot be read (it is no regular file).")
     try:
         raw = target.read_bytes()
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 
-from dspy_qvl.errors import InputError, check_metadata, check_number, check_text, shown
+from dspy_qvl.errors import InputError, check_metadata, check_score, check_text, shown
 
 
 @dataclass
@@ -55,7 +55,7 @@ def rated_text(item: object, what: str = "example") -> RankingExample:
         )
     return RankingExample(
         check_text(text, f"the text of {what}"),
-        check_number(score, f"the score of {what}"),
+        check_score(score, f"the score of {what}"),
         check_metadata(metadata, f"the metadata of {what}"),
     )
 

@@ -200,14 +200,24 @@ def hold_out(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows to learn from, and rows to hold out: about n * fraction, rounded up, in whole groups.
 
-    At least two groups stay to learn from.
+    At least two groups stay to learn from; if no group is small enough, the first that is drawn is held out.
     """
     groups = _group_rows(members)
     wanted = math.ceil(n * fraction - 1e-9)
     held: list[int] = []
-    for number in rng.permutation(len(groups))[: max(len(groups) - 2, 0)]:
+    order = rng.permutation(len(groups))
+    for number in order[: max(len(groups) - 2, 0)]:
         if len(held) + len(groups[number]) <= wanted:
             held.extend(groups[number])
+    if wanted and not held:
+        if len(groups) > 2:
+            held = groups[order[0]]
+        elif len(groups) == 2:
+            warnings.warn(
+                "nothing is held out, since there are only two texts or groups; the validation figures are NaN.",
+                QVLWarning,
+                stacklevel=4,
+            )
     return np.setdiff1d(np.arange(n), held), np.array(sorted(held), dtype=np.intp)
 
 

@@ -64,8 +64,8 @@ def test_a_folder_is_known_by_its_content_not_its_place(tmp_path):
     assert ModelSpec(str(tmp_path / "two" / "tiny-embedding")).backend().identity != first.identity
 
 
-def test_the_endpoint_keeps_vectors_apart_and_shows_no_password():
-    bare = ModelSpec("openai/x-embedding", api_base="https://me:pw@host.example:8000/v1/?key=abc").backend()
+def test_the_endpoint_keeps_vectors_apart_and_shows_no_key():
+    bare = ModelSpec("openai/x-embedding", api_base="https://host.example:8000/v1/?key=abc").backend()
     assert bare.endpoint == "https://host.example:8000/v1"
     assert bare.endpoint != ModelSpec("openai/x-embedding").backend().endpoint
     assert bare.identity == ModelSpec("openai/x-embedding").backend().identity

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dspy_qvl import InputError, ModelUnavailableError, NotFittedError, QVLError, Qwen3EmbeddingValueLearner
@@ -27,6 +28,7 @@ BAD_SCORES = [
     ("7", "must be a number, but got str: '7'"),
     ([7], "must be a number, but got list"),
     (1j, "must be a number, but got complex"),
+    (1e160, "must lie within ±1e\\+100, but got 1e\\+160; rescale the scores"),
 ]
 
 
@@ -81,6 +83,17 @@ def test_metadata_that_holds_itself_is_refused(learner):
         learner.add_training_example("a", 1.0, loop)
 
 
+def test_tables_are_refused_where_a_list_is_needed(trained):
+    frame = pd.DataFrame({"text": ["a", "b"], "score": [1.0, 2.0]})
+    for texts in (frame, np.array("a"), np.array([["a"]])):
+        with pytest.raises(InputError, match="texts must have one dimension"):
+            trained.rank_texts(texts)
+    with pytest.raises(InputError, match=r"examples must have one dimension.*to_dict\('records'\)"):
+        trained.add_training_examples(frame)
+    trained.add_training_examples(frame.to_dict("records"))
+    assert len(trained.rank_texts(frame["text"])) == len(trained.rank_texts(np.array(["a", "b"]))) == 2
+
+
 @pytest.mark.parametrize("texts", ["one string", {"a": 1}, None, 5])
 def test_a_list_of_texts_is_asked_for_where_one_is_needed(trained, texts):
     with pytest.raises(InputError, match="texts must be a list of strings, but got"):
@@ -118,7 +131,7 @@ def test_one_text_rated_again_and_again_is_refused(tmp_path):
         learner.train()
 
 
-@pytest.mark.parametrize("alpha", [0, -1.0, math.nan, math.inf, "1", None, True])
+@pytest.mark.parametrize("alpha", [0, -1.0, 1e-300, 5e-324, math.nan, math.inf, "1", None, True])
 def test_a_penalty_that_is_no_positive_number_is_refused(learner, alpha):
     with pytest.raises(InputError, match="ridge_alpha must be"):
         Qwen3EmbeddingValueLearner("lexical", ridge_alpha=alpha)
@@ -168,8 +181,12 @@ def test_an_empty_or_unusable_alpha_range_is_refused(learner, alphas):
         ({"embedding_dim": "768"}, "embedding_dim must be a whole number"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"random_state": -1}, "random_state must be a whole number of at least 0"),
-        ({"instruction": 3}, "instruction must be a string or None, but got int"),
+        ({"instruction": 3}, "instruction must be a string, but got int"),
         ({"cache_dir": 3}, "cache_dir must be a path or None, but got int"),
+        ({"keep_examples": "no"}, "keep_examples must be True or False, but got 'no'"),
+        ({"api_key": 3}, "api_key must be a string or None, but got int"),
+        ({"api_base": b"http://x"}, "api_base must be a string or None, but got bytes"),
+        ({"instruction": "\ud800"}, "instruction holds a lone surrogate"),
         ({"embedder": CountingModel()}, "give model_name or embedder, not both"),
     ],
 )
@@ -255,6 +272,25 @@ def test_a_folder_without_a_model_and_an_address_without_a_provider_are_refused(
         Qwen3EmbeddingValueLearner(str(tmp_path))
     with pytest.raises(InputError, match="names no provider; put one first, for instance 'openai/BAAI/bge-m3'"):
         Qwen3EmbeddingValueLearner("BAAI/bge-m3", api_base="http://127.0.0.1:8000/v1")
+
+
+def test_a_password_in_an_address_is_refused(tmp_path):
+    with pytest.raises(InputError, match="api_base must not hold a user or password") as caught:
+        Qwen3EmbeddingValueLearner("openai/x-embedding", api_base="http://me:secret@127.0.0.1/v1")
+    assert "secret" not in str(caught.value)
+
+
+def test_scores_that_differ_by_nothing_float64_can_square_are_refused(tmp_path):
+    learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path)
+    learner.add_training_examples([(text, score * 1e-200) for text, score in rated(10)])
+    with pytest.raises(InputError, match="the scores differ by less than 1e-100; rescale them"):
+        learner.train()
+
+
+def test_an_override_that_gives_no_numbers_is_refused(trained):
+    trained._get_embedding_vector = lambda text: "ab"
+    with pytest.raises(QVLError, match="_get_embedding_vector failed or gave no vector of numbers"):
+        trained.predict("lamp")
 
 
 def test_a_model_that_is_not_here_gives_three_ways_out(tmp_path, monkeypatch):

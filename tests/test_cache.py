@@ -158,7 +158,7 @@ def test_one_flipped_byte_of_a_vector_makes_it_a_miss(path):
         connection.execute("UPDATE vectors SET vector = ? WHERE key = ?", (VECTORS[1].tobytes(), KEYS[0]))
     connection.close()
     store = VectorStore(path, "m")
-    with pytest.warns(QVLWarning, match=r"1 damaged vectors .* were dropped"):
+    with pytest.warns(QVLWarning, match=r"1 damaged vector\(s\) .* were dropped"):
         assert set(store.read(KEYS)) == set(KEYS[1:])
     store.write(KEYS[:1], VECTORS[:1])
     np.testing.assert_array_equal(store.read(KEYS[:1])[KEYS[0]], VECTORS[0])

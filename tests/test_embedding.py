@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, InputError, QVLWarning, StateError
-from dspy_qvl.backends import ModelSpec
+from dspy_qvl.backends import LexicalModel, ModelSpec
 from dspy_qvl.embedding import PROBE_TEXTS, Embedding, Probe, unit
 from tests.conftest import CountingModel, rated
 
@@ -155,6 +155,21 @@ def test_a_wrong_answer_of_the_model_is_refused_and_nothing_of_it_is_kept(tmp_pa
         embedding(["a", "b", "c"])
     assert len(embedding.cache) == 0
     assert embedding.cache.info().rows == 0
+
+
+@pytest.mark.parametrize("sizes", [(16, 16, 32), (32, 32, 16)])
+def test_a_model_whose_vectors_change_length_is_refused(tmp_path, sizes):
+    class Fickle(CountingModel):
+        def __call__(self, texts):
+            self._model = LexicalModel(sizes[min(len(self.batches), 2)])
+            return super().__call__(texts)
+
+    model = Fickle()
+    with pytest.raises(EmbeddingError, match=rf"gave vectors of {sizes[0]} columns before and of {sizes[2]} now"):
+        make(model, tmp_path, batch_size=5)(TEXTS)
+    again = CountingModel(size=sizes[2])
+    with pytest.raises(EmbeddingError, match="one model must give one length"):
+        make(again, tmp_path)([*TEXTS, "new"])
 
 
 def test_batches_before_a_failure_are_kept_and_only_the_rest_is_asked_again(tmp_path):

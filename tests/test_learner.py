@@ -1,5 +1,6 @@
 """Rated texts in, a value function out."""
 
+import asyncio
 import inspect
 import logging
 import math
@@ -90,7 +91,8 @@ def test_folds_are_capped_at_the_training_rows_with_a_warning(tmp_path):
 def test_two_rated_texts_are_enough(tmp_path):
     learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path)
     learner.add_training_examples([("splendid", 9.0), ("dreadful", 1.0)])
-    metrics = learner.train(cv_folds=2)
+    with pytest.warns(QVLWarning, match="nothing is held out, since there are only two texts or groups"):
+        metrics = learner.train(cv_folds=2)
     assert (metrics["n_train"], metrics["n_val"]) == (2, 0)
     assert learner.predict("splendid") > learner.predict("dreadful")
 
@@ -115,6 +117,17 @@ def test_groups_stay_on_one_side(learner):
         rest = set(range(60)) - set(fold)
         assert not {groups[row] for row in fold} & {groups[row] for row in rest}
     assert learner.train(groups=groups)["n_val"] == 12
+
+
+def test_groups_too_large_for_the_split_are_held_out_all_the_same(learner):
+    with pytest.warns(QVLWarning, match="cv_folds=5 is more than"):
+        metrics = learner.train(groups=[number % 3 for number in range(60)])
+    assert (metrics["n_train"], metrics["n_val"]) == (40, 20)
+
+
+def test_the_module_is_called_from_async_code_too(trained):
+    prediction = asyncio.run(trained.acall(text="lamp"))
+    assert prediction.score == trained.predict("lamp")
 
 
 def test_groups_may_be_a_metadata_entry(tmp_path):
