@@ -22,7 +22,8 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import EmbeddingError, InputError, ModelUnavailableError, check_count, shown
+from dspy_qvl.errors import EmbeddingError, InputError, ModelUnavailableError, shown
+from dspy_qvl.lexical import LexicalModel
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 HOSTED_QWEN = "openrouter/qwen/qwen3-embedding-8b"
@@ -144,54 +145,11 @@ def refuse_chat_model(model_name: str) -> None:
 # Lexical
 
 
-class LexicalModel:
-    """Hashed words and character n-grams, unit length: a bag of spelling, not of meaning.
-
-    One column counts every word, punctuation mark (they carry emoticons and tone) and character n-gram that is
-    hashed to it. Counts are square-rooted; words and n-grams are scaled to unit length, weighted, and added.
-    Stateless: the same text gives the same vector anywhere, for ever. Never truncates.
-
-    The tokens and n-grams were chosen on training folds of four human-rated sets: see
-    tests/benchmarks/lexical.py.
-
-    Args:
-        n_features: number of columns, at least 2.
-    """
-
-    WORD = r"(?u)\w+|[^\w\s]"
-    WORD_NGRAMS = (1, 1)
-    CHARACTER_NGRAMS = (3, 5)
-    WORD_WEIGHT = 0.6
-
-    def __init__(self, n_features: int) -> None:
-        self.n_features = check_count(n_features, "embedding_dim", 2)
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of texts, (n, n_features)."""
-        from sklearn.feature_extraction.text import HashingVectorizer
-        from sklearn.preprocessing import normalize
-
-        # Without alternating signs two n-grams in one column never cancel: no text becomes a zero vector.
-        common = {
-            "n_features": self.n_features,
-            "norm": None,
-            "alternate_sign": False,
-            "dtype": np.float32,
-        }
-        words = HashingVectorizer(token_pattern=self.WORD, ngram_range=self.WORD_NGRAMS, **common)
-        characters = HashingVectorizer(analyzer="char_wb", ngram_range=self.CHARACTER_NGRAMS, **common)
-        parts = [normalize(vectorizer.transform(texts).sqrt()) for vectorizer in (words, characters)]
-        vectors: NDArray[np.float32] = normalize(
-            parts[0] * self.WORD_WEIGHT + parts[1] * (1 - self.WORD_WEIGHT**2) ** 0.5
-        ).toarray()
-        return vectors
-
-
 def _lexical(n_features: int) -> Backend:
     model = LexicalModel(n_features)
     return Backend(
         name=f"the lexical model ({n_features} features)",
-        identity={"model": LEXICAL, "version": "1", "features": str(n_features)},
+        identity={"model": LEXICAL, "version": "2", "features": str(n_features)},
         embed=model,
         size=n_features,
         default_dim=n_features,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
-from dspy_qvl.backends import LexicalModel, ModelSpec
+from dspy_qvl.backends import ModelSpec
+from dspy_qvl.lexical import LexicalModel
 from tests.conftest import rated
 
 

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 
 from dspy_qvl import Qwen3EmbeddingValueLearner, scores
 
-ALPHAS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+ALPHAS = np.geomspace(0.01, 100, 25).tolist()
 
 
 def learner_values(train: Rated, test: Rated, model: str, embedding_dim: int | None) -> np.ndarray:
