@@ -1,6 +1,7 @@
 """How good predictions are: thin over scipy and scikit-learn, NaN where a score is not defined."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -41,7 +42,9 @@ def _correlation(statistic: Callable[..., float], y: ArrayLike, predicted: Array
     truth, guess = _pair(y, predicted)
     if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(guess) == 0:
         return math.nan
-    return float(statistic(truth, guess))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy's, of values that hardly differ
+        return float(statistic(truth, guess))
 
 
 def _pair(y: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

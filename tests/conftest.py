@@ -1,7 +1,11 @@
 """What the tests share: a small real embedder that counts, rated texts, and the rule on skipping."""
 
-import importlib.util
 import os
+
+# BLAS threads wait for each other by spinning: on a busy machine two of them can take twenty times as long as one.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import importlib.util
 import random
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
-from dspy_qvl.backends import LexicalModel
+from dspy_qvl.lexical import LexicalModel
 
 GOOD = "love perfect excellent sturdy happy bright quick comfortable reliable delightful".split()
 BAD = "broke refund useless flimsy noisy disappointed leaking cracked slow awful".split()

@@ -1,12 +1,25 @@
 """The solver against scikit-learn, brute force and itself."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
 from dspy_qvl import ridge
+from dspy_qvl.moments import CHEAP, kind_of_products
 
 SHAPES = [(2, 1), (3, 3), (40, 7), (40, 40), (30, 200), (1200, 64), (9000, 5)]
+
+
+class Blocks:
+    """A source of rows that gives them in blocks of the given sizes, anew at every iteration."""
+
+    def __init__(self, X: np.ndarray, sizes: list[int]) -> None:
+        self._X, self._ends = X, np.cumsum([0, *sizes])
+
+    def __iter__(self):
+        return (self._X[start:end] for start, end in pairwise(self._ends))
 
 
 def unit_rows(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +47,7 @@ def test_cross_validation_agrees_with_refitting_every_fold(n, d):
     alphas = [1e-3, 0.1, 1.0, 10.0, 1e4]
     order = np.random.default_rng(1).permutation(n)
     folds = [np.sort(fold) for fold in np.array_split(order, 5)]
-    values = ridge.cross_validate(X, y, alphas, folds)
+    values = ridge.out_of_fold(X, y, alphas, folds)
     for fold in folds:
         seen = np.setdiff1d(np.arange(n), fold)
         for row, alpha in enumerate(alphas):
@@ -42,34 +55,10 @@ def test_cross_validation_agrees_with_refitting_every_fold(n, d):
             np.testing.assert_allclose(values[row, fold], peer.predict(X[fold].astype(np.float64)), rtol=1e-9)
 
 
-def test_moments_of_disjoint_rows_add_and_subtract():
-    X, y = unit_rows(500, 20)
-    shift = ridge.rough_mean(X, y)
-    first, second = (ridge.moments(X, y, shift, rows) for rows in (np.arange(123), np.arange(123, 500)))
-    whole = ridge.moments(X, y, shift)
-    for combined, expected in [(first + second, whole), (whole - first, second)]:
-        for mine, theirs in zip(combined.centred(), expected.centred(), strict=True):
-            np.testing.assert_allclose(mine, theirs, atol=1e-10)
-        assert combined.n == expected.n
-
-
-def test_centred_moments_are_sums_around_the_mean_whatever_the_shift():
-    X, y = unit_rows(300, 10)
-    centred = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)
-    for shift in (ridge.rough_mean(X, y), np.append(np.full(10, 0.3), 99.0), np.zeros(11)):
-        found = ridge.moments(X, y, shift)
-        gram, xy = found.centred()
-        np.testing.assert_allclose(gram, centred.T @ centred, atol=1e-9)
-        np.testing.assert_allclose(xy, centred.T @ (y - y.mean()), atol=1e-9)
-        np.testing.assert_allclose(found.means[0], X.mean(axis=0, dtype=np.float64), atol=1e-12)
-        assert found.means[1] == pytest.approx(y.mean())
-
-
 @pytest.mark.parametrize("alpha", [1e-3, 1.0, 1e3])
 def test_float32_products_are_refined_to_a_float64_fit(alpha):
     X, y = unit_rows(4000, 400)
-    assert ridge._many_float32(X)
-    assert ridge._refined(X, y, alpha) is not None
+    assert kind_of_products(X, 4000, 400) is np.float32
     centred = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)
     exact = np.linalg.solve(centred.T @ centred + alpha * np.eye(400), centred.T @ (y - y.mean()))
     line = ridge.fit(X, y, alpha)
@@ -80,7 +69,7 @@ def test_cross_validation_from_float32_products_is_right_to_a_millionth_of_the_s
     X, y = unit_rows(4000, 400)
     folds = np.array_split(np.arange(4000), 5)
     alphas = [1e-3, 1.0, 100.0]
-    fast, exact = (ridge.cross_validate(rows, y, alphas, folds) for rows in (X, X.astype(np.float64)))
+    fast, exact = (ridge.out_of_fold(rows, y, alphas, folds) for rows in (X, X.astype(np.float64)))
     assert np.abs(fast - exact).max() <= 1e-5 * y.std()
 
 
@@ -89,7 +78,7 @@ def test_columns_that_repeat_each_other_and_a_tiny_penalty_still_give_the_ridge_
     half, y = unit_rows(4000, 200)
     X = np.concatenate([half, half], axis=1)  # rank 200 of 400
     folds = np.array_split(np.arange(4000), 4)
-    line, values = ridge.fit(X, y, alpha), ridge.cross_validate(X, y, [alpha, 1.0], folds)[0]
+    line, values = ridge.fit(X, y, alpha), ridge.out_of_fold(X, y, [alpha, 1.0], folds)[0]
     # The same fit on the half: two equal columns share a coefficient, at half the penalty.
     peer = Ridge(alpha=alpha / 2, solver="svd").fit(half.astype(np.float64), y)
     np.testing.assert_allclose(line.coef[:200] + line.coef[200:], peer.coef_, rtol=1e-6)
@@ -98,28 +87,6 @@ def test_columns_that_repeat_each_other_and_a_tiny_penalty_still_give_the_ridge_
     seen = np.setdiff1d(np.arange(4000), fold)
     fold_peer = Ridge(alpha=alpha / 2, solver="svd").fit(half[seen].astype(np.float64), y[seen])
     np.testing.assert_allclose(values[fold], fold_peer.predict(half[fold].astype(np.float64)), atol=1e-6 * y.std())
-
-
-@pytest.mark.parametrize("m", [1, 2, 3, 17, 150])
-def test_one_factorisation_solves_every_penalty(m):
-    rng = np.random.default_rng(m)
-    factor = rng.normal(size=(m, m + 2))
-    A, b = factor @ factor.T, rng.normal(size=m)
-    before = A.copy()
-    alphas = [1e-4, 1e-2, 1.0, 1e5]
-    solutions = ridge.solve_path(A, b, alphas)
-    for solution, alpha in zip(solutions, alphas, strict=True):
-        np.testing.assert_allclose(solution, np.linalg.solve(A + alpha * np.eye(m), b), rtol=1e-8, atol=1e-12)
-    np.testing.assert_array_equal(A, before)
-
-
-def test_a_penalty_below_rounding_falls_back_to_the_directions_that_carry_something():
-    direction = np.ones(50) / np.sqrt(50)
-    A = 1e12 * np.outer(direction, direction)
-    for alphas in ([1e-9], [1e-9, 1e-8]):
-        solution = ridge.solve_path(A, direction, alphas)[0]
-        assert np.isfinite(solution).all()
-        np.testing.assert_allclose(direction @ solution, 1e-12, rtol=1e-6)
 
 
 def test_a_row_gets_the_same_bits_in_any_batch():
@@ -137,3 +104,119 @@ def test_a_row_gets_the_same_bits_in_any_batch():
 
 def test_no_rows_give_no_values():
     assert ridge.predict(np.empty((0, 4), np.float32), ridge.Linear(np.ones(4), 1.0)).shape == (0,)
+
+
+# Weights, several targets, sources of blocks
+
+
+def problem(n: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+    X, y = unit_rows(n, d)
+    weights = np.random.default_rng(5).integers(1, 5, size=n).astype(float)
+    order = np.random.default_rng(1).permutation(n)
+    return X, np.stack([y, np.cos(7 * y)], axis=1), weights, [np.sort(fold) for fold in np.array_split(order, 4)]
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 9), (30, 90), (3000, 450)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_weights_and_several_targets_agree_with_scikit_learn(n, d, weighted):
+    X, Y, weights, folds = problem(n, d)
+    sample_weight = weights if weighted else None
+    alphas = [1e-2, 1.0, 30.0]
+    found = ridge.search(X, Y, alphas, folds, sample_weight=sample_weight)
+    values = ridge.out_of_fold(X, Y, alphas, folds, sample_weight=sample_weight)
+    exact = X.astype(np.float64)
+    for row, alpha in enumerate(alphas):
+        peer = Ridge(alpha=alpha).fit(exact, Y, sample_weight=sample_weight)
+        line = ridge.fit(X, Y, alpha, sample_weight=sample_weight)
+        np.testing.assert_allclose(line.coef, peer.coef_.T, rtol=1e-7, atol=1e-8 * np.abs(peer.coef_).max())
+        np.testing.assert_allclose(line.intercept, peer.intercept_, rtol=1e-8)
+        for number, fold in enumerate(folds):
+            seen = np.setdiff1d(np.arange(n), fold)
+            weight = None if sample_weight is None else sample_weight[seen]
+            guess = Ridge(alpha=alpha).fit(exact[seen], Y[seen], sample_weight=weight).predict(exact[fold])
+            np.testing.assert_allclose(values[row, fold], guess, rtol=1e-4, atol=1e-5 * Y.std())
+            expected = np.average((guess - Y[fold]) ** 2, axis=0, weights=None if weight is None else weights[fold])
+            np.testing.assert_allclose(found.errors[row, number], expected, rtol=1e-4)
+    np.testing.assert_array_equal(
+        found.line.coef, ridge.fit(X, Y, alphas[found.best], sample_weight=sample_weight).coef
+    ) if n <= d else np.testing.assert_allclose(
+        found.line.coef, ridge.fit(X, Y, alphas[found.best], sample_weight=sample_weight).coef, rtol=1e-7, atol=1e-10
+    )
+
+
+def test_the_best_penalty_has_the_lowest_mean_error():
+    X, Y, _, folds = problem(200, 30)
+    found = ridge.search(X, Y[:, 0], [1e-3, 0.1, 1.0, 100.0], folds)
+    assert found.errors.shape == (4, 4)
+    assert found.best == int(np.argmin(found.errors.mean(axis=1)))
+
+
+@pytest.mark.parametrize(("n", "d"), [(700, 20), (40, 300), (3000, 450)])
+def test_a_source_of_blocks_gives_the_fit_of_an_array(n, d, tmp_path):
+    X, Y, weights, folds = problem(n, d)
+    np.save(tmp_path / "rows.npy", X)
+    on_disk = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    alphas = [0.1, 1.0]
+    want = ridge.search(X, Y, alphas, folds, sample_weight=weights, leave_one_out=True)
+    for source in (Blocks(X, [n // 3, n - n // 3]), Blocks(X, [n]), on_disk):
+        found = ridge.search(source, Y, alphas, folds, sample_weight=weights, leave_one_out=True)
+        np.testing.assert_allclose(found.line.coef, want.line.coef, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(found.errors, want.errors, rtol=1e-4)
+        np.testing.assert_allclose(found.loo.residuals, want.loo.residuals, rtol=1e-4, atol=1e-5)
+        values = ridge.out_of_fold(source, Y, alphas, folds)
+        np.testing.assert_allclose(values, ridge.out_of_fold(X, Y, alphas, folds), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 7), (12, 60), (2100, 500)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loo_residuals_match_refitting_without_each_text(n, d, weighted):
+    X, y = unit_rows(n, d)
+    weights = np.random.default_rng(3).random(n) + 0.5 if weighted else None
+    loo = ridge.leave_one_out(X, y, 0.3, sample_weight=weights)
+    exact = X.astype(np.float64)
+    for row in range(0, n, max(1, n // 12)):
+        others = np.delete(np.arange(n), row)
+        peer = Ridge(alpha=0.3).fit(exact[others], y[others], None if weights is None else weights[others])
+        expected = y[row] - peer.predict(exact[row : row + 1])[0]
+        np.testing.assert_allclose(loo.residuals[row], expected, rtol=2e-6 if n * d * d > CHEAP else 1e-8)
+    assert ((loo.leverages > 0) & (loo.leverages < 1)).all()
+
+
+def test_leverages_say_how_a_fitted_value_follows_its_own_score():
+    X, y = unit_rows(60, 9)
+    leverages = ridge.leave_one_out(X, y, 0.5).leverages
+    for row in (0, 31):
+        moved = y.copy()
+        moved[row] += 1.0
+        change = ridge.predict(X, ridge.fit(X, moved, 0.5)) - ridge.predict(X, ridge.fit(X, y, 0.5))
+        assert change[row] == pytest.approx(leverages[row], rel=1e-8)
+
+
+def test_a_text_that_nothing_bears_on_has_no_leave_one_out_residual():
+    X, y = np.eye(1, 3), np.ones(1)
+    assert np.isnan(ridge.leave_one_out(X, y, 1.0).residuals[0])
+
+
+def test_a_search_with_leave_one_out_gives_what_leave_one_out_gives():
+    X, y = unit_rows(2200, 500)
+    folds = np.array_split(np.arange(2200), 3)
+    found = ridge.search(X, y, [0.1, 1.0, 10.0], folds, leave_one_out=True)
+    alone = ridge.leave_one_out(X, y, float(found.alphas[found.best]))
+    np.testing.assert_allclose(found.loo.residuals, alone.residuals, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.loo.leverages, alone.leverages, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("alpha", [1e-8, 1e-4])
+def test_leave_one_out_of_few_rows_and_a_tiny_penalty_does_not_cancel(alpha, weighted):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 400)), rng.normal(size=30)
+    rtol = 1e-4 if alpha < 1e-6 else 1e-5  # the system's condition is 4e10, the peer's own too
+    X[7], X[8] = X[6], X[5]  # equal rows: more null directions than the intercept's
+    weights = rng.random(30) + 0.5 if weighted else None
+    loo = ridge.leave_one_out(X, y, alpha, sample_weight=weights)
+    for row in range(0, 30, 3):
+        others = np.delete(np.arange(30), row)
+        peer = Ridge(alpha=alpha, solver="svd" if weights is None else "cholesky")
+        peer.fit(X[others], y[others], None if weights is None else weights[others])
+        np.testing.assert_allclose(loo.residuals[row], y[row] - peer.predict(X[row : row + 1])[0], rtol=rtol, atol=rtol)
