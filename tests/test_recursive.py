@@ -1,0 +1,135 @@
+"""Rows that come and go against fits from scratch."""
+
+import numpy as np
+import pytest
+
+from dspy_qvl import recursive, ridge
+from dspy_qvl.moments import gather, rough_mean
+from dspy_qvl.recursive import RecursiveKernelRidge, RecursiveRidge
+from tests.test_ridge import unit_rows
+
+
+def running(X: np.ndarray, y: np.ndarray, alpha: float, weights: np.ndarray | None = None) -> RecursiveRidge:
+    (moments,) = gather(X, y, rough_mean(X, y), sample_weight=weights)
+    return RecursiveRidge(moments, alpha)
+
+
+def distance(found: ridge.Linear, X: np.ndarray, y: np.ndarray, alpha: float) -> float:
+    """Relative error of the coefficients against a float64 solve from scratch, itself refined."""
+    centred, target = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64), y - y.mean(axis=0)
+    system, right = centred.T @ centred + alpha * np.eye(X.shape[1]), centred.T @ target
+    exact = np.linalg.solve(system, right)
+    exact += np.linalg.solve(system, right - system @ exact)
+    return float(np.linalg.norm(found.coef - exact) / np.linalg.norm(exact))
+
+
+def test_ten_thousand_random_updates_are_a_refit_from_scratch():
+    X, y = unit_rows(8000, 1024)
+    y = y[:, None]
+    rng = np.random.default_rng(0)
+    order = rng.permutation(8000).tolist()
+    inside, outside = order[:2000], order[2000:]
+    fit = running(X[inside], y[inside], 1e-3)
+    for _ in range(10_000):
+        come = len(inside) < 1950 or (len(inside) < 2050 and rng.random() < 0.5)
+        source, sink, change = (outside, inside, fit.add) if come else (inside, outside, fit.remove)
+        row = source.pop(int(rng.integers(len(source))))
+        change(X[row], y[row])
+        sink.append(row)
+    assert distance(fit.line, X[inside], y[inside], 1e-3) <= 1e-10
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1.0])
+def test_a_row_that_comes_and_goes_leaves_no_trace(alpha):
+    X, y = unit_rows(300, 40)
+    fit = running(X[:200], y[:200, None], alpha)
+    for row in range(200, 300):
+        fit.add(X[row], y[row : row + 1])
+    assert distance(fit.line, X, y[:, None], alpha) <= 1e-10
+    for row in range(299, 199, -1):
+        fit.remove(X[row], y[row : row + 1])
+    assert distance(fit.line, X[:200], y[:200, None], alpha) <= 1e-10
+
+
+def test_a_row_that_alone_holds_up_a_direction_may_go():
+    X, y = unit_rows(60, 8)
+    X[0] = 0
+    X[0, 7] = 500.0  # leverage above .999
+    fit = running(X, y[:, None], 1e-3)
+    fit.remove(X[0], y[:1])
+    assert distance(fit.line, X[1:], y[1:, None], 1e-3) <= 1e-10
+
+
+def test_weights_and_several_targets_are_kept_up_too():
+    X, y = unit_rows(120, 10)
+    Y = np.stack([y, np.sin(y)], axis=1)
+    weights = np.random.default_rng(0).random(120) + 0.5
+    fit = running(X[:80], Y[:80], 0.1, weights[:80])
+    for row in range(80, 120):
+        fit.add(X[row], Y[row], float(weights[row]))
+    for row in range(20):
+        fit.remove(X[row], Y[row], float(weights[row]))
+    want = ridge.fit(X[20:], Y[20:], 0.1, sample_weight=weights[20:])
+    np.testing.assert_allclose(fit.line.coef, want.coef, rtol=1e-9)
+    np.testing.assert_allclose(fit.line.intercept, want.intercept, rtol=1e-11)
+
+
+def test_drift_is_noticed_and_mended(monkeypatch):
+    X, y = unit_rows(400, 30)
+    fit = running(X[:300], y[:300, None], 0.1)
+    fit._theta *= 1 + 1e-6
+    for row in range(300, 300 + recursive.GATHERED):
+        fit.add(X[row], y[row : row + 1])
+    n = 300 + recursive.GATHERED
+    assert distance(fit.line, X[:n], y[:n, None], 0.1) <= 1e-10
+
+
+def test_a_penalty_below_rounding_gives_finite_coefficients():
+    half, y = unit_rows(60, 6)
+    X = np.concatenate([half, half], axis=1) * 1e4
+    fit = running(X, y[:, None], 1e-12)
+    fit.add(X[0], y[:1])
+    assert np.isfinite(fit.line.coef).all()
+    values = X.astype(np.float64) @ fit.line.coef + fit.line.intercept
+    np.testing.assert_allclose(values, ridge.predict(half, ridge.fit(half, y, 1e-12))[:, None], atol=1.0)
+
+
+# With fewer rows than columns
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1.0])
+def test_random_updates_of_a_kernel_are_a_refit_from_scratch(alpha):
+    X, y = unit_rows(900, 300)
+    y = y[:, None]
+    rng = np.random.default_rng(0)
+    order = rng.permutation(900).tolist()
+    inside, outside = order[:150], order[150:]
+    fit = RecursiveKernelRidge(X[inside], y[inside], alpha)
+    for number in range(2500):
+        come = len(inside) < 100 or (len(inside) < 280 and rng.random() < 0.5)
+        source, sink, change = (outside, inside, fit.add) if come else (inside, outside, fit.remove)
+        row = source.pop(int(rng.integers(len(source))))
+        change(X[row], y[row])
+        sink.append(row)
+        if number % 500 == 499:
+            assert kernel_distance(fit.line, X[inside], y[inside], alpha) <= 1e-10
+
+
+def kernel_distance(found: ridge.Linear, X: np.ndarray, y: np.ndarray, alpha: float) -> float:
+    centred, target = X.astype(np.float64) - X.mean(axis=0, dtype=np.float64), y - y.mean(axis=0)
+    system = centred @ centred.T + alpha * np.eye(len(X))
+    dual = np.linalg.solve(system, target)
+    exact = centred.T @ (dual + np.linalg.solve(system, target - system @ dual))
+    intercept = y.mean(axis=0) - X.mean(axis=0, dtype=np.float64) @ exact
+    np.testing.assert_allclose(found.intercept, intercept, rtol=1e-9)
+    return float(np.linalg.norm(found.coef - exact) / np.linalg.norm(exact))
+
+
+def test_equal_rows_with_equal_targets_are_let_go_one_at_a_time():
+    X, y = unit_rows(20, 40)
+    X, y = np.concatenate([X, X[:3]]), np.concatenate([y, y[:3]])[:, None]
+    fit = RecursiveKernelRidge(X, y, 0.1)
+    fit.remove(X[0], y[0])
+    assert kernel_distance(fit.line, X[1:], y[1:], 0.1) <= 1e-10
+    fit.remove(X[0], y[0])
+    assert kernel_distance(fit.line, np.concatenate([X[1:20], X[21:]]), np.concatenate([y[1:20], y[21:]]), 0.1) <= 1e-10
