@@ -5,6 +5,7 @@ Reading order: text, embedding (over backends and cache), ridge, head, learner.
 
 from dspy_qvl.errors import (
     EmbeddingError,
+    FeatureError,
     InputError,
     ModelUnavailableError,
     NotFittedError,
@@ -18,6 +19,7 @@ from dspy_qvl.text import RankingExample
 
 __all__ = [
     "EmbeddingError",
+    "FeatureError",
     "InputError",
     "ModelUnavailableError",
     "NotFittedError",

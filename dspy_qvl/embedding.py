@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dspy_qvl.backends import ModelSpec
+from dspy_qvl.backends import LEXICAL, ModelSpec
 from dspy_qvl.cache import EmbeddingCache
 from dspy_qvl.errors import (
     EmbeddingError,
@@ -37,7 +37,7 @@ from dspy_qvl.errors import (
     check_vectors,
     other_model,
 )
-from dspy_qvl.ridge import dot_rows
+from dspy_qvl.linear import dot_rows
 from dspy_qvl.text import instructed
 
 Vectors = NDArray[np.float32]
@@ -137,6 +137,11 @@ class Embedding:
         return self._backend.name
 
     @property
+    def is_lexical(self) -> bool:
+        """Whether the model is the built-in one."""
+        return self.spec.embedder is None and self.spec.model_name.strip().lower() == LEXICAL
+
+    @property
     def keeps_vectors(self) -> bool:
         """Whether a vector is worth storing."""
         return self._backend.keep_on_disk or self._backend.identity is None
@@ -194,7 +199,7 @@ class Embedding:
         self._trusted.add(probe.digest)
         return probe
 
-    def remember(self, texts: Sequence[str], vectors: Vectors) -> None:
+    def remember(self, texts: Sequence[str], vectors: Sequence[Vectors]) -> None:
         """Keep unit vectors that were saved with a value function, in memory only: a file is not trusted further."""
         for text, vector in zip(texts, vectors, strict=True):
             if text.strip():

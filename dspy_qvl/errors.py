@@ -5,6 +5,7 @@
     ├── NotFittedError (RuntimeError)      a value was asked for before anything was learned
     ├── EmbeddingError (RuntimeError)      the embedding model failed, or answered wrongly
     │   └── ModelUnavailableError          the embedding model cannot be loaded here
+    ├── FeatureError (RuntimeError)        a block of features failed, or answered wrongly
     └── StateError (ValueError)            a saved state is damaged, foreign, or of another model
 
     QVLWarning (UserWarning)               the call goes on, but something was changed or lost on the way
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST_ALPHA = 1e-12  # rows have unit length, so sums over a million of them round at about 1e-10
-LARGEST_SCORE = 1e100  # squares of scores, summed, must stay within float64
+LARGEST_SCORE = 1e75  # the square of a mean squared error must stay within float64
 
 
 class QVLError(Exception):
@@ -44,6 +45,10 @@ class EmbeddingError(QVLError, RuntimeError):
 
 class ModelUnavailableError(EmbeddingError):
     """The embedding model cannot be loaded here."""
+
+
+class FeatureError(QVLError, RuntimeError):
+    """A block of features failed, or answered wrongly."""
 
 
 class StateError(QVLError, ValueError):
@@ -153,10 +158,10 @@ def check_number(number: object, what: str) -> float:
 
 
 def check_score(score: object, what: str) -> float:
-    """A rating: a finite number whose square float64 can hold.
+    """A rating: a finite number whose powers float64 can hold.
 
     Raises:
-        InputError: not a number, not finite, or beyond 1e100.
+        InputError: not a number, not finite, or beyond 1e75.
     """
     value = check_number(score, what)
     if abs(value) > LARGEST_SCORE:
@@ -305,6 +310,27 @@ def check_vectors(vectors: object, n_texts: int, model: str) -> NDArray[np.float
             f"{model} gave a vector of zeros for text {int(np.argmin(nonzero))} of a batch of {n_texts}; "
             "a zero vector has no direction to value."
         )
+    return array
+
+
+def check_table(columns: object, n_texts: int, what: str) -> NDArray[np.float32]:
+    """What a block of features gave for `n_texts` texts, as (n_texts, k) float32; (n_texts,) is one column.
+
+    Raises:
+        FeatureError: no table of numbers, the wrong count, no columns, NaN or infinity.
+    """
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            array = np.asarray(columns, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise FeatureError(f"{what} gave something that is not a table of numbers ({error}).") from None
+    shape = array.shape
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or len(array) != n_texts or array.shape[1] == 0:
+        raise FeatureError(f"{what} gave an array of shape {shape}; it must be ({n_texts}, k) with k > 0.")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise FeatureError(f"{what} gave NaN or infinity for text {int(np.argmin(finite))} of {n_texts}.")
     return array
 
 

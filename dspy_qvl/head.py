@@ -5,8 +5,8 @@ It is a Parameter and not a Module (`Module.get_lm` asks every Module parameter 
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,56 +14,22 @@ from dspy.predict.parameter import Parameter
 from numpy.typing import NDArray
 
 from dspy_qvl import ridge
-from dspy_qvl.embedding import Probe, is_unit
-from dspy_qvl.errors import (
-    InputError,
-    NotFittedError,
-    QVLError,
-    StateError,
-    check_alpha,
-    check_metadata,
-    check_number,
-    check_score,
-    check_text,
-)
-from dspy_qvl.state import SCHEMA, decode_array, encode_array, take
+from dspy_qvl.embedding import Probe
+from dspy_qvl.errors import NotFittedError, QVLError, StateError
+from dspy_qvl.fit import Fit, checked, dumped
+from dspy_qvl.moments import Rows, gather, rough_mean
+from dspy_qvl.recursive import RecursiveKernelRidge, RecursiveRidge
+from dspy_qvl.state import SCHEMA
 from dspy_qvl.text import RankingExample
+from dspy_qvl.tuning import Fitted
 
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]
+FeaturesOf = Callable[[Sequence[RankingExample]], Rows]
+Running = RecursiveRidge | RecursiveKernelRidge
 
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """One finished fit; replaced as a whole, shared by copies, never changed.
-
-    Attributes:
-        line: coefficients (n_features,) and intercept, in the units of the scores.
-        identity: what makes the embedding model's vectors its own, or None for an anonymous callable.
-        probe: what that model gave for the probe texts.
-        vectors: unit vectors of the head's first examples, (n_fitted, dim), or None if they are not kept.
-    """
-
-    line: ridge.Linear
-    identity: Mapping[str, str] | None
-    probe: Probe
-    vectors: Vectors | None
-
-    def predict(self, X: ridge.Rows) -> Array:
-        """Values of features, (n, n_features) -> (n,), on the scale of the scores.
-
-        Raises:
-            InputError: another number of features than the fit has.
-        """
-        if X.shape[1] != len(self.line.coef):
-            raise InputError(
-                f"the text has {X.shape[1]} features, but the value function was fitted on {len(self.line.coef)}; "
-                "use the embedding model and features it was fitted with, or train again."
-            )
-        return ridge.predict(X, self.line)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Fit":
-        return self
+FAR_OUT = 100.0  # times the spread of the other scores: a slip of the pen, to be forgotten without a trace
+KERNEL_AT_MOST = 4000  # examples whose kernel and its inverse, n^2 float64 each, are kept for updates
 
 
 class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
@@ -77,6 +43,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         examples: the rated texts, in the order they were added; only ever appended to.
         alpha: penalty of the next fit.
         alpha_tuned: whether cross-validation chose it.
+        weights: of the blocks of the next fit, by name, if cross-validation chose them with alpha; else None.
         fitted: the current fit, or None.
     """
 
@@ -84,8 +51,10 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         self.examples: list[RankingExample] = []
         self.alpha = alpha
         self.alpha_tuned = False
+        self.weights: dict[str, float] | None = None
         self.keep_examples = keep_examples
         self.fitted: Fit | None = None
+        self._running: tuple[Fit, Running] | None = None  # of the current fit, once it was updated
 
     @property
     def coef_(self) -> Array:
@@ -103,7 +72,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         Raises:
             NotFittedError: nothing was fitted.
         """
-        return self.fit_or_refuse().line.intercept
+        return float(self.fit_or_refuse().line.intercept)
 
     def fit_or_refuse(self) -> Fit:
         """The current fit.
@@ -117,35 +86,115 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             )
         return self.fitted
 
-    def fit(
+    def adopt(
         self,
-        X: ridge.Rows,
-        y: Array,
+        fitted: Fitted,
         alpha: float,
         *,
+        n_texts: int,
         identity: Mapping[str, str] | None,
         probe: Probe,
         vectors: Vectors | None = None,
     ) -> Fit:
-        """Fit scores on features, and keep the fit and its penalty.
+        """Keep a fit, and its penalty.
 
         Args:
-            X: features of the first n examples, (n, n_features).
-            y: their scores, (n,).
-            alpha: penalty, > 0.
+            fitted: the fit.
+            alpha: its penalty, > 0.
+            n_texts: how many of the first examples it was learned from.
             identity: see `Fit`.
             probe: see `Fit`.
-            vectors: unit vectors of the same examples, (n, dim), to be kept with the fit.
+            vectors: unit vectors of the same examples, (n_texts, dim), to be kept with the fit.
         """
-        line = ridge.fit(X, y, alpha)
-        for array in (line.coef, vectors):
+        for array in (fitted.line.coef, vectors):
             if array is not None:
                 array.setflags(write=False)
-        fitted = Fit(line, None if identity is None else dict(identity), probe, vectors)
-        self.alpha, self.fitted = alpha, fitted
-        return fitted
+        kept = None if vectors is None else tuple(vectors)
+        fit = Fit(fitted, None if identity is None else dict(identity), probe, alpha, n_texts, kept)
+        self.alpha, self.fitted = alpha, fit
+        return fit
 
-    def predict(self, X: ridge.Rows) -> Array:
+    def update(self, arriving: Sequence[RankingExample], vectors: Vectors | None, features: FeaturesOf) -> None:
+        """Learn from further examples: the fit that all of them from scratch would give, with the same penalty.
+
+        Args:
+            arriving: the examples; they take the place of those that wait for the next fit.
+            vectors: their unit vectors, (m, dim), if the fit keeps vectors.
+            features: gives the features of examples, (n, n_features).
+        """
+        fit = self.fit_or_refuse()
+        learned = self.examples[: fit.n_texts]
+        fitted, running = self._changed(fit, learned, arriving, (), features)
+        kept = None if fit.vectors is None or vectors is None else (*fit.vectors, *vectors)
+        self.examples = [*learned, *arriving]
+        self.fitted = replace(fit, fitted=fitted, n_texts=len(self.examples), vectors=kept, values={})
+        self._running = None if running is None else (self.fitted, running)
+
+    def forget(self, rows: Collection[int], features: FeaturesOf) -> None:
+        """Take back what some examples taught: the fit that the others from scratch would give, same penalty.
+
+        Where fewer than two different scores are left there is nothing to fit, and the fit is forgotten as well.
+
+        Args:
+            rows: their positions among the examples.
+            features: gives the features of examples, (n, n_features).
+        """
+        fit = self.fit_or_refuse()
+        left = [row for row in range(fit.n_texts) if row not in rows]
+        leaving = [self.examples[row] for row in range(fit.n_texts) if row in rows]
+        staying = [self.examples[row] for row in left]
+        others = [example for row, example in enumerate(self.examples) if row not in rows]
+        if len({example.score for example in staying}) < 2:
+            self.examples, self.fitted, self._running = others, None, None
+            return
+        if leaving:
+            fitted, running = self._changed(fit, staying, (), leaving, features)
+            kept = None if fit.vectors is None else tuple(fit.vectors[row] for row in left)
+            fit = replace(fit, fitted=fitted, n_texts=len(left), vectors=kept, values={})
+            self._running = None if running is None else (fit, running)
+        self.examples, self.fitted = others, fit
+
+    def _changed(
+        self,
+        fit: Fit,
+        staying: Sequence[RankingExample],
+        coming: Sequence[RankingExample],
+        leaving: Sequence[RankingExample],
+        features: FeaturesOf,
+    ) -> tuple[Fitted, Running | None]:
+        """The fit with some examples more or fewer, and what will take in the next ones as fast.
+
+        Where both examples and features are many, a fit from scratch is the better way, and there is no such thing.
+        """
+        weighed = fit.fitted.weighed
+        n, d = len(staying) + len(leaving), len(fit.line.coef)
+        if KERNEL_AT_MOST < n <= d:
+            everything = [*staying, *coming]
+            plain = fit.fitted.plain(ridge.fit(weighed(features(everything)), _scores(everything), fit.alpha))
+            plain.coef.setflags(write=False)
+            return replace(fit.fitted, line=plain), None
+        if _drowned(staying, leaving):
+            self._running, leaving = None, ()
+        moving = weighed(features([*coming, *leaving]))
+        running = self._running[1] if self._running is not None and self._running[0] is fit else None
+        if running is None or (n > d and isinstance(running, RecursiveKernelRidge)):
+            X, y = weighed(features([*staying, *leaving])), _scores([*staying, *leaving])[:, None]
+            if len(X) > d:
+                (moments,) = gather(X, y, rough_mean(X, y))
+                running = RecursiveRidge(moments, fit.alpha)
+            else:
+                running = RecursiveKernelRidge(X, y, fit.alpha)
+        self._running = None  # until all rows are in, it belongs to no fit
+        for x, example in zip(moving, coming, strict=False):
+            running.add(x, np.array([example.score]))
+        for x, example in zip(moving[len(coming) :], leaving, strict=True):
+            running.remove(x, np.array([example.score]))
+        line = running.line
+        plain = fit.fitted.plain(ridge.Linear(line.coef[:, 0], line.intercept[0]))
+        plain.coef.setflags(write=False)
+        return replace(fit.fitted, line=plain), running
+
+    def predict(self, X: Rows) -> Array:
         """Values of features, (n, n_features) -> (n,), on the scale of the scores.
 
         Raises:
@@ -172,18 +221,9 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             "schema": SCHEMA,
             "alpha": self.alpha,
             "alpha_tuned": self.alpha_tuned,
+            "weights": self.weights,
             "examples": examples if self.keep_examples else None,
-            "fit": None if self.fitted is None else self._dump_fit(self.fitted),
-        }
-
-    def _dump_fit(self, fit: Fit) -> dict[str, Any]:
-        vectors = fit.vectors if self.keep_examples else None
-        return {
-            "coef": encode_array(fit.line.coef),
-            "intercept": fit.line.intercept,
-            "identity": None if fit.identity is None else dict(fit.identity),
-            "probe": {"texts": list(fit.probe.texts), "vectors": encode_array(fit.probe.vectors)},
-            "vectors": None if vectors is None else encode_array(vectors),
+            "fit": None if self.fitted is None else dumped(self.fitted, keep_examples=self.keep_examples),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -193,86 +233,42 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             StateError: another schema, or anything in it that cannot be used.
         """
         try:
-            alpha, tuned, examples, fit = _checked(state)
+            alpha, tuned, weights, examples, fit = checked(state)
         except StateError:
             raise
         except QVLError as error:
             raise StateError(f"the saved value function cannot be used: {error}") from error
-        self.examples, self.alpha, self.alpha_tuned, self.fitted = examples, alpha, tuned, fit
+        self.examples, self.alpha, self.alpha_tuned, self.weights = examples, alpha, tuned, weights
+        self.fitted, self._running = fit, None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RidgeHead":
         """A copy with its own list of examples; what the list holds, and the fit, are shared: neither changes."""
         twin = copy.copy(self)
         twin.examples = list(self.examples)
+        twin._running = None  # it changes in place
         memo[id(self)] = twin
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled (`save_program=True`, workers): as in a saved file, the rated texts only if they are kept."""
+        fitted = None if self.fitted is None else replace(self.fitted, values={})
+        state = {**self.__dict__, "_running": None, "fitted": fitted}
         if self.keep_examples:
-            return self.__dict__
-        fitted = None if self.fitted is None else replace(self.fitted, vectors=None)
-        return {**self.__dict__, "examples": [], "fitted": fitted}
+            return state
+        fitted = None if fitted is None else replace(fitted, n_texts=0, vectors=None)
+        return {**state, "examples": [], "fitted": fitted}
 
     def __repr__(self) -> str:
         fitted = "not fitted" if self.fitted is None else f"{len(self.coef_)} coefficients"
         return f"RidgeHead({len(self.examples)} rated texts, alpha={self.alpha:g}, {fitted})"
 
 
-def _checked(state: object) -> tuple[float, bool, list[RankingExample], Fit | None]:
-    """The parts of a dumped state, each checked as if a stranger had written it."""
-    what = "the saved value function"
-    schema = take(state, "schema", int, what)
-    if schema != SCHEMA:
-        raise StateError(
-            f"{what} has schema {schema}, this version of dspy_qvl reads schema {SCHEMA}; "
-            "read it with the version that wrote it, or train again."
-        )
-    alpha = check_alpha(take(state, "alpha", (int, float), what), f"alpha in {what}")
-    tuned = take(state, "alpha_tuned", bool, what)
-    examples = _checked_examples(take(state, "examples", (Mapping, type(None)), what))
-    fit = take(state, "fit", (Mapping, type(None)), what)
-    return alpha, tuned, examples, None if fit is None else _checked_fit(fit, len(examples))
+def _drowned(staying: Sequence[RankingExample], leaving: Sequence[RankingExample]) -> bool:
+    """Whether a leaving score is so far out that sums have lost digits of the others."""
+    y = _scores(staying)
+    spread = np.abs(y - y.mean()).max()
+    return bool((np.abs(_scores(leaving) - y.mean()) > FAR_OUT * spread).any())
 
 
-def _checked_examples(entry: Mapping[str, Any] | None) -> list[RankingExample]:
-    if entry is None:
-        return []
-    what = "the saved examples"
-    texts, scores, metadata = (take(entry, name, list, what) for name in ("texts", "scores", "metadata"))
-    if not len(texts) == len(scores) == len(metadata):
-        raise StateError(f"{what} have {len(texts)} texts, {len(scores)} scores and {len(metadata)} metadata.")
-    return [
-        RankingExample(check_text(text), check_score(score, "score"), check_metadata(kept))
-        for text, score, kept in zip(texts, scores, metadata, strict=True)
-    ]
-
-
-def _checked_fit(entry: Mapping[str, Any], n_texts: int) -> Fit:
-    what = "the saved fit"
-    coef = decode_array(take(entry, "coef", Mapping, what), "coef", "float64", (None,))
-    intercept = check_number(take(entry, "intercept", (int, float), what), "the saved intercept")
-    if len(coef) == 0:
-        raise StateError(f"{what} has no coefficients.")
-    identity = take(entry, "identity", (Mapping, type(None)), what)
-    if identity is not None and not all(type(k) is str and type(v) is str for k, v in identity.items()):
-        raise StateError(f"identity in {what} must hold only strings.")
-    probe = take(entry, "probe", Mapping, what)
-    texts = take(probe, "texts", list, "the saved probe")
-    probe_vectors = decode_array(probe.get("vectors"), "the vectors of the probe", "float32", (len(texts), None))
-    if not texts or not is_unit(probe_vectors).all():
-        raise StateError("the saved probe has no unit vectors; without them another model would go unnoticed.")
-    vectors = take(entry, "vectors", (Mapping, type(None)), what)
-    kept: Vectors | None = None
-    if vectors is not None:
-        kept = decode_array(vectors, "the saved vectors", "float32", (None, probe_vectors.shape[1]))
-        if len(kept) > n_texts:
-            raise StateError(f"{what} has {len(kept)} vectors for {n_texts} texts.")
-        if not (is_unit(kept) | ~kept.any(axis=1)).all():
-            raise StateError(f"{what} has vectors that are not of unit length.")
-    return Fit(
-        ridge.Linear(coef, intercept),
-        None if identity is None else dict(identity),
-        Probe(tuple(check_text(text, "a probe text") for text in texts), probe_vectors),
-        kept,
-    )
+def _scores(examples: Sequence[RankingExample]) -> Array:
+    return np.array([example.score for example in examples], dtype=np.float64)

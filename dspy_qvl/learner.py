@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,10 +37,16 @@ from dspy_qvl.errors import (
     check_text,
     check_texts,
     other_model,
+    shown,
 )
-from dspy_qvl.head import Fit, RidgeHead
+from dspy_qvl.features import AUTO, Features, Table
+from dspy_qvl.fit import Fit
+from dspy_qvl.folds import joined
+from dspy_qvl.head import RidgeHead
+from dspy_qvl.moments import Rows
 from dspy_qvl.state import read_file, take, write_file
 from dspy_qvl.text import RankingExample, rated_text
+from dspy_qvl.tuning import Fitted, refit
 from dspy_qvl.validation import choose_alpha, validate
 
 Array = NDArray[np.float64]
@@ -49,12 +56,32 @@ logger = logging.getLogger("dspy_qvl")
 
 ALPHA_RANGE = (0.01, 0.1, 1.0, 10.0, 100.0)
 CACHE_DIR = ".qwen3_embeddings"
-DEFAULTS = {"model_name": None, "embedding_dim": None, "instruction": None, "ridge_alpha": 1.0}
+DEFAULTS = {"model_name": None, "embedding_dim": None, "instruction": None, "ridge_alpha": 1.0, "features": AUTO}
+KEPT_VALUES = 10_000  # texts whose values are kept beside a fit
 
 # The texts of the call in progress, and what their model must give for the probe texts: a subclass that asks for
 # vectors one by one finds all of them embedded in one batch.
 _Batch = tuple[tuple[str, ...], Probe | None]
 _batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None))
+
+
+class _OneAtATime:
+    """A lock that a copy, or a pickle, has a fresh one of."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_OneAtATime":
+        return _OneAtATime()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OneAtATime, ()
 
 
 class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy ships no types
@@ -82,6 +109,9 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         batch_size: texts a call of the model; left out, what suits the model.
         random_state: seed of every split and shuffle.
         keep_examples: whether saved files hold the rated texts, their scores, metadata and vectors.
+        features: columns beside the embedding (see `features.py`). "auto": hashed words and the length of a text,
+            each where cross-validation finds it worth having. None for none. "lexical", "length", a callable from a
+            list of texts to (n, k), or a list of these: blocks that are always used, only weighed.
 
     Raises:
         InputError: a setting that cannot be used, a chat model, or more columns than the model has.
@@ -101,8 +131,10 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         batch_size: int | None = None,
         random_state: int = 0,
         keep_examples: bool = True,
+        features: Any = AUTO,
     ) -> None:
         super().__init__()
+        self._changing = _OneAtATime()  # rated texts and fits change one call at a time; values need not wait
         if embedder is not None and model_name is not None:
             raise InputError("give model_name or embedder, not both: either names the embedding model.")
         if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):
@@ -127,7 +159,9 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             instruction=instruction,
             batch_size=batch_size,
         )
+        self._blocks = Features(features, beside_lexical=self._embedding.is_lexical)
         self._settings["instruction"] = self._embedding.instruction
+        self._settings["features"] = AUTO if self._blocks.auto else list(self._blocks.names)
         self.ridge = RidgeHead(self._settings["ridge_alpha"], keep_examples=check_flag(keep_examples, "keep_examples"))
 
     # Settings
@@ -154,13 +188,18 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         return None if self._embedding.cache_dir is None else str(self._embedding.cache_dir)
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """The blocks of columns beside the embedding that the next fit may use."""
+        return self._blocks.names
+
+    @property
     def ridge_alpha(self) -> float:
         """Penalty of the next fit."""
         return self.ridge.alpha
 
     @ridge_alpha.setter
     def ridge_alpha(self, alpha: float) -> None:
-        self.ridge.alpha, self.ridge.alpha_tuned = check_alpha(alpha), False
+        self.ridge.alpha, self.ridge.alpha_tuned, self.ridge.weights = check_alpha(alpha), False, None
 
     @property
     def embedding_cache(self) -> EmbeddingCache:
@@ -195,7 +234,9 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         Raises:
             InputError: a text, score or metadata that cannot be used; nothing is added.
         """
-        self.ridge.examples.append(rated_text((text, score, metadata)))
+        example = rated_text((text, score, metadata))
+        with self._changing:
+            self.ridge.examples.append(example)
         logger.debug("added rated text %d, score %s", len(self.ridge.examples), score)
 
     def add_training_examples(self, examples: Iterable[Any]) -> None:
@@ -211,7 +252,9 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         if isinstance(examples, str | bytes | Mapping | RankingExample) or not isinstance(examples, Iterable):
             raise InputError(f"examples must be a list of rated texts, but got {type(examples).__name__}.")
         check_flat(examples, "examples", "its rows, for instance data_frame.to_dict('records')")
-        self.ridge.examples.extend([rated_text(item, f"examples[{row}]") for row, item in enumerate(examples)])
+        added = [rated_text(item, f"examples[{row}]") for row, item in enumerate(examples)]
+        with self._changing:
+            self.ridge.examples.extend(added)
         logger.debug("%d rated texts now", len(self.ridge.examples))
 
     # Learning
@@ -235,8 +278,10 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             val_mse, val_r2, val_pearson, val_spearman: on the rows held out; NaN for fewer than 2.
             cv_mse_mean, cv_mse_std: over the folds.
             n_train, n_val, cv_folds, alpha: what was used.
-            alpha_saw_validation: True if cross-validation over all rows chose alpha, which makes the
-                validation figures a little too good.
+            alpha_saw_validation: True if cross-validation over all rows chose alpha (and the weights of blocks), which
+                makes the validation figures a little too good.
+            blocks: for the embedding and each block of features its weight and, where cross-validation measured it,
+                what it adds: the share of the cross-validated error that it takes away.
             baselines: the same val_ figures of "mean", "length" and "nearest" (5 nearest neighbours).
 
         Raises:
@@ -244,11 +289,15 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             EmbeddingError: the model failed; an earlier fit stays, and what was embedded is not asked for again.
         """
         fraction, n_folds = check_fraction(validation_split, "validation_split"), check_count(cv_folds, "cv_folds", 2)
+        with self._changing:
+            return self._train(fraction, n_folds, groups)
+
+    def _train(self, fraction: float, n_folds: int, groups: Sequence[Any] | str | None) -> dict[str, Any]:
         examples = list(self.ridge.examples)
-        X, y, members = self._training_rows(examples, groups)
-        alpha = self.ridge.alpha
-        metrics = validate(
-            X,
+        table, y, members = self._training_table(examples, groups)
+        alpha, weights = self.ridge.alpha, self.ridge.weights
+        metrics, tuned = validate(
+            table,
             y,
             [example.text for example in examples],
             alpha,
@@ -256,9 +305,11 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             validation_split=fraction,
             cv_folds=n_folds,
             random_state=self.random_state,
+            weights=weights if weights is not None and set(weights) <= set(table.names) else None,
+            optional=self._blocks.auto,
         )
         metrics["alpha_saw_validation"] = self.ridge.alpha_tuned
-        self._fit(X, y, alpha)
+        self._adopt(refit(table, y, alpha, tuned.weights), alpha, table)
         logger.info(
             "trained on %d texts with alpha %g: cross-validated MSE %.4g, validation R² %.3f",
             len(y),
@@ -274,7 +325,7 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         cv_folds: int = 5,
         groups: Sequence[Any] | str | None = None,
     ) -> dict[str, Any]:
-        """Choose `ridge_alpha` by cross-validation over all rated texts, and train with it.
+        """Choose `ridge_alpha`, and how much each block of features counts, by cross-validation; train with them.
 
         Args:
             alpha_range: penalties to choose from, each > 0.
@@ -285,15 +336,25 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             best_alpha, best_mse: the penalty with the lowest mean error over the folds, and that error.
             results: for each alpha, mse_mean and mse_std over the folds.
             cv_folds: the folds used.
+            blocks: as `train`; the weights are chosen together with alpha.
 
         Raises:
             InputError: as `train`, or an empty or unusable range; an earlier fit stays.
         """
         alphas, n_folds = check_alphas(alpha_range), check_count(cv_folds, "cv_folds", 2)
-        X, y, members = self._training_rows(list(self.ridge.examples), groups)
-        chosen = choose_alpha(X, y, alphas, members=members, cv_folds=n_folds, random_state=self.random_state)
-        self._fit(X, y, chosen["best_alpha"])
-        self.ridge.alpha_tuned = True
+        with self._changing:
+            table, y, members = self._training_table(list(self.ridge.examples), groups)
+            chosen, tuned = choose_alpha(
+                table,
+                y,
+                alphas,
+                members=members,
+                cv_folds=n_folds,
+                random_state=self.random_state,
+                optional=self._blocks.auto,
+            )
+            self._adopt(tuned.fitted, tuned.alpha, table)
+            self.ridge.alpha_tuned, self.ridge.weights = True, tuned.weights
         logger.info("chose alpha %g of %s over %d texts", chosen["best_alpha"], alphas, len(y))
         if len(alphas) > 1 and chosen["best_alpha"] in (alphas[0], alphas[-1]):
             end = "lower" if chosen["best_alpha"] == alphas[0] else "upper"
@@ -304,6 +365,69 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
                 stacklevel=2,
             )
         return chosen
+
+    def update(self, text: str, score: float, metadata: Mapping[str, Any] | None = None) -> None:
+        """Learn one more rated text at once: the fit that training on all of them would give, without training.
+
+        Rated texts that were added since the last fit are learned with it. The penalty, and what the columns of a
+        block are multiplied with, stay until the next `train()` or `optimize_hyperparameters()`. A copy made
+        before is not touched.
+
+        Args:
+            text: the text.
+            score: its rating.
+            metadata: anything JSON can hold.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            InputError: a text, score or metadata that cannot be used, or a value function saved without its texts.
+            EmbeddingError, FeatureError: the model or a block failed. Whatever is raised, nothing has changed.
+        """
+        example = rated_text((text, score, metadata))
+        with self._changing:
+            fit = self._ready_to_change()
+            arriving = [*self.ridge.examples[fit.n_texts :], example]
+            vectors = (
+                None if fit.vectors is None else self._embedding([item.text for item in arriving], expect=fit.probe)
+            )
+            self.ridge.update(arriving, vectors, self._features_of(fit))
+            self._embedding.accepted.add(self.ridge.fit_or_refuse())
+        logger.debug("learned rated text %d, score %s", len(self.ridge.examples), score)
+
+    def forget(self, text: str) -> None:
+        """Take back every rating of a text, and what it taught: the fit the others alone would give.
+
+        Vectors of the text stay in the cache: they hold no rating. Where fewer than two different scores are left
+        there is nothing to learn from: the value function is unfitted, and a warning says so.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            InputError: no such text was rated, or a value function saved without its texts. Nothing has changed.
+        """
+        text = check_text(text)
+        with self._changing:
+            rows = {row for row, example in enumerate(self.ridge.examples) if example.text == text}
+            n_learned = 0 if self.ridge.fitted is None else self.ridge.fitted.n_texts
+            if rows and min(rows) >= n_learned:  # never learned: nothing to take back
+                self.ridge.examples = [item for row, item in enumerate(self.ridge.examples) if row not in rows]
+                return
+            if not rows and self.ridge.fitted is not None:
+                self._ready_to_change()
+            if not rows:
+                raise InputError(
+                    f"{shown(text)} was never rated; training_texts lists the {len(self.ridge.examples)} that were."
+                )
+            fit = self._ready_to_change()
+            self.ridge.forget(rows, self._features_of(fit))
+            if self.ridge.fitted is not None:
+                self._embedding.accepted.add(self.ridge.fitted)
+        logger.debug("forgot %d ratings of a text; %d are left", len(rows), len(self.ridge.examples))
+        if self.ridge.fitted is None:
+            warnings.warn(
+                "fewer than two different scores are left, so there is nothing to value texts by; rate more and train.",
+                QVLWarning,
+                stacklevel=2,
+            )
 
     def unfit(self) -> None:
         """Forget what was learned, not the rated texts."""
@@ -324,10 +448,18 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         text = check_text(text)
         fit = self._ready()
         if self._overridden():
-            features = self._features([text], fit)
-        else:
-            features = self._embedding.vector(text, expect=fit.probe)[None, :]
-        value = float(fit.predict(features)[0])
+            return self._value(text, self._vectors([text], fit), fit)
+        kept = fit.values.get(text)
+        if kept is not None:
+            return kept
+        value = self._value(text, self._embedding.vector(text, expect=fit.probe)[None, :], fit)
+        if len(fit.values) >= KEPT_VALUES:
+            fit.values.clear()
+        fit.values[text] = value
+        return value
+
+    def _value(self, text: str, vectors: Vectors, fit: Fit) -> float:
+        value = float(fit.predict(self._blocks([text], vectors, fit.blocks).X)[0])
         logger.debug("valued a text of %d characters at %g", len(text), value)
         return value
 
@@ -378,6 +510,7 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             "embedding_dim": self.embedding_dim,
             "instruction": self.instruction,
             "ridge_alpha": self._settings["ridge_alpha"],
+            "features": self._settings["features"],
         }
         write_file(path, {"settings": settings, "head": self.ridge.dump_state()})
         logger.debug("saved to %s", path)
@@ -397,22 +530,30 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         if fit is None:
             raise StateError(f"{path} holds no fitted value function.")
         try:
-            settings, embedding = self._adopted(take(content, "settings", Mapping, str(path)))
+            settings, embedding, blocks = self._adopted(take(content, "settings", Mapping, str(path)))
+            _check_blocks(blocks, fit)
         except (StateError, InputError) as error:
             raise StateError(f"{path} does not fit this learner: {error}") from error
         _check_identity(embedding, fit)
-        self._settings, self._embedding, self.ridge = settings, embedding, head
+        self._settings, self._embedding, self._blocks, self.ridge = settings, embedding, blocks, head
         logger.debug("loaded %r from %s", self, path)
 
-    def _adopted(self, saved: Mapping[str, Any]) -> tuple[dict[str, Any], Embedding]:
-        """Settings and embedding as a file has them, where the caller said nothing else."""
+    def _adopted(self, saved: Mapping[str, Any]) -> tuple[dict[str, Any], Embedding, Features]:
+        """Settings, embedding and features as a file has them, where the caller said nothing else."""
         what = "the saved settings"
         settings = {
             "model_name": take(saved, "model_name", (str, type(None)), what),
             "embedding_dim": take(saved, "embedding_dim", int, what),
             "instruction": take(saved, "instruction", (str, type(None)), what),
             "ridge_alpha": check_alpha(take(saved, "ridge_alpha", (int, float), what)),
+            "features": take(saved, "features", (str, list), what),
         }
+        if settings["features"] != AUTO:
+            own = self._blocks.missing([str(name) for name in settings["features"]])
+            if own:
+                raise _missing_features(own)
+            if sorted(settings["features"]) == sorted(self._blocks.names) and not self._blocks.auto:
+                settings["features"] = self._settings["features"]  # in whatever order
         for name, value in settings.items():
             mine = self._settings[name]
             # A model is compared by what it is, not by its name: see _check_identity.
@@ -430,7 +571,10 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
                 instruction=settings["instruction"],
                 batch_size=self._batch_size,
             )
-        return {**settings, "model_name": self._settings["model_name"]}, now
+        blocks = self._blocks
+        if settings["features"] != self._settings["features"] or now.is_lexical != blocks.beside_lexical:
+            blocks = Features(settings["features"], beside_lexical=now.is_lexical)
+        return {**settings, "model_name": self._settings["model_name"]}, now, blocks
 
     # Inside
 
@@ -444,6 +588,7 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         fit = self.ridge.fit_or_refuse()
         if fit not in self._embedding.accepted:
             _check_identity(self._embedding, fit)
+            _check_blocks(self._blocks, fit)
             if fit.vectors is not None:
                 texts = [example.text for example in self.ridge.examples[: len(fit.vectors)]]
                 self._embedding.remember(texts, fit.vectors)
@@ -453,24 +598,47 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
     def _values(self, texts: list[str]) -> Array:
         """The values of checked texts, (n_texts,)."""
         fit = self._ready()
-        return fit.predict(self._features(texts, fit)) if texts else np.empty(0)
+        return fit.predict(self._columns(texts, fit).X) if texts else np.empty(0)
 
-    def _features(self, texts: Sequence[str], fit: Fit | None = None) -> Vectors:
-        """Features of texts, (n_texts, n_features): their vectors, or what a subclass makes of them."""
+    def _columns(self, texts: Sequence[str], fit: Fit) -> Table:
+        """The columns of texts that a fit values them by."""
+        return self._blocks(texts, self._vectors(texts, fit), fit.blocks)
+
+    def _features_of(self, fit: Fit) -> Callable[[Sequence[RankingExample]], Rows]:
+        """What gives the columns of examples that a fit values them by."""
+        return lambda examples: self._columns([example.text for example in examples], fit).X
+
+    def _ready_to_change(self) -> Fit:
+        """The fit, with the examples it was learned from.
+
+        Raises:
+            NotFittedError, StateError: as `_ready`.
+            InputError: the examples were not kept.
+        """
+        fit = self._ready()
+        if fit.n_texts == 0:
+            raise InputError(
+                "the texts this value function was learned from were not saved with it (keep_examples=False), so it "
+                "cannot be changed; rate texts anew and train."
+            )
+        return fit
+
+    def _vectors(self, texts: Sequence[str], fit: Fit | None = None) -> Vectors:
+        """The embedding of texts, (n_texts, dim): their vectors, or what a subclass makes of them."""
         if not self._overridden():
             return self._embedding(texts, expect=None if fit is None else fit.probe)
         token = _batch.set((tuple(texts), None if fit is None else fit.probe))
         try:
             rows = [np.asarray(self._get_embedding_vector(text), dtype=np.float32) for text in texts]
-        except (TypeError, ValueError) as error:
-            if isinstance(error, QVLError):
-                raise
+        except QVLError:
+            raise
+        except Exception as error:
             name = f"{type(self).__name__}._get_embedding_vector"
             raise EmbeddingError(f"{name} failed or gave no vector of numbers: {error}") from error
         finally:
             _batch.reset(token)
         shapes = {row.shape for row in rows}
-        if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        if len(shapes) > 1 or any(len(shape) != 1 or shape == (0,) for shape in shapes):
             raise EmbeddingError(
                 f"{type(self).__name__}._get_embedding_vector gave shapes {sorted(shapes)}; "
                 "it must give one flat vector of one length for every text."
@@ -485,10 +653,10 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         method: Callable[..., Any] = self._get_embedding_vector
         return getattr(method, "__func__", None) is not Qwen3EmbeddingValueLearner._get_embedding_vector
 
-    def _training_rows(
+    def _training_table(
         self, examples: list[RankingExample], groups: Sequence[Any] | str | None
-    ) -> tuple[Vectors, Array, Sequence[Any]]:
-        """Features, scores and groups of rated texts."""
+    ) -> tuple[Table, Array, Sequence[Any]]:
+        """Columns, scores and groups of rated texts."""
         texts, y = [example.text for example in examples], [example.score for example in examples]
         check_scores_differ(y)
         members: Sequence[Any] = texts  # the same text never stands on two sides
@@ -500,22 +668,23 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
                     "give every rated text that entry, or pass a list."
                 )
         if groups is not None:
-            members = check_groups(members if isinstance(groups, str) else groups, len(texts))
+            members = joined(check_groups(members if isinstance(groups, str) else groups, len(texts)), texts)
         fit: Fit | None = None
         if self.ridge.fitted is not None:
             with contextlib.suppress(StateError):  # a fit of another model brings nothing, and will be replaced
                 fit = self._ready()  # a loaded fit brings the vectors of its texts
-        return self._features(texts, fit), np.array(y), members
+        return self._blocks(texts, self._vectors(texts, fit), self._blocks.names), np.array(y), members
 
-    def _fit(self, X: Vectors, y: Array, alpha: float) -> None:
-        """Fit the head on rated texts and keep what a saved state needs."""
-        fit = self.ridge.fit(
-            X,
-            y,
+    def _adopt(self, fitted: Fitted, alpha: float, table: Table) -> None:
+        """Keep the fit of rated texts with these columns, and what a saved state needs."""
+        vectors: Any = table.X[:, table.blocks[0]]
+        fit = self.ridge.adopt(
+            fitted,
             alpha,
+            n_texts=len(table.X),
             identity=self._embedding.identity,
             probe=self._embedding.probe(),
-            vectors=X if self._embedding.keeps_vectors and not self._overridden() else None,
+            vectors=vectors.copy() if self._embedding.keeps_vectors and not self._overridden() else None,
         )
         self._embedding.accepted.add(fit)
 
@@ -541,3 +710,21 @@ def _check_identity(embedding: Embedding, fit: Fit) -> None:
     n_columns = fit.probe.vectors.shape[1]
     if embedding.dim is not None and embedding.dim != n_columns:
         raise other_model(f"embedding_dim {n_columns} saved, {embedding.dim} here")
+
+
+def _check_blocks(blocks: Features, fit: Fit) -> None:
+    """Refuse a fit of blocks of features that cannot be made here.
+
+    Raises:
+        StateError: a callable of the caller's own is missing.
+    """
+    missing = blocks.missing(fit.blocks)
+    if missing:
+        raise _missing_features(missing)
+
+
+def _missing_features(names: Sequence[str]) -> StateError:
+    return StateError(
+        f"the value function was fitted with the caller's own features {', '.join(map(repr, names))}; "
+        "give this learner features=[…] with callables of these names."
+    )

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, InputError, QVLWarning, StateError
-from dspy_qvl.backends import LexicalModel, ModelSpec
+from dspy_qvl.backends import ModelSpec
 from dspy_qvl.embedding import PROBE_TEXTS, Embedding, Probe, unit
+from dspy_qvl.lexical import LexicalModel
 from tests.conftest import CountingModel, rated
 
 TEXTS = [text for text, _ in rated(40)]

@@ -13,18 +13,48 @@ PACKAGE = Path(dspy_qvl.__file__).parent
 FLOORS = [
     "errors",
     "scores",
+    "folds",
+    "moments",
+    "linear",
+    "solve",
+    "primal",
+    "dual",
     "ridge",
+    "recursive",
+    "weighting",
     "state",
     "cache",
+    "lexical",
+    "features",
     "text",
     "backends",
     "embedding",
-    "head",
+    "tuning",
     "validation",
+    "fit",
+    "head",
     "learner",
 ]
-ONLY = {"errors": set(), "scores": {"errors"}, "ridge": {"errors"}, "state": {"errors"}, "cache": {"errors"}}
-NO_DSPY = {"errors", "scores", "ridge", "state", "cache", "validation"}
+ONLY = {
+    "errors": set(),
+    "scores": {"errors"},
+    "folds": {"errors"},
+    "moments": {"errors"},
+    "solve": {"errors", "moments"},
+    "linear": {"moments"},
+    "primal": {"moments", "solve", "linear"},
+    "dual": {"moments", "solve", "linear"},
+    "ridge": {"moments", "linear", "primal", "dual"},
+    "recursive": {"moments", "linear"},
+    "weighting": {"moments"},
+    "state": {"errors"},
+    "cache": {"errors"},
+    "lexical": {"errors"},
+    "features": {"errors", "moments", "cache", "lexical"},
+    "tuning": {"ridge", "moments", "features", "weighting"},
+    "validation": {"scores", "folds", "moments", "features", "tuning"},
+}
+NO_DSPY = set(ONLY)
 
 
 def imports(room: str) -> set[str]:
@@ -76,6 +106,7 @@ def test_no_room_pickles_or_prints():
 def test_the_public_names_are_these():
     assert dspy_qvl.__all__ == [
         "EmbeddingError",
+        "FeatureError",
         "InputError",
         "ModelUnavailableError",
         "NotFittedError",

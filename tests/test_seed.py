@@ -499,7 +499,8 @@ def test_the_quick_start_trains_predicts_and_ranks(capsys):
         "Average product",
     ]
     assert learner.training_scores == [9.5, 2.0, 8.0, 5.0]
-    assert len(learner.ridge.coef_) == learner.embedding_dim == 768
+    assert learner.embedding_dim == 768
+    assert len(learner.ridge.coef_) == 768 + 1  # and one for the length of a text
     assert (metrics["n_train"], metrics["n_val"], metrics["cv_folds"]) == (3, 1, 3)
     assert math.isnan(metrics["val_r2"])  # of one text there is no R²
     check_ranking(names["rankings"], texts)
@@ -896,8 +897,8 @@ def test_the_ten_most_important_dimensions_are_printed(trained, capsys):
     assert label == "Most important embedding dimensions"
     shown = [int(number) for number in numbers(printed)]
     assert len(shown) == len(set(shown)) == 10
-    assert names["importance"].shape == (512,)
-    largest = sorted(range(512), key=lambda column: abs(trained.ridge.coef_[column]))[-10:]
+    assert names["importance"].shape == (512 + 1,)  # the last one tells of the length of a text
+    largest = sorted(range(512 + 1), key=lambda column: abs(trained.ridge.coef_[column]))[-10:]
     assert set(shown) == set(largest)
 
 
@@ -919,7 +920,7 @@ def test_custom_features_are_learned_from():
     learner.use_custom_features = True
     learner.add_training_examples([(f"no. {number} came {'!' * (number % 4)}", number % 4) for number in range(40)])
     learner.train()
-    assert len(learner.ridge.coef_) == 64 + 3
+    assert len(learner.ridge.coef_) == 64 + 3 + 1  # the base embedding, the features, the length
     assert learner.ridge.coef_[64] > 0  # an exclamation mark is worth something
     loud, quiet = learner.predict("it went !!!"), learner.predict("it went")
     assert loud > quiet + 2
@@ -930,10 +931,10 @@ def test_custom_features_are_learned_from():
     twin.load_model("custom.model")
     assert twin.predict("it went !!!") == loud
     learner.use_custom_features = False
-    with pytest.raises(InputError, match="the text has 64 features, but the value function was fitted on 67"):
+    with pytest.raises(InputError, match="the text has 65 features, but the value function was fitted on 68"):
         learner.predict("it went !!!")
     learner.train()
-    assert len(learner.ridge.coef_) == 64
+    assert len(learner.ridge.coef_) == 64 + 1
 
 
 def test_an_ensemble_gives_the_mean_of_its_learners():

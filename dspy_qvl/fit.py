@@ -1,0 +1,205 @@
+"""One finished fit, and how it is written down and read again.
+
+What is read is checked as if a stranger had written it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspy_qvl import ridge
+from dspy_qvl.embedding import Probe, is_unit
+from dspy_qvl.errors import (
+    InputError,
+    StateError,
+    check_alpha,
+    check_count,
+    check_metadata,
+    check_number,
+    check_score,
+    check_text,
+    shown,
+)
+from dspy_qvl.features import EMBEDDING
+from dspy_qvl.moments import Array, Rows
+from dspy_qvl.state import SCHEMA, decode_array, encode_array, take
+from dspy_qvl.text import RankingExample
+from dspy_qvl.tuning import Fitted
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """One finished fit; replaced as a whole, shared by copies, never changed.
+
+    Attributes:
+        fitted: coefficients (n_features,) and intercept, in the units of the scores, and the blocks they are of.
+        identity: what makes the embedding model's vectors its own, or None for an anonymous callable.
+        probe: what that model gave for the probe texts.
+        alpha: its penalty.
+        n_texts: how many of the head's examples it was learned from, the first ones; 0 where they were not kept.
+        vectors: their unit vectors, (dim,) each, or None if they are not kept.
+        values: of texts that were valued one by one, so that a text is an inner product only once; not saved.
+    """
+
+    fitted: Fitted
+    identity: Mapping[str, str] | None
+    probe: Probe
+    alpha: float
+    n_texts: int
+    vectors: tuple[Vectors, ...] | None
+    values: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def line(self) -> ridge.Linear:
+        """Coefficients and intercept."""
+        return self.fitted.line
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks beside the embedding."""
+        return self.fitted.names[1:]
+
+    def predict(self, X: Rows) -> Array:
+        """Values of features, (n, n_features) -> (n,), on the scale of the scores.
+
+        Raises:
+            InputError: another number of features than the fit has.
+        """
+        if X.shape[1] != len(self.line.coef):
+            raise InputError(
+                f"the text has {X.shape[1]} features, but the value function was fitted on {len(self.line.coef)}; "
+                "use the embedding model and features it was fitted with, or train again."
+            )
+        return ridge.predict(self.fitted.within(X), self.line)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fit":
+        return self
+
+
+def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
+    """A fit as JSON; of the rated texts' vectors only what may be kept."""
+    vectors = fit.vectors if keep_examples else None
+    return {
+        "coef": encode_array(fit.line.coef),
+        "intercept": fit.line.intercept,
+        "alpha": fit.alpha,
+        "blocks": [
+            {
+                "name": name,
+                "width": width,
+                "factor": factor,
+                "bounds": None if bound is None else encode_array(bound),
+            }
+            for name, width, factor, bound in zip(
+                fit.fitted.names, fit.fitted.widths, fit.fitted.factors, fit.fitted.bounds, strict=True
+            )
+        ],
+        "n_texts": fit.n_texts if keep_examples else 0,
+        "identity": None if fit.identity is None else dict(fit.identity),
+        "probe": {"texts": list(fit.probe.texts), "vectors": encode_array(fit.probe.vectors)},
+        "vectors": None if vectors is None else encode_array(np.stack(vectors)),
+    }
+
+
+def checked(
+    state: object,
+) -> tuple[float, bool, dict[str, float] | None, list[RankingExample], Fit | None]:
+    """The parts of a dumped state, each checked as if a stranger had written it."""
+    what = "the saved value function"
+    schema = take(state, "schema", int, what)
+    if schema != SCHEMA:
+        raise StateError(
+            f"{what} has schema {schema}, this version of dspy_qvl reads schema {SCHEMA}; "
+            "read it with the version that wrote it, or train again."
+        )
+    alpha = check_alpha(take(state, "alpha", (int, float), what), f"alpha in {what}")
+    tuned = take(state, "alpha_tuned", bool, what)
+    weights = take(state, "weights", (Mapping, type(None)), what)
+    if weights is not None:
+        weights = {check_text(name, "a block"): _positive(weight, "a weight") for name, weight in weights.items()}
+    examples = _checked_examples(take(state, "examples", (Mapping, type(None)), what))
+    fit = take(state, "fit", (Mapping, type(None)), what)
+    return alpha, tuned, weights, examples, None if fit is None else _checked_fit(fit, len(examples))
+
+
+def _positive(value: object, what: str) -> float:
+    number = check_number(value, what)
+    if number <= 0:
+        raise StateError(f"{what} in the saved value function must be above 0, but is {number:g}.")
+    return number
+
+
+def _checked_examples(entry: Mapping[str, Any] | None) -> list[RankingExample]:
+    if entry is None:
+        return []
+    what = "the saved examples"
+    texts, scores, metadata = (take(entry, name, list, what) for name in ("texts", "scores", "metadata"))
+    if not len(texts) == len(scores) == len(metadata):
+        raise StateError(f"{what} have {len(texts)} texts, {len(scores)} scores and {len(metadata)} metadata.")
+    return [
+        RankingExample(check_text(text), check_score(score, "score"), check_metadata(kept))
+        for text, score, kept in zip(texts, scores, metadata, strict=True)
+    ]
+
+
+def _checked_fit(entry: Mapping[str, Any], n_texts: int) -> Fit:
+    what = "the saved fit"
+    coef = decode_array(take(entry, "coef", Mapping, what), "coef", "float64", (None,))
+    intercept = check_number(take(entry, "intercept", (int, float), what), "the saved intercept")
+    if len(coef) == 0:
+        raise StateError(f"{what} has no coefficients.")
+    identity = take(entry, "identity", (Mapping, type(None)), what)
+    if identity is not None and not all(type(k) is str and type(v) is str for k, v in identity.items()):
+        raise StateError(f"identity in {what} must hold only strings.")
+    probe = take(entry, "probe", Mapping, what)
+    texts = take(probe, "texts", list, "the saved probe")
+    probe_vectors = decode_array(probe.get("vectors"), "the vectors of the probe", "float32", (len(texts), None))
+    if not texts or not is_unit(probe_vectors).all():
+        raise StateError("the saved probe has no unit vectors; without them another model would go unnoticed.")
+    names, widths, factors, bounds = _checked_blocks(take(entry, "blocks", list, what))
+    if sum(widths) != len(coef):
+        raise StateError(f"{what} has {len(coef)} coefficients for {sum(widths)} columns.")
+    n_fitted = check_count(take(entry, "n_texts", int, what), "n_texts", 0)
+    if n_fitted > n_texts:
+        raise StateError(f"{what} was learned from {n_fitted} texts, but only {n_texts} were saved with it.")
+    vectors = take(entry, "vectors", (Mapping, type(None)), what)
+    kept: tuple[Vectors, ...] | None = None
+    if vectors is not None:
+        rows = decode_array(vectors, "the saved vectors", "float32", (n_fitted, probe_vectors.shape[1]))
+        if not (is_unit(rows) | ~rows.any(axis=1)).all():
+            raise StateError(f"{what} has vectors that are not of unit length.")
+        kept = tuple(rows)
+    return Fit(
+        Fitted(ridge.Linear(coef, intercept), names, widths, factors, bounds),
+        None if identity is None else dict(identity),
+        Probe(tuple(check_text(text, "a probe text") for text in texts), probe_vectors),
+        check_alpha(take(entry, "alpha", (int, float), what), f"alpha in {what}"),
+        n_fitted,
+        kept,
+    )
+
+
+def _checked_blocks(
+    entries: list[Any],
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...], tuple[Vectors | None, ...]]:
+    """Names, widths, factors and bounds of the saved blocks, the embedding first."""
+    what = "a saved block"
+    names = tuple(check_text(take(entry, "name", str, what)) for entry in entries)
+    widths = tuple(check_count(take(entry, "width", int, what), "width", 1) for entry in entries)
+    factors = tuple(_positive(take(entry, "factor", (int, float), what), "a factor") for entry in entries)
+    if not names or names[0] != EMBEDDING or len(set(names)) != len(names):
+        raise StateError(
+            f"the saved fit has the blocks {shown(names)}; the embedding must be the first, and each once."
+        )
+    bounds = tuple(
+        None
+        if take(entry, "bounds", (Mapping, type(None)), what) is None
+        else decode_array(entry["bounds"], "the bounds of a block", "float32", (2, width))
+        for entry, width in zip(entries, widths, strict=True)
+    )
+    return names, widths, factors, bounds
