@@ -5,11 +5,14 @@
 Rows: warm `predict` of one cached text against `dspy.Module.__call__` returning a Prediction; `import dspy_qvl`
 against `import dspy` (CPU time of whole processes, in turn); a fresh process ranking 10,000 texts whose
 1,024 float32 vectors are on disk, timed after imports, against a keyed sqlite3 loop over the same rows plus one
-matrix-vector product. Medians of several runs, in turn, in one run of this file.
+matrix-vector product. The last is of the embedding alone (features=None), as the loop is; a second row has the
+columns that "auto" adds, which are made anew in a fresh process. Medians of several runs, in turn, in one run of this
+file.
 """
 
 import argparse
 import hashlib
+import os
 import resource
 import sqlite3
 import statistics
@@ -52,7 +55,8 @@ def microseconds(call: Callable[[], object], repeats: int = 20_000) -> float:
 
 
 def warm_predict(folder: Path) -> tuple[float, float]:
-    learner = make(folder)
+    make(folder, None)
+    learner = make(folder, "auto")
     constant, text = Constant(), TEXTS[5]
     learner.predict(text)
     pairs = [(microseconds(lambda: learner.predict(text)), microseconds(lambda: constant(text=text))) for _ in range(7)]
@@ -60,29 +64,35 @@ def warm_predict(folder: Path) -> tuple[float, float]:
 
 
 def import_cost() -> tuple[float, float]:
+    # As installed, with compiled bytecode beside the sources.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
     def cpu(module: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=environment)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
+    cpu("dspy_qvl")
     pairs = [(cpu("dspy_qvl"), cpu("dspy")) for _ in range(7)]
     return tuple(map(statistics.median, zip(*pairs, strict=True)))
 
 
-def make(folder: Path) -> Qwen3EmbeddingValueLearner:
+def make(folder: Path, features: str | None) -> Qwen3EmbeddingValueLearner:
     """A learner trained on the first 200 texts, with all of them in the cache on disk."""
-    learner = Qwen3EmbeddingValueLearner(embedder=Synthetic(), embedding_dim=768, cache_dir=folder / "cache")
+    learner = Qwen3EmbeddingValueLearner(
+        embedder=Synthetic(), embedding_dim=768, cache_dir=folder / "cache", features=features
+    )
     learner.add_training_examples([(text, float(len(text))) for text in TEXTS[:200]])
     learner.train()
-    learner.save_model(folder / "model.qvl")
+    learner.save_model(folder / f"{features}.qvl")
     learner.predict_many(TEXTS)
     return learner
 
 
-def rank_once(folder: Path) -> float:
-    learner = Qwen3EmbeddingValueLearner(embedder=Synthetic(), cache_dir=folder / "cache")
-    learner.load_model(folder / "model.qvl")
+def rank_once(folder: Path, features: str | None) -> float:
+    learner = Qwen3EmbeddingValueLearner(embedder=Synthetic(), cache_dir=folder / "cache", features=features)
+    learner.load_model(folder / f"{features}.qvl")
     start = time.perf_counter()
     learner.rank_texts(TEXTS)
     return time.perf_counter() - start
@@ -103,31 +113,34 @@ def plain_once(folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def rank_from_disk(folder: Path) -> tuple[float, float]:
-    def fresh(which: str) -> float:
-        command = [sys.executable, __file__, "--one", which, str(folder)]
+def rank_from_disk(folder: Path, which: str) -> tuple[float, float]:
+    def fresh(what: str) -> float:
+        command = [sys.executable, __file__, "--one", what, str(folder)]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    pairs = [(fresh("rank"), fresh("plain")) for _ in range(7)]
+    pairs = [(fresh(which), fresh("plain")) for _ in range(7)]
     return tuple(map(statistics.median, zip(*pairs, strict=True)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--one", nargs=2, metavar=("rank|plain", "folder"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, metavar=("rank|auto|plain", "folder"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         which, folder = options.one
-        print((rank_once if which == "rank" else plain_once)(Path(folder)))
+        calls = {"rank": lambda at: rank_once(at, None), "auto": lambda at: rank_once(at, "auto"), "plain": plain_once}
+        print(calls[which](Path(folder)))
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             ("warm predict / dspy.Module call, µs", *warm_predict(Path(folder)), 3.0),
-            ("10,000 texts from disk / sqlite3 loop, s", *rank_from_disk(Path(folder)), 2.0),
+            ("10,000 texts from disk / sqlite3 loop, s", *rank_from_disk(Path(folder), "rank"), 2.0),
+            ("    with hashed words and length", *rank_from_disk(Path(folder), "auto"), None),
             ("import dspy_qvl / import dspy, CPU s", *import_cost(), 1.3),
         ]
     for name, mine, theirs, limit in rows:
-        print(f"{name:<44}{mine:>8.3f}{theirs:>8.3f}   ratio {mine / theirs:.2f} (at most {limit})")
+        bound = "" if limit is None else f" (at most {limit})"
+        print(f"{name:<44}{mine:>8.3f}{theirs:>8.3f}   ratio {mine / theirs:.2f}{bound}")
 
 
 if __name__ == "__main__":
