@@ -176,16 +176,6 @@ class Features:
             )
         return table
 
-    def remember(self, name: str, texts: Sequence[str], rows: Vectors) -> None:
-        """Keep columns that were saved with a value function, so that a block is not asked for them again."""
-        for text, row in zip(texts, rows, strict=True):
-            self._memory[name].put(_key(text if text.strip() else ""), row)
-
-    def clear(self) -> None:
-        """Forget the columns in memory."""
-        for memory in self._memory.values():
-            memory.clear()
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "Features":
         return self
 
