@@ -151,6 +151,14 @@ def gather(
     return [Moments(shift, total, k) for total in sums]
 
 
+def summed(parts: Sequence[Moments]) -> Moments:
+    """The moments of the rows of all parts, added in their order."""
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole + part
+    return whole
+
+
 def rough_mean(X: Source, y: Array) -> Array:
     """About the mean of x and y, (d + k,): x from a sample, in float32 so that subtracting it from rows is exact."""
     if isinstance(X, np.ndarray):

@@ -20,6 +20,7 @@ from dspy_qvl.moments import (
     n_features,
     rough_mean,
     row_blocks,
+    summed,
 )
 from dspy_qvl.solve import beyond_float32, factored, solve_path
 
@@ -129,18 +130,11 @@ def fold_moments(
     shift = rough_mean(X, y)
     kind = kind_of_products(X, len(y), len(shift) - y.shape[1])
     parts = gather(X, y, shift, folds=folds, sample_weight=sample_weight, kind=kind)
-    whole = _total(parts)
+    whole = summed(parts)
     if kind is np.float32 and beyond_float32(whole.centred()[0], min(alphas)):
         parts = gather(X, y, shift, folds=folds, sample_weight=sample_weight)
-        whole = _total(parts)
+        whole = summed(parts)
     return parts, whole
-
-
-def _total(parts: Sequence[Moments]) -> Moments:
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole + part
-    return whole
 
 
 def unseen(

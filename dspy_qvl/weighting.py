@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.moments import Array, Folds, Rows, gather, rough_mean
+from dspy_qvl.moments import Array, Folds, Rows, gather, rough_mean, summed
 
 Vectors = NDArray[np.float32]
 
@@ -127,9 +127,7 @@ class Weigher:
         if n > d:
             targets = y[:, None]
             self._parts = gather(X, targets, rough_mean(X, targets), folds=folds, kind=np.float32)
-            self._whole = self._parts[0]
-            for part in self._parts[1:]:
-                self._whole = self._whole + part
+            self._whole = summed(self._parts)
             self._kernels = None
         else:
             centred = X - X.mean(axis=0)
