@@ -6,7 +6,7 @@ import numpy as np
 
 from dspy_qvl.linear import LeaveOneOut, Linear, left_out
 from dspy_qvl.moments import Array, Folds, ProductType, Rows, Source, row_blocks, slices
-from dspy_qvl.solve import beyond_float32, factored, solve_path
+from dspy_qvl.solve import beyond_float32, factored, inverse_root, solve_path
 
 CANCELLED = 1e-4  # 1 - leverage below which a difference of two sums has lost digits
 
@@ -18,7 +18,7 @@ def fit_dual(
     n = len(y)
     weights = np.ones(n) if sample_weight is None else sample_weight
     root, total = np.sqrt(weights), weights.sum()
-    centred, _ = _centred_kernel(kernel, weights)
+    centred, _ = centred_kernel(kernel, weights)
     y_mean = np.average(y, axis=0, weights=weights)
     solve, factor = factored(centred, alpha)
     dual = solve(root[:, None] * (y - y_mean))  # (n, k)
@@ -31,9 +31,7 @@ def fit_dual(
     # 1 - h = alpha (K + alpha I)^-1_ii - s_i / sum(s), and y - yhat = alpha a / root(s)
     missed, left = alpha * dual, np.zeros(n)
     if factor is not None:
-        from scipy.linalg import lapack
-
-        inverse = np.tril(lapack.dtrtri(factor, lower=1)[0])  # above the diagonal a factor holds anything
+        inverse = inverse_root(centred, alpha, factor)
         left = alpha * np.einsum("ij,ij->j", inverse, inverse) - weights / total
     if left.min() < CANCELLED:  # the two nearly cancel: leave out the direction of the intercept instead
         constant = root / np.sqrt(total)
@@ -65,7 +63,7 @@ def out_of_fold_dual(
     for fold in folds:
         seen = np.setdiff1d(everything, fold)
         s = weights[seen]
-        centred, row_means = _centred_kernel(kernel[np.ix_(seen, seen)], s)
+        centred, row_means = centred_kernel(kernel[np.ix_(seen, seen)], s)
         y_mean = np.average(y[seen], axis=0, weights=s)
         exact = kind is np.float64 or beyond_float32(centred, min(alphas))
         duals = solve_path(
@@ -91,7 +89,7 @@ def gram_of_rows(X: Rows) -> Array:
     return kernel
 
 
-def _centred_kernel(kernel: Array, weights: Array) -> tuple[Array, Array]:
+def centred_kernel(kernel: Array, weights: Array) -> tuple[Array, Array]:
     """Xc Xc' of weighted rows from X X', and the inner products of each row with their mean."""
     means = kernel @ (weights / weights.sum())
     centred = kernel - means[:, None]

@@ -2,6 +2,7 @@
 
     QVLError
     ├── InputError (ValueError)            what the caller gave cannot be used
+    │   └── MissingTextError               an example or a prediction has not the text that is valued
     ├── NotFittedError (RuntimeError)      a value was asked for before anything was learned
     ├── EmbeddingError (RuntimeError)      the embedding model failed, or answered wrongly
     │   └── ModelUnavailableError          the embedding model cannot be loaded here
@@ -33,6 +34,10 @@ class QVLError(Exception):
 
 class InputError(QVLError, ValueError):
     """What the caller gave cannot be used."""
+
+
+class MissingTextError(InputError):
+    """An example or a prediction has not the text that is valued."""
 
 
 class NotFittedError(QVLError, RuntimeError):

@@ -161,6 +161,12 @@ class Features:
         widths = (embedded.shape[1], *(block.shape[1] for block in columns))
         return Table(np.concatenate([embedded, *columns], axis=1), (EMBEDDING, *names), widths)
 
+    def remember(self, texts: Sequence[str], columns: Mapping[str, Sequence[Vectors]]) -> None:
+        """Keep columns of texts that were saved with a value function: what made them is not asked again."""
+        for name, rows in columns.items():
+            for text, row in zip(texts, rows, strict=True):
+                self._memory[name].put(_key(text if text.strip() else ""), row)
+
     def _made(self, name: str, texts: list[str]) -> Vectors:
         make = self._makes.get(name) or BUILT_IN[name]
         try:

@@ -3,7 +3,7 @@
 What is read is checked as if a stranger had written it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dspy_qvl import ridge
 from dspy_qvl.embedding import Probe, is_unit
 from dspy_qvl.errors import (
+    LARGEST_SCORE,
     InputError,
     StateError,
     check_alpha,
@@ -23,13 +24,16 @@ from dspy_qvl.errors import (
     check_text,
     shown,
 )
-from dspy_qvl.features import EMBEDDING
+from dspy_qvl.features import BUILT_IN, EMBEDDING, Table
 from dspy_qvl.moments import Array, Rows
+from dspy_qvl.sharing import Memo
 from dspy_qvl.state import SCHEMA, decode_array, encode_array, take
-from dspy_qvl.text import RankingExample
+from dspy_qvl.text import RankingExample, Rendering
 from dspy_qvl.tuning import Fitted
 
 Vectors = NDArray[np.float32]
+
+TWENTIETHS = np.linspace(0.0, 1.0, 21)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +45,37 @@ class Fit:
         identity: what makes the embedding model's vectors its own, or None for an anonymous callable.
         probe: what that model gave for the probe texts.
         alpha: its penalty.
-        n_texts: how many of the head's examples it was learned from, the first ones; 0 where they were not kept.
+        rated: the rated texts it was learned from, the first ones of the head's; none where they were not kept.
+        quantiles: of their scores, ascending, (21,): the lowest, each twentieth, the highest.
         vectors: their unit vectors, (dim,) each, or None if they are not kept.
-        values: of texts that were valued one by one, so that a text is an inner product only once; not saved.
+        own: their columns of each block that is the caller's own, (k,) each.
+        memo: what follows from the fit; not saved.
     """
 
     fitted: Fitted
     identity: Mapping[str, str] | None
     probe: Probe
     alpha: float
-    n_texts: int
+    rated: tuple[RankingExample, ...]
+    quantiles: Array
     vectors: tuple[Vectors, ...] | None
-    values: dict[str, float] = field(default_factory=dict)
+    own: Mapping[str, tuple[Vectors, ...]] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
+
+    @property
+    def n_texts(self) -> int:
+        """How many rated texts it was learned from, as far as they were kept."""
+        return len(self.rated)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of `rated`."""
+        return [example.text for example in self.rated]
+
+    @property
+    def scores(self) -> Array:
+        """The scores of `rated`, (n_texts,)."""
+        return np.array([example.score for example in self.rated], dtype=np.float64)
 
     @property
     def line(self) -> ridge.Linear:
@@ -63,6 +86,11 @@ class Fit:
     def blocks(self) -> tuple[str, ...]:
         """The blocks beside the embedding."""
         return self.fitted.names[1:]
+
+    def own_columns(self, X: Any) -> dict[str, Vectors]:
+        """Of features, (n, n_features), those of each block that is the caller's own, (n, k)."""
+        blocks = zip(self.fitted.names, Table(X, self.fitted.names, self.fitted.widths).blocks, strict=True)
+        return {name: X[:, block] for name, block in blocks if name not in (EMBEDDING, *BUILT_IN)}
 
     def predict(self, X: Rows) -> Array:
         """Values of features, (n, n_features) -> (n,), on the scale of the scores.
@@ -81,9 +109,15 @@ class Fit:
         return self
 
 
+def quantiles(scores: Sequence[float] | Array) -> Array:
+    """The lowest score, each twentieth of them, the highest, (21,)."""
+    twentieths: Array = np.quantile(np.asarray(scores, dtype=np.float64), TWENTIETHS)
+    return twentieths
+
+
 def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
     """A fit as JSON; of the rated texts' vectors only what may be kept."""
-    vectors = fit.vectors if keep_examples else None
+    vectors, own = (fit.vectors, fit.own) if keep_examples else (None, {})
     return {
         "coef": encode_array(fit.line.coef),
         "intercept": fit.line.intercept,
@@ -102,13 +136,15 @@ def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
         "n_texts": fit.n_texts if keep_examples else 0,
         "identity": None if fit.identity is None else dict(fit.identity),
         "probe": {"texts": list(fit.probe.texts), "vectors": encode_array(fit.probe.vectors)},
+        "quantiles": encode_array(fit.quantiles),
         "vectors": None if vectors is None else encode_array(np.stack(vectors)),
+        "own": {name: encode_array(np.stack(rows)) for name, rows in own.items()},
     }
 
 
 def checked(
     state: object,
-) -> tuple[float, bool, dict[str, float] | None, list[RankingExample], Fit | None]:
+) -> tuple[float, bool, dict[str, float] | None, str | None, list[RankingExample], Fit | None]:
     """The parts of a dumped state, each checked as if a stranger had written it."""
     what = "the saved value function"
     schema = take(state, "schema", int, what)
@@ -122,9 +158,12 @@ def checked(
     weights = take(state, "weights", (Mapping, type(None)), what)
     if weights is not None:
         weights = {check_text(name, "a block"): _positive(weight, "a weight") for name, weight in weights.items()}
+    template = take(state, "template", (str, type(None)), what)
+    if template is not None:
+        Rendering(template)
     examples = _checked_examples(take(state, "examples", (Mapping, type(None)), what))
     fit = take(state, "fit", (Mapping, type(None)), what)
-    return alpha, tuned, weights, examples, None if fit is None else _checked_fit(fit, len(examples))
+    return alpha, tuned, weights, template, examples, None if fit is None else _checked_fit(fit, examples)
 
 
 def _positive(value: object, what: str) -> float:
@@ -147,7 +186,7 @@ def _checked_examples(entry: Mapping[str, Any] | None) -> list[RankingExample]:
     ]
 
 
-def _checked_fit(entry: Mapping[str, Any], n_texts: int) -> Fit:
+def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -> Fit:
     what = "the saved fit"
     coef = decode_array(take(entry, "coef", Mapping, what), "coef", "float64", (None,))
     intercept = check_number(take(entry, "intercept", (int, float), what), "the saved intercept")
@@ -165,8 +204,8 @@ def _checked_fit(entry: Mapping[str, Any], n_texts: int) -> Fit:
     if sum(widths) != len(coef):
         raise StateError(f"{what} has {len(coef)} coefficients for {sum(widths)} columns.")
     n_fitted = check_count(take(entry, "n_texts", int, what), "n_texts", 0)
-    if n_fitted > n_texts:
-        raise StateError(f"{what} was learned from {n_fitted} texts, but only {n_texts} were saved with it.")
+    if n_fitted > len(examples):
+        raise StateError(f"{what} was learned from {n_fitted} texts, but only {len(examples)} were saved with it.")
     vectors = take(entry, "vectors", (Mapping, type(None)), what)
     kept: tuple[Vectors, ...] | None = None
     if vectors is not None:
@@ -174,13 +213,25 @@ def _checked_fit(entry: Mapping[str, Any], n_texts: int) -> Fit:
         if not (is_unit(rows) | ~rows.any(axis=1)).all():
             raise StateError(f"{what} has vectors that are not of unit length.")
         kept = tuple(rows)
+    quantiles = decode_array(take(entry, "quantiles", Mapping, what), "quantiles", "float64", (len(TWENTIETHS),))
+    if (np.diff(quantiles) < 0).any() or np.abs(quantiles).max() > LARGEST_SCORE:
+        raise StateError(f"the quantiles of scores in {what} do not ascend, or lie beyond ±{LARGEST_SCORE:g}.")
+    own = {
+        check_text(name, "a block"): decode_array(rows, f"the columns of {shown(name)}", "float32", (n_fitted, None))
+        for name, rows in take(entry, "own", Mapping, what).items()
+    }
+    blocks = dict(zip(names, widths, strict=True))
+    if any(name in (EMBEDDING, *BUILT_IN) or blocks.get(name) != rows.shape[1] for name, rows in own.items()):
+        raise StateError(f"{what} has columns of blocks it was not fitted with: {shown(list(own))}.")
     return Fit(
         Fitted(ridge.Linear(coef, intercept), names, widths, factors, bounds),
         None if identity is None else dict(identity),
         Probe(tuple(check_text(text, "a probe text") for text in texts), probe_vectors),
         check_alpha(take(entry, "alpha", (int, float), what), f"alpha in {what}"),
-        n_fitted,
+        tuple(examples[:n_fitted]),
+        quantiles,
         kept,
+        {name: tuple(rows) for name, rows in own.items()},
     )
 
 

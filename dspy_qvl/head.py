@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from dspy_qvl import ridge
 from dspy_qvl.embedding import Probe
 from dspy_qvl.errors import NotFittedError, QVLError, StateError
-from dspy_qvl.fit import Fit, checked, dumped
+from dspy_qvl.fit import Fit, checked, dumped, quantiles
 from dspy_qvl.moments import Rows, gather, rough_mean
 from dspy_qvl.recursive import RecursiveKernelRidge, RecursiveRidge
+from dspy_qvl.sharing import Memo
 from dspy_qvl.state import SCHEMA
 from dspy_qvl.text import RankingExample
 from dspy_qvl.tuning import Fitted
@@ -43,6 +44,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         examples: the rated texts, in the order they were added; only ever appended to.
         alpha: penalty of the next fit.
         alpha_tuned: whether cross-validation chose it.
+        template: how the rated texts were rendered from examples, if a format string says so (`FitValue`); else None.
         weights: of the blocks of the next fit, by name, if cross-validation chose them with alpha; else None.
         fitted: the current fit, or None.
     """
@@ -52,6 +54,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         self.alpha = alpha
         self.alpha_tuned = False
         self.weights: dict[str, float] | None = None
+        self.template: str | None = None
         self.keep_examples = keep_examples
         self.fitted: Fit | None = None
         self._running: tuple[Fit, Running] | None = None  # of the current fit, once it was updated
@@ -95,6 +98,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         identity: Mapping[str, str] | None,
         probe: Probe,
         vectors: Vectors | None = None,
+        own: Mapping[str, Vectors] | None = None,
     ) -> Fit:
         """Keep a fit, and its penalty.
 
@@ -105,12 +109,21 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             identity: see `Fit`.
             probe: see `Fit`.
             vectors: unit vectors of the same examples, (n_texts, dim), to be kept with the fit.
+            own: see `Fit`.
         """
-        for array in (fitted.line.coef, vectors):
+        for array in (fitted.line.coef, vectors, *(own or {}).values()):
             if array is not None:
                 array.setflags(write=False)
-        kept = None if vectors is None else tuple(vectors)
-        fit = Fit(fitted, None if identity is None else dict(identity), probe, alpha, n_texts, kept)
+        fit = Fit(
+            fitted,
+            None if identity is None else dict(identity),
+            probe,
+            alpha,
+            tuple(self.examples[:n_texts]),
+            quantiles(_scores(self.examples[:n_texts])),
+            None if vectors is None else tuple(vectors),
+            {name: tuple(rows) for name, rows in (own or {}).items()},
+        )
         self.alpha, self.fitted = alpha, fit
         return fit
 
@@ -123,11 +136,20 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             features: gives the features of examples, (n, n_features).
         """
         fit = self.fit_or_refuse()
-        learned = self.examples[: fit.n_texts]
+        learned = fit.rated
         fitted, running = self._changed(fit, learned, arriving, (), features)
         kept = None if fit.vectors is None or vectors is None else (*fit.vectors, *vectors)
+        columns = fit.own_columns(features(arriving)) if fit.own else {}
         self.examples = [*learned, *arriving]
-        self.fitted = replace(fit, fitted=fitted, n_texts=len(self.examples), vectors=kept, values={})
+        self.fitted = replace(
+            fit,
+            fitted=fitted,
+            rated=tuple(self.examples),
+            quantiles=quantiles(_scores(self.examples)),
+            vectors=kept,
+            own={name: (*rows, *columns[name]) for name, rows in fit.own.items()},
+            memo=Memo(),
+        )
         self._running = None if running is None else (self.fitted, running)
 
     def forget(self, rows: Collection[int], features: FeaturesOf) -> None:
@@ -150,7 +172,15 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         if leaving:
             fitted, running = self._changed(fit, staying, (), leaving, features)
             kept = None if fit.vectors is None else tuple(fit.vectors[row] for row in left)
-            fit = replace(fit, fitted=fitted, n_texts=len(left), vectors=kept, values={})
+            fit = replace(
+                fit,
+                fitted=fitted,
+                rated=tuple(staying),
+                quantiles=quantiles(_scores(staying)),
+                vectors=kept,
+                own={name: tuple(rows[row] for row in left) for name, rows in fit.own.items()},
+                memo=Memo(),
+            )
             self._running = None if running is None else (fit, running)
         self.examples, self.fitted = others, fit
 
@@ -222,6 +252,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             "alpha": self.alpha,
             "alpha_tuned": self.alpha_tuned,
             "weights": self.weights,
+            "template": self.template,
             "examples": examples if self.keep_examples else None,
             "fit": None if self.fitted is None else dumped(self.fitted, keep_examples=self.keep_examples),
         }
@@ -233,13 +264,13 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             StateError: another schema, or anything in it that cannot be used.
         """
         try:
-            alpha, tuned, weights, examples, fit = checked(state)
+            alpha, tuned, weights, template, examples, fit = checked(state)
         except StateError:
             raise
         except QVLError as error:
             raise StateError(f"the saved value function cannot be used: {error}") from error
         self.examples, self.alpha, self.alpha_tuned, self.weights = examples, alpha, tuned, weights
-        self.fitted, self._running = fit, None
+        self.template, self.fitted, self._running = template, fit, None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RidgeHead":
         """A copy with its own list of examples; what the list holds, and the fit, are shared: neither changes."""
@@ -251,11 +282,10 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled (`save_program=True`, workers): as in a saved file, the rated texts only if they are kept."""
-        fitted = None if self.fitted is None else replace(self.fitted, values={})
-        state = {**self.__dict__, "_running": None, "fitted": fitted}
+        state = {**self.__dict__, "_running": None}
         if self.keep_examples:
             return state
-        fitted = None if fitted is None else replace(fitted, n_texts=0, vectors=None)
+        fitted = None if self.fitted is None else replace(self.fitted, rated=(), vectors=None, own={})
         return {**state, "examples": [], "fitted": fitted}
 
     def __repr__(self) -> str:

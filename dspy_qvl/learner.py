@@ -5,7 +5,6 @@ import contextlib
 import contextvars
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -39,11 +38,13 @@ from dspy_qvl.errors import (
     other_model,
     shown,
 )
-from dspy_qvl.features import AUTO, Features, Table
+from dspy_qvl.features import AUTO, BUILT_IN, EMBEDDING, Features, Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.folds import joined
 from dspy_qvl.head import RidgeHead
+from dspy_qvl.inspection import Inspection, LeftOut
 from dspy_qvl.moments import Rows
+from dspy_qvl.sharing import Lock
 from dspy_qvl.state import read_file, take, write_file
 from dspy_qvl.text import RankingExample, rated_text
 from dspy_qvl.tuning import Fitted, refit
@@ -63,25 +64,6 @@ KEPT_VALUES = 10_000  # texts whose values are kept beside a fit
 # vectors one by one finds all of them embedded in one batch.
 _Batch = tuple[tuple[str, ...], Probe | None]
 _batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None))
-
-
-class _OneAtATime:
-    """A lock that a copy, or a pickle, has a fresh one of."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_OneAtATime":
-        return _OneAtATime()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _OneAtATime, ()
 
 
 class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy ships no types
@@ -134,7 +116,7 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         features: Any = AUTO,
     ) -> None:
         super().__init__()
-        self._changing = _OneAtATime()  # rated texts and fits change one call at a time; values need not wait
+        self._changing = Lock()  # rated texts and fits change one call at a time; values need not wait
         if embedder is not None and model_name is not None:
             raise InputError("give model_name or embedder, not both: either names the embedding model.")
         if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):
@@ -385,7 +367,7 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         """
         example = rated_text((text, score, metadata))
         with self._changing:
-            fit = self._ready_to_change()
+            fit = self._with_examples()
             arriving = [*self.ridge.examples[fit.n_texts :], example]
             vectors = (
                 None if fit.vectors is None else self._embedding([item.text for item in arriving], expect=fit.probe)
@@ -412,12 +394,12 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
                 self.ridge.examples = [item for row, item in enumerate(self.ridge.examples) if row not in rows]
                 return
             if not rows and self.ridge.fitted is not None:
-                self._ready_to_change()
+                self._with_examples()
             if not rows:
                 raise InputError(
                     f"{shown(text)} was never rated; training_texts lists the {len(self.ridge.examples)} that were."
                 )
-            fit = self._ready_to_change()
+            fit = self._with_examples()
             self.ridge.forget(rows, self._features_of(fit))
             if self.ridge.fitted is not None:
                 self._embedding.accepted.add(self.ridge.fitted)
@@ -449,13 +431,14 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         fit = self._ready()
         if self._overridden():
             return self._value(text, self._vectors([text], fit), fit)
-        kept = fit.values.get(text)
+        values = fit.memo.values
+        kept = values.get(text)
         if kept is not None:
             return kept
         value = self._value(text, self._embedding.vector(text, expect=fit.probe)[None, :], fit)
-        if len(fit.values) >= KEPT_VALUES:
-            fit.values.clear()
-        fit.values[text] = value
+        if len(values) >= KEPT_VALUES:
+            values.clear()
+        values[text] = value
         return value
 
     def _value(self, text: str, vectors: Vectors, fit: Fit) -> float:
@@ -474,12 +457,16 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         return sorted(zip(checked, values, strict=True), key=lambda pair: -pair[1])
 
     def forward(self, text: str) -> dspy.Prediction:
-        """The value of a text as `dspy.Prediction(score=…)`, on the scale of the scores."""
-        return dspy.Prediction(score=self.predict(text))
+        """The value of a text as `dspy.Prediction(score=…, std=…)`, both on the scale of the scores.
+
+        `std` is as `predict_std` gives it, or None where the rated texts were not kept.
+        """
+        score = self.predict(text)
+        return dspy.Prediction(score=score, std=self.predict_std(text) if self._ready().n_texts else None)
 
     async def aforward(self, text: str) -> dspy.Prediction:
         """As `forward`, off the event loop."""
-        return dspy.Prediction(score=await asyncio.to_thread(self.predict, text))
+        return await asyncio.to_thread(self.forward, text)
 
     def _get_embedding_vector(self, text: str) -> Vectors:
         """Features of one text, (n_features,); override it to change or extend them.
@@ -491,6 +478,56 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             self._embedding(texts, expect=expect)
             _batch.set(((), expect))
         return self._embedding.vector(text, expect=expect)
+
+    # How sure, and why
+
+    def predict_std(self, text: str) -> float:
+        """Standard deviation of what a rater would say of a text, on the scale of the scores.
+
+        That of the posterior predictive of the ridge fit (`uncertainty.py`): the raters' own noise, and more where
+        nothing like the text was rated. The first call after learning or loading works out the posterior.
+
+        Raises:
+            InputError: not a text, or a value function saved without its texts.
+            NotFittedError, StateError: as `predict`.
+        """
+        return self.inspection().std(check_text(text))
+
+    def leave_one_out(self) -> LeftOut:
+        """Every rated text under the value function that all the others give: exact, without refitting.
+
+        A text that was rated twice, or hardly differs from another, is then not really left out; and penalty and
+        weights, where cross-validation chose them, were chosen with it.
+
+        Raises:
+            InputError: a value function saved without its texts.
+            NotFittedError, StateError: as `predict`.
+        """
+        return self.inspection().leave_one_out()
+
+    def nearest(self, text: str, n_neighbors: int = 5) -> list[tuple[RankingExample, float]]:
+        """The rated texts whose embeddings are most like that of a text, and their cosine with it, nearest first.
+
+        Raises:
+            InputError, NotFittedError, StateError: as `predict_std`.
+        """
+        return self.inspection().nearest(check_text(text), check_count(n_neighbors, "n_neighbors", 1))
+
+    def inspection(self) -> Inspection:
+        """The current fit, looked at through the texts it was learned from.
+
+        Raises:
+            InputError, NotFittedError, StateError: as `predict_std`.
+        """
+        return Inspection(self._with_examples(), self._vectors, self._columns)
+
+    def current_fit(self) -> Fit:
+        """The fit that texts are valued by, known to belong to this embedding model.
+
+        Raises:
+            NotFittedError, StateError: as `predict`.
+        """
+        return self._ready()
 
     # Persistence
 
@@ -572,8 +609,9 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
                 batch_size=self._batch_size,
             )
         blocks = self._blocks
-        if settings["features"] != self._settings["features"] or now.is_lexical != blocks.beside_lexical:
-            blocks = Features(settings["features"], beside_lexical=now.is_lexical)
+        mine = settings["features"] == self._settings["features"]  # then with the callables themselves
+        if not mine or now.is_lexical != blocks.beside_lexical:
+            blocks = Features(blocks.wanted if mine else settings["features"], beside_lexical=now.is_lexical)
         return {**settings, "model_name": self._settings["model_name"]}, now, blocks
 
     # Inside
@@ -590,8 +628,8 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             _check_identity(self._embedding, fit)
             _check_blocks(self._blocks, fit)
             if fit.vectors is not None:
-                texts = [example.text for example in self.ridge.examples[: len(fit.vectors)]]
-                self._embedding.remember(texts, fit.vectors)
+                self._embedding.remember(fit.texts, fit.vectors)
+            self._blocks.remember(fit.texts, fit.own)
             self._embedding.accepted.add(fit)
         return fit
 
@@ -608,18 +646,18 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         """What gives the columns of examples that a fit values them by."""
         return lambda examples: self._columns([example.text for example in examples], fit).X
 
-    def _ready_to_change(self) -> Fit:
-        """The fit, with the examples it was learned from.
+    def _with_examples(self) -> Fit:
+        """The fit, with the rated texts it was learned from.
 
         Raises:
             NotFittedError, StateError: as `_ready`.
-            InputError: the examples were not kept.
+            InputError: they were not kept.
         """
         fit = self._ready()
         if fit.n_texts == 0:
             raise InputError(
                 "the texts this value function was learned from were not saved with it (keep_examples=False), so it "
-                "cannot be changed; rate texts anew and train."
+                "cannot be changed, and cannot say how sure it is; rate texts anew and train."
             )
         return fit
 
@@ -677,14 +715,16 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
 
     def _adopt(self, fitted: Fitted, alpha: float, table: Table) -> None:
         """Keep the fit of rated texts with these columns, and what a saved state needs."""
-        vectors: Any = table.X[:, table.blocks[0]]
+        columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
+        keeps = self._embedding.keeps_vectors and not self._overridden()
         fit = self.ridge.adopt(
             fitted,
             alpha,
             n_texts=len(table.X),
             identity=self._embedding.identity,
             probe=self._embedding.probe(),
-            vectors=vectors.copy() if self._embedding.keeps_vectors and not self._overridden() else None,
+            vectors=columns[EMBEDDING].copy() if keeps else None,
+            own={name: columns[name].copy() for name in fitted.names if name not in (EMBEDDING, *BUILT_IN)},
         )
         self._embedding.accepted.add(fit)
 

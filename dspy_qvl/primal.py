@@ -22,7 +22,7 @@ from dspy_qvl.moments import (
     row_blocks,
     summed,
 )
-from dspy_qvl.solve import beyond_float32, factored, solve_path
+from dspy_qvl.solve import beyond_float32, factored, inverse_root, solve_path
 
 PASS = 256  # rows at a time where each is only multiplied with a vector: they stay in the processor's cache
 REFINEMENTS = 5
@@ -104,15 +104,10 @@ def _leverages(
     X: Source, n: int, x_mean: Array, gram: Array, alpha: float, factor: Array | None, kind: ProductType
 ) -> Array:
     """Xc (Xc'Xc + alpha I)^-1 xc' of every row, (n,): the squared length of L^-1 xc', where L L' is the system."""
-    from scipy.linalg import blas, lapack
+    from scipy.linalg import blas
 
-    if factor is None:  # no Cholesky factor: take a root from the eigenvectors instead
-        eigenvalues, vectors = np.linalg.eigh(gram)
-        inverse = (vectors / np.sqrt(np.maximum(eigenvalues, 0.0) + alpha)).T
-        triangular = False
-    else:
-        inverse, _ = lapack.dtrtri(factor, lower=1)
-        triangular = True
+    triangular = factor is not None
+    inverse = inverse_root(gram, alpha, factor)
     inverse = np.asfortranarray(inverse, dtype=kind)
     multiply = blas.strmm if kind is np.float32 else blas.dtrmm
     out = np.empty(n)

@@ -1,6 +1,7 @@
 """Solutions of (A + alpha I) x = b, A symmetric and positive semi-definite, for one penalty or for many.
 
     factored         one penalty: a Cholesky factor, and a function that solves with it
+    inverse_root     a root of the inverse, for what is quadratic in it
     solve_path       many: one factorisation of A serves them all
     beyond_float32   whether float32 would be felt
 
@@ -47,6 +48,19 @@ def factored(A: Array, alpha: float) -> tuple[Callable[[Array], Array], Array | 
         return solution
 
     return solve, factor
+
+
+def inverse_root(A: Array, alpha: float, factor: Array | None) -> Array:
+    """R with R'R = (A + alpha I)^-1: the inverse of `factored`'s Cholesky factor, lower triangular, or without one a
+    root from eigenvectors.
+    """
+    from scipy.linalg import lapack
+
+    if factor is None:
+        eigenvalues, vectors = np.linalg.eigh(A)
+        root: Array = (vectors / np.sqrt(np.maximum(eigenvalues, 0.0) + alpha)).T
+        return root
+    return np.tril(lapack.dtrtri(factor, lower=1)[0])  # above the diagonal a factor holds anything
 
 
 def _spectral(A: Array, alpha: float) -> Callable[[Array], Array]:

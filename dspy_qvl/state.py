@@ -1,6 +1,6 @@
 """What is written down: arrays inside JSON, and one file that is whole or refused.
 
-    dspy_qvl 2 <blake2b of what follows, hex>
+    dspy_qvl 3 <blake2b of what follows, hex>
     {"settings": …, "head": …}
 
 The digest tells damage, not malice: whoever reads a state checks every value in it all the same.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError, StateError, shown
 
-SCHEMA = 2
+SCHEMA = 3
 _HEADER = re.compile(rb"dspy_qvl ([0-9]{1,9}) ([0-9a-f]{32})\n")
 
 

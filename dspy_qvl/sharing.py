@@ -1,0 +1,58 @@
+"""What copies of a program share, and what each has for itself.
+
+DSPy's optimizers copy programs by the hundred, and pickle them. What was worked out once is shared by all copies; a
+lock belongs to one object, and a copy has a fresh one.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Lock:
+    """A re-entrant lock that a copy, or a pickle, has a fresh one of."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Lock":
+        return Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lock, ()
+
+
+class Memo:
+    """What follows from something that never changes, worked out once; shared by copies, left out of a pickle.
+
+    Attributes:
+        values: of texts that were valued one by one, so that a text is an inner product only once.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self._lock = threading.RLock()
+        self._known: dict[str, Any] = {}
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made at the first call of that name; other threads wait for it."""
+        if name not in self._known:
+            with self._lock:
+                if name not in self._known:
+                    self._known[name] = make()
+        known: T = self._known[name]
+        return known
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Memo":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Memo, ()

@@ -1,0 +1,86 @@
+"""The posterior of a ridge fit, against explicit inverses and refits."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from dspy_qvl import ridge
+from dspy_qvl.uncertainty import posterior
+
+
+def rows(n, d, seed=0, noise=0.5):
+    rng = np.random.default_rng(seed)
+    X = (rng.normal(size=(n, d)) + 0.7).astype(np.float32)
+    X[:, d // 2 :] *= rng.random((n, d - d // 2)) < 0.3  # many zeros, as hashed words have
+    return X, X.astype(float) @ rng.normal(size=d) / np.sqrt(d) + noise * rng.normal(size=n) + 3.0
+
+
+def by_hand(X, x, alpha):
+    """1/n + xc (Xc'Xc + alpha I)^-1 xc', by an explicit inverse."""
+    wide, mean = X.astype(float), X.mean(axis=0, dtype=float)
+    inverse = np.linalg.inv((wide - mean).T @ (wide - mean) + alpha * np.eye(X.shape[1]))
+    return 1 / len(X) + (x - mean) @ inverse @ (x - mean)
+
+
+SHAPES = pytest.mark.parametrize(("n", "d"), [(60, 9), (40, 40), (25, 300), (2, 5)])
+
+
+@SHAPES
+@pytest.mark.parametrize("alpha", [1e-3, 1.0, 300.0])
+def test_the_variance_of_a_value_is_that_of_the_explicit_inverse(n, d, alpha):
+    X, y = rows(n, d)
+    new, _ = rows(20, d, seed=1)
+    known = posterior(X, y, alpha)
+    for x in (*new, np.zeros(d, dtype=np.float32)):
+        assert known.fit_variance(x) == pytest.approx(by_hand(X, x.astype(float), alpha), rel=1e-8)
+
+
+@SHAPES
+def test_a_learned_row_has_the_variance_it_has_under_the_fit_of_all_others(n, d):
+    X, y = rows(n, d)
+    leverages = posterior(X, y, 1.0).loo.leverages
+    for row in range(min(n, 6)):
+        others = np.delete(X, row, axis=0)
+        assert leverages[row] / (1 - leverages[row]) == pytest.approx(by_hand(others, X[row].astype(float), 1.0))
+
+
+def test_the_noise_is_the_spread_of_residuals_of_rows_left_out():
+    X, y = rows(50, 12)
+    known = posterior(X, y, 2.0)
+    squares = []
+    for row in range(50):
+        line = ridge.fit(np.delete(X, row, axis=0), np.delete(y, row), 2.0)
+        missed = y[row] - X[row].astype(float) @ line.coef - line.intercept
+        squares.append(missed**2 * (1 - known.loo.leverages[row]))
+    assert known.noise == pytest.approx(np.sqrt(np.mean(squares)))
+
+
+@pytest.mark.parametrize(("n", "d"), [(400, 30), (80, 200)])
+def test_nine_in_ten_new_scores_lie_within_the_interval_of_nine_in_ten(n, d):
+    inside = []
+    for seed in range(20):
+        X, y = rows(n + 100, d, seed=seed)
+        folds = np.array_split(np.arange(n), 5)
+        found = ridge.search(X[:n], y[:n], list(np.logspace(-2, 3, 11)), folds)
+        known = posterior(X[:n], y[:n], found.alphas[found.best])
+        std = np.array([known.std(known.fit_variance(x)) for x in X[n:]])
+        inside.extend(np.abs(ridge.predict(X[n:], found.line) - y[n:]) < 1.645 * std)
+    assert 0.87 < np.mean(inside) < 0.93
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 40), (60, 200)])
+def test_a_row_has_the_same_bits_in_any_thread(n, d):
+    X, y = rows(n, d)
+    known = posterior(X, y, 1.0)
+    alone = [known.fit_variance(x) for x in X]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(known.fit_variance, X)) == alone
+
+
+def test_a_large_root_is_kept_in_half_the_memory_and_is_as_good():
+    X, y = rows(2200, 2100)
+    known = posterior(X, y, 5.0)
+    assert known._root.dtype == np.float32
+    x = rows(1, 2100, seed=3)[0][0]
+    assert known.fit_variance(x) == pytest.approx(by_hand(X, x.astype(float), 5.0), rel=1e-5)
