@@ -16,6 +16,7 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.metric import ValueMetric
 from dspy_qvl.text import RankingExample
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RankingExample",
     "RidgeHead",
     "StateError",
+    "ValueMetric",
 ]
 
 __version__ = "0.1.0"

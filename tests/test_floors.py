@@ -38,6 +38,9 @@ FLOORS = [
     "scale",
     "inspection",
     "learner",
+    "judge",
+    "feedback",
+    "metric",
 ]
 ONLY = {
     "errors": set(),
@@ -124,5 +127,6 @@ def test_the_public_names_are_these():
         "RankingExample",
         "RidgeHead",
         "StateError",
+        "ValueMetric",
     ]
     assert all(hasattr(dspy_qvl, name) for name in dspy_qvl.__all__)

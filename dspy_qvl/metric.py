@@ -1,0 +1,273 @@
+"""One metric for `dspy.Evaluate` and every optimizer, made of a value function.
+
+    caller                                    call                                         answer
+    Evaluate, MIPROv2, COPRO, SIMBA, ReAnchor  metric(example, pred)                        float in [0, 1)
+    Bootstrap*, InferRules, KNNFewShot         metric(example, pred, trace)                 bool
+    GEPA                                       metric(gold, pred, trace, name, pred_trace)  Prediction(score, feedback)
+    BestOfN, Refine                            metric(kwargs, pred)                         float in [0, 1)
+
+The bool is `score >= threshold`, and overrides a `metric_threshold` of Bootstrap*: True passes any.
+
+`Refine` shows a language model the source of the metric's class: `ValueMetric` holds the call and nothing else.
+"""
+
+import logging
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dspy
+
+from dspy_qvl import feedback as words
+from dspy_qvl.errors import InputError, MissingTextError, QVLWarning, check_count, check_flag, check_number, shown
+from dspy_qvl.judge import Judge, Judgement
+from dspy_qvl.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.scale import check_scale
+from dspy_qvl.text import AsText, Rendering
+
+logger = logging.getLogger("dspy_qvl")
+
+LOWEST = 0.0  # the score of what cannot be valued; every text scores higher
+LOGGED = 50_000  # texts that are remembered
+
+
+class ValueScores:
+    """What a `ValueMetric` knows; see there."""
+
+    def __init__(
+        self,
+        learner: Qwen3EmbeddingValueLearner,
+        *,
+        text: AsText | None = None,
+        scale: tuple[float, float] | None = None,
+        threshold: float = 0.5,
+        feedback: bool = True,
+        pessimism: float = 0.0,
+        quote: int = 160,
+        n_neighbors: int = 1,
+        objectives: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        """Keep a copy of the value function as it is now; what the learner learns later does not reach it.
+
+        Args:
+            learner: a fitted learner.
+            text: the text that is valued: the name of a field of the prediction, a format string over the fields of
+                prediction and example, or a callable (example, prediction) -> text. Left out: as `FitValue` rendered
+                the rated texts, if it did so by a format string; else the only text the prediction has.
+            scale: (low, high) on the raters' scale, which become .05 and .95; left out, the 5th and the 95th
+                percentile of the ratings.
+            threshold: the score, in (0, 1), from which on a text passes where DSPy asks for yes or no.
+            feedback: whether GEPA is told why.
+            pessimism: how many predictive standard deviations to take off a value before it becomes a score, >= 0.
+            quote: characters of a rated text that feedback may quote; 0 for none. Raters' reasons are quoted anyway.
+            n_neighbors: rated texts that feedback names on either side of a value.
+            objectives: further metrics, each (example, prediction) -> number, by name; they come back as
+                `objective_scores` beside "value", for GEPA over several objectives.
+
+        Raises:
+            NotFittedError: nothing was learned yet.
+            StateError: the fit belongs to another embedding model.
+            InputError: an argument that cannot be used.
+        """
+        if not isinstance(learner, Qwen3EmbeddingValueLearner):
+            raise InputError(f"learner must be a Qwen3EmbeddingValueLearner, but got {type(learner).__name__}.")
+        self.threshold = _check_threshold(threshold)
+        pessimism = check_number(pessimism, "pessimism")
+        if pessimism < 0:
+            raise InputError(f"pessimism must be at least 0, but got {pessimism:g}.")
+        if objectives is not None and not (
+            isinstance(objectives, Mapping)
+            and all(isinstance(name, str) and callable(one) for name, one in objectives.items())
+        ):
+            raise InputError(f"objectives must be a dict of metrics by name, but got {shown(objectives)}.")
+        self.feedback = check_flag(feedback, "feedback")
+        self.quote = check_count(quote, "quote", 0)
+        self.objectives = None if objectives is None else dict(objectives)
+        self._judge = Judge(
+            learner,
+            None if scale is None else check_scale(scale),
+            pessimism,
+            check_count(n_neighbors, "n_neighbors", 1),
+        )
+        self.rendering = _rendering(text, learner.ridge.template)
+        self.__name__ = "value"
+        self._forget_calls()
+
+    def _forget_calls(self) -> None:
+        self.failures: Counter[str] = Counter()
+        self._known: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    # Values
+
+    def value(self, example: Any, pred: Any) -> float:
+        """The value of a prediction on the raters' own scale, `pessimism` taken off; the lowest rating for a failure.
+
+        Raises:
+            EmbeddingError: the embedding model failed: a broken connection must not pass for a bad answer.
+        """
+        text, _ = self._text(example, pred)
+        return float(self._judge.fit.quantiles[0]) if text is None else self._judge.value(text)
+
+    def judge(self, text: str) -> Judgement:
+        """All there is to say of a text: value, standard deviation, score, marks, the rated texts most like it."""
+        return self._judge(text)
+
+    @property
+    def log(self) -> list[Judgement]:
+        """What is said of every text that was scored, in the order of the first calls; at most 50,000."""
+        return [self._judge(text) for text in list(self._known)]
+
+    def as_filter(self, threshold: float | None = None) -> "ValueFilter":
+        """A metric that answers True or False, for callers that test truthiness without a trace."""
+        return ValueFilter(self, self.threshold if threshold is None else _check_threshold(threshold))
+
+    # Scores
+
+    def score(self, example: Any, pred: Any) -> float:
+        """The score of a prediction, in (0, 1); 0 where there is nothing to value."""
+        text, reason = self._text(example, pred)
+        if text is None:
+            self._count(reason)
+            return LOWEST
+        known = self._known.get(text)
+        if known is not None:
+            return known
+        score = self._judge.scale(self._judge.value(text))
+        with self._lock:
+            if len(self._known) >= LOGGED:
+                self._known.pop(next(iter(self._known)), None)
+            self._known[text] = score
+        return score
+
+    def explained(self, example: Any, pred: Any) -> dspy.Prediction:
+        """A fresh `dspy.Prediction` with the score, and what there is to say for it."""
+        answer = dspy.Prediction(score=self.score(example, pred))
+        if self.feedback:
+            answer.feedback = self._feedback(example, pred)
+        return self._with_objectives(answer, example, pred)
+
+    def _with_objectives(self, answer: dspy.Prediction, example: Any, pred: Any) -> dspy.Prediction:
+        if self.objectives is not None:
+            others = {name: float(metric(example, pred)) for name, metric in self.objectives.items()}
+            answer.objective_scores = {"value": answer.score, **others}
+        return answer
+
+    def _feedback(self, example: Any, pred: Any) -> str:
+        text, reason = self._text(example, pred)
+        if text is None:
+            return words.failed(reason)
+        return words.in_words(
+            self._judge(text),
+            threshold=self.threshold,
+            passing_value=self._judge.scale.value(self.threshold),
+            n_texts=self._judge.fit.n_texts,
+            quote=self.quote,
+        )
+
+    def _text(self, example: Any, pred: Any) -> tuple[str | None, str]:
+        """The text to value, or None and why there is none."""
+        try:
+            text = self.rendering(example, pred)
+        except MissingTextError as error:
+            return None, str(error)
+        if not text.strip():
+            return None, "the answer is empty."
+        return text.encode("utf-8", "replace").decode() if not text.isascii() else text, ""
+
+    def _count(self, reason: str) -> None:
+        with self._lock:
+            first = not self.failures
+            self.failures[reason] += 1
+        if first:
+            warnings.warn(
+                f"{reason} It gets the lowest score, {LOWEST:g}; so does whatever else cannot be valued, and "
+                "metric.failures counts it.",
+                QVLWarning,
+                stacklevel=4,
+            )
+
+    # Copies
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ValueScores":
+        """Itself: it does not change, and what it has logged belongs together."""
+        return self
+
+    def __copy__(self) -> "ValueScores":
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("failures", "_known", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_calls()
+
+    def __repr__(self) -> str:
+        text = "" if self.rendering.text is None else f", text={shown(self.rendering.text)}"
+        return f"{type(self).__name__}({self._judge.learner!r}{text}, threshold={self.threshold:g})"
+
+
+class ValueMetric(ValueScores):
+    """Scores a prediction by how people who rated texts like it would rate its text: from 0, the worst, to 1.
+
+    The score is a function of the text alone, learned from their ratings. It cannot check facts.
+    """
+
+    def __call__(
+        self, example: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> Any:
+        """The score; with a trace, whether it is good enough; with the name of a predictor, also why."""
+        if pred_name is not None:
+            return self.explained(example, pred)
+        if trace is not None:
+            return self.score(example, pred) >= self.threshold
+        if self.objectives is not None:
+            return self._with_objectives(dspy.Prediction(score=self.score(example, pred)), example, pred)
+        return self.score(example, pred)
+
+
+class ValueFilter:
+    """Says whether a prediction is good enough, by a `ValueMetric` and a threshold.
+
+    Args:
+        metric: the metric.
+        threshold: the score from which on a prediction passes.
+    """
+
+    def __init__(self, metric: ValueScores, threshold: float) -> None:
+        self.metric = metric
+        self.threshold = threshold
+        self.__name__ = "value_filter"
+
+    def __call__(
+        self, example: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> bool:
+        """Whether the score reaches the threshold."""
+        return self.metric.score(example, pred) >= self.threshold
+
+
+def _rendering(text: AsText | None, learned: str | None) -> Rendering:
+    """How predictions are rendered, given how the rated texts were."""
+    if text is None:
+        return Rendering(learned if learned is not None and "{" in learned else None)
+    rendering = Rendering(text)
+    if learned is not None and isinstance(text, str):
+        templates = {one for one in (learned, text) if "{" in one}
+        if templates and learned != text:
+            warnings.warn(
+                f"the value function was learned from texts rendered as {learned!r}, but predictions are rendered as "
+                f"{text!r}; values of texts rendered in another way are off. Leave out text= to render them alike.",
+                QVLWarning,
+                stacklevel=4,
+            )
+    return rendering
+
+
+def _check_threshold(threshold: object) -> float:
+    value = check_number(threshold, "threshold")
+    if not 0 < value < 1:
+        raise InputError(f"threshold must lie between 0 and 1, where scores lie, but got {value:g}.")
+    return value

@@ -1,0 +1,398 @@
+"""One metric for everything in DSPy that asks for one."""
+
+import copy
+import inspect
+import json
+import math
+import pickle
+import random
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import dspy
+import numpy as np
+import pytest
+
+from dspy_qvl import (
+    EmbeddingError,
+    InputError,
+    NotFittedError,
+    QVLWarning,
+    Qwen3EmbeddingValueLearner,
+    ValueMetric,
+)
+from dspy_qvl.judge import repeated_share
+from tests.conftest import CountingModel, rated
+
+TEXTS = [text for text, _ in rated(30, seed=8)]
+GOOD, BAD = "love perfect excellent sturdy happy bright", "broke refund useless flimsy noisy awful"
+
+
+def said(text):
+    return dspy.Prediction(answer=text)
+
+
+@pytest.fixture
+def metric(trained):
+    return ValueMetric(trained)
+
+
+# What each caller gets
+
+
+def test_without_a_trace_it_is_a_float_and_with_one_a_bool(metric):
+    score = metric({"question": "?"}, said(GOOD))
+    assert type(score) is float
+    assert 0.5 < score < 1
+    assert metric(None, said(GOOD), []) is True
+    assert metric(None, said(BAD), []) is False
+    assert metric(None, said(BAD), None) == metric(None, said(BAD)) < 0.5
+
+
+def test_with_the_name_of_a_predictor_it_is_a_fresh_prediction_with_feedback(metric):
+    first, second = (metric(None, said(GOOD), [], "reply", []) for _ in range(2))
+    assert first is not second
+    assert first.score == metric(None, said(GOOD))
+    assert first.feedback == second.feedback
+    first["score"] = 0.0  # GEPA does
+    assert metric(None, said(GOOD), [], "reply", []).score == metric(None, said(GOOD))
+
+
+def test_a_higher_value_is_a_higher_score(metric, trained):
+    values = np.argsort([trained.predict(text) for text in TEXTS])
+    assert values.tolist() == np.argsort([metric(None, said(text)) for text in TEXTS]).tolist()
+    for text in TEXTS:
+        assert metric.value(None, said(text)) == trained.predict(text)
+
+
+def test_the_users_scale_sets_the_ends(trained):
+    wide, narrow = ValueMetric(trained, scale=(-100, 100)), ValueMetric(trained, scale=(5.9, 6.1))
+    assert abs(wide(None, said(GOOD)) - 0.5) < 0.1
+    assert narrow(None, said(GOOD)) > 0.95 > 0.05 > narrow(None, said(BAD))
+
+
+def test_pessimism_takes_standard_deviations_off(trained):
+    careful = ValueMetric(trained, pessimism=2.0)
+    for text in TEXTS[:5]:
+        assert careful.value(None, said(text)) == trained.predict(text) - 2.0 * trained.predict_std(text)
+        assert careful(None, said(text)) < ValueMetric(trained)(None, said(text))
+        assert careful.judge(text).value == trained.predict(text)
+
+
+def test_objectives_come_back_beside_the_score(trained):
+    metric = ValueMetric(trained, objectives={"brief": lambda example, pred: 1 / (1 + len(pred.answer))})
+    plain = metric(None, said(GOOD))
+    assert plain.score == ValueMetric(trained)(None, said(GOOD))
+    assert plain.objective_scores == {"value": plain.score, "brief": 1 / (1 + len(GOOD))}
+    assert metric(None, said(GOOD), None, "reply").objective_scores == plain.objective_scores
+    assert metric(None, said(GOOD), []) is True
+
+
+def test_a_filter_says_yes_or_no_whatever_it_is_called_with(metric):
+    passes = metric.as_filter(0.9)
+    for call in ((None, said(GOOD)), (None, said(GOOD), []), (None, said(GOOD), None, "reply", None)):
+        assert type(passes(*call)) is bool
+    assert passes(None, said(BAD)) is False
+    assert metric.as_filter()(None, said(GOOD)) is True
+    assert passes.__name__ == "value_filter"
+    assert pickle.loads(pickle.dumps(passes))(None, said(BAD)) is False
+
+
+# What it is
+
+
+def test_it_is_a_plain_callable_that_gepa_can_bind(metric):
+    assert not isinstance(metric, dspy.Module)
+    assert metric.__name__ == "value"
+    inspect.signature(metric).bind(None, None, None, None, None)
+    assert dspy.Evaluate(devset=[], metric=metric).metric is metric
+
+
+def test_refine_is_shown_a_short_class_in_plain_words():
+    source = inspect.getsource(ValueMetric)
+    assert len(source.splitlines()) < 25
+    assert not {"sklearn", "ridge", "embedding", "alpha"} & set(source.lower().split())
+
+
+def test_what_the_learner_learns_later_does_not_move_it(trained):
+    metric = ValueMetric(trained)
+    before = [metric(None, said(text), None, "x").toDict() for text in TEXTS]
+    trained.update(TEXTS[0], 500.0)
+    trained.train(0.3)
+    trained.unfit()
+    fresh = ValueMetric(learned := metric._judge.learner)
+    assert [metric(None, said(text), None, "x").toDict() for text in TEXTS] == before
+    assert [fresh(None, said(text), None, "x").toDict() for text in TEXTS] == before
+    assert learned is not trained
+
+
+def test_copies_and_pickles_score_the_same(metric):
+    before = [metric(None, said(text), None, "x").toDict() for text in TEXTS]
+    for other in (copy.copy(metric), copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+        assert [other(None, said(text), None, "x").toDict() for text in TEXTS] == before
+        assert other.__name__ == "value"
+
+
+def test_a_copy_costs_nothing(metric):
+    assert copy.deepcopy({"metric": metric})["metric"] is metric
+
+
+# What cannot be valued
+
+
+@pytest.mark.parametrize(
+    ("pred", "why"),
+    [
+        (None, "the program gave no prediction"),
+        (dspy.Prediction(), "the program gave no prediction"),
+        (dspy.Prediction(other="x"), "has no field 'answer'; it has 'other'"),
+        (dspy.Prediction(answer=None), "has no field 'answer'"),
+        (said(" \n\t"), "the answer is empty"),
+    ],
+)
+def test_a_failure_is_the_lowest_value_says_so_is_counted_and_warned_of_once(trained, pred, why):
+    metric = ValueMetric(trained, text="answer")
+    with pytest.warns(QVLWarning, match=f"{why}.*lowest score, 0"):
+        assert metric(dspy.Example(answer="gold"), pred) == 0.0
+    assert metric(None, pred, []) is False
+    explained = metric(None, pred, None, "reply", None)
+    assert explained.score == 0.0
+    assert why in explained.feedback
+    assert metric.value(None, pred) == min(trained.training_scores)
+    assert sum(metric.failures.values()) == 3
+    assert why in next(iter(metric.failures))
+
+
+def test_every_text_is_worth_more_than_a_failure(trained):
+    metric = ValueMetric(trained, scale=(1e6, 1e7), pessimism=5.0)
+    assert min(metric(None, said(text)) for text in TEXTS) > 0.0
+
+
+def test_a_broken_connection_does_not_pass_for_a_bad_answer(tmp_path):
+    class Dying(CountingModel):
+        dead = False
+
+        def __call__(self, texts):
+            if self.dead:
+                raise ConnectionError("connection reset")
+            return super().__call__(texts)
+
+    model = Dying()
+    learner = Qwen3EmbeddingValueLearner(embedder=model, cache_dir=tmp_path)
+    learner.add_training_examples(rated(30))
+    learner.train()
+    metric = ValueMetric(learner)
+    model.dead = True
+    with pytest.raises(EmbeddingError, match="connection reset"):
+        metric(None, said("a new text"))
+    model.dead = False
+    assert metric(None, said("a new text")) > 0
+    assert not metric.failures
+
+
+def test_half_an_emoji_in_an_answer_is_no_reason_to_stop(metric):
+    assert 0 < metric(None, said("love \ud83d it")) < 1
+
+
+def test_several_texts_and_none_named_is_a_mistake_of_the_caller(metric):
+    with pytest.raises(InputError, match="has 2 texts, among the fields 'reasoning', 'answer'; say which"):
+        metric(None, dspy.Prediction(reasoning="so", answer="yes"))
+
+
+# Feedback
+
+
+def explained(trained, text, **settings):
+    return ValueMetric(trained, **settings)(None, said(text), None, "reply", None).feedback
+
+
+def reasoned(tmp_path):
+    learner = Qwen3EmbeddingValueLearner("lexical", 512, cache_dir=tmp_path / "cache")
+    for number, (text, score) in enumerate(rated(60)):
+        learner.add_training_example(text, score, {"reason": f"reason {number}"})
+    learner.train()
+    return learner
+
+
+def test_feedback_says_where_the_value_lies_and_names_neighbours_with_reasons(tmp_path):
+    learner = reasoned(tmp_path)
+    text = TEXTS[3]
+    judged = ValueMetric(learner).judge(text)
+    feedback = explained(learner, text)
+    below = np.mean([score < judged.value for score in learner.training_scores])
+    assert f"Value {judged.value:.3g}, give or take {judged.std:.2g}: higher than {100 * below:.0f} %" in feedback
+    assert f"Score {judged.score:.2f}" in feedback
+    for side, example in (("higher", judged.above[0]), ("lower", judged.below[0])):
+        assert f'Rated {side}, at {example.score:.3g}, and of those the most like it: "{example.text}"' in feedback
+        assert f'"{example.metadata["reason"]}"' in feedback
+    assert judged.above[0].score > judged.value + judged.std
+    cosines = {example.text: cosine for example, cosine in learner.nearest(text, 60)}
+    nearer = [e.score for e, c in learner.nearest(text, 60) if c > cosines[judged.above[0].text]]
+    assert all(score <= judged.value + judged.std for score in nearer)
+
+
+def test_nothing_of_a_rated_text_is_quoted_beyond_the_limit(tmp_path):
+    learner = reasoned(tmp_path)
+    short = explained(learner, TEXTS[3], quote=10)
+    none = explained(learner, TEXTS[3], quote=0)
+    judged = ValueMetric(learner).judge(TEXTS[3])
+    for example in (*judged.above, *judged.below):
+        assert f'"{example.text[:10].rstrip()}…"' in short
+        assert example.text[:12] not in short
+        assert not any(word in none.split() for word in example.text.split() if len(word) > 4)
+        assert f"{example.score:.3g}" in none
+        assert example.metadata["reason"] in none
+
+
+def test_more_neighbours_are_named_on_request(tmp_path):
+    feedback = explained(reasoned(tmp_path), TEXTS[3], n_neighbors=3)
+    assert feedback.count("Rated higher") == feedback.count("Rated lower") == 3
+
+
+def test_feedback_may_be_left_out(trained):
+    assert "feedback" not in ValueMetric(trained, feedback=False)(None, said(GOOD), None, "x", None)
+
+
+def test_the_threshold_is_named_in_the_raters_units(trained):
+    metric = ValueMetric(trained, threshold=0.7)
+    words = metric(None, said(BAD), None, "x", None).feedback
+    asked = float(words.split("(a value of ")[1].split(")")[0])
+    assert metric._judge.scale(asked) == pytest.approx(0.7, abs=0.01)
+    assert "falls short of the 0.70" in words
+    assert "passes the 0.70" in metric(None, said(GOOD), None, "x", None).feedback
+
+
+# Being gamed
+
+
+def test_what_says_the_same_again_and_again_is_marked(metric):
+    loop = "love it, perfect, excellent. " * 8
+    assert "repeated" in metric.judge(loop).marks
+    assert "says the same again and again" in metric(None, said(loop), None, "x", None).feedback
+    assert all("repeated" not in metric.judge(text).marks for text in TEXTS)
+    assert repeated_share("") == repeated_share("short") == 0.0
+    assert repeated_share("abcdefghij" * 10) > 0.85
+
+
+def test_what_is_unlike_anything_rated_is_marked(metric, trained):
+    for text in ("zxq wvut kjhg qqqq", "今日は天気がいいですね", "1 + 1 = 2; 2 + 2 = 4"):
+        assert "unlike" in metric.judge(text).marks
+        assert "nothing like it was rated" in metric(None, said(text), None, "x", None).feedback
+    marked = ["unlike" in metric.judge(text).marks for text, _ in rated(200, seed=11)]
+    assert np.mean(marked) < 0.1
+
+
+def test_an_empty_text_is_marked(metric):
+    assert metric.judge("").marks == ("empty",)
+
+
+def test_the_log_remembers_what_was_scored_in_order(metric):
+    for text in (GOOD, BAD, GOOD):
+        metric(None, said(text))
+    assert [judged.text for judged in metric.log] == [GOOD, BAD]
+    assert metric.log[0] == metric.judge(GOOD)
+    assert metric.log[0].score == metric(None, said(GOOD))
+
+
+# The same text, the same answer
+
+
+def test_threads_order_and_processes_make_no_difference(trained, tmp_path):
+    trained.save_model(tmp_path / "m")
+    texts = [text for text, _ in rated(200, seed=21)]
+    code = (
+        "import sys, json, random, dspy, dspy_qvl\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "learner = dspy_qvl.Qwen3EmbeddingValueLearner(cache_dir=sys.argv[3])\n"
+        "learner.load_model(sys.argv[1])\n"
+        "metric = dspy_qvl.ValueMetric(learner, pessimism=0.5)\n"
+        "texts = json.loads(sys.argv[2])\n"
+        "order = random.Random(5).sample(texts, len(texts))\n"
+        "ask = lambda text: metric(None, dspy.Prediction(answer=text), None, 'x', None).toDict()\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    found = dict(zip(order, pool.map(ask, order)))\n"
+        "print(json.dumps([found[text] for text in texts]))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "m", json.dumps(texts), tmp_path / "cache"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [json.loads(process.communicate(timeout=300)[0]) for process in processes]
+    for n_threads in (1, 8, 16):
+        metric = ValueMetric(trained, pessimism=0.5)
+        order = random.Random(n_threads).sample(texts, len(texts))
+        with ThreadPoolExecutor(n_threads) as pool:
+            found = dict(
+                zip(
+                    order,
+                    pool.map(lambda text, m=metric: m(None, said(text), None, "x", None).toDict(), order),
+                    strict=True,
+                )
+            )
+        answers.append([found[text] for text in texts])
+    assert all(answer == answers[0] for answer in answers)
+
+
+# Rendering
+
+
+def test_texts_are_rendered_as_they_were_learned(trained):
+    trained.ridge.template = "Question: {question}\nAnswer: {answer}"
+    metric = ValueMetric(trained)
+    example = dspy.Example(question="Which?").with_inputs("question")
+    assert metric.value(example, said("This.")) == trained.predict("Question: Which?\nAnswer: This.")
+    with pytest.warns(QVLWarning, match="learned from texts rendered as .* but predictions are rendered as 'answer'"):
+        ValueMetric(trained, text="answer")
+    trained.ridge.template = "text"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ValueMetric(trained, text="answer")  # one field as another drifts nowhere
+    with pytest.warns(QVLWarning, match="rendered as 'text'"):
+        ValueMetric(trained, text="{answer}!")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 0.0}, "threshold must lie between 0 and 1"),
+        ({"threshold": 1}, "threshold must lie between 0 and 1"),
+        ({"threshold": True}, "threshold must be a number"),
+        ({"pessimism": -1}, "pessimism must be at least 0"),
+        ({"pessimism": math.nan}, "pessimism must be finite"),
+        ({"scale": (3, 1)}, "low below high"),
+        ({"quote": -1}, "quote must be a whole number"),
+        ({"n_neighbors": 0}, "n_neighbors must be a whole number"),
+        ({"feedback": "yes"}, "feedback must be True or False"),
+        ({"objectives": ["brief"]}, "objectives must be a dict of metrics by name"),
+        ({"objectives": {"brief": 3}}, "objectives must be a dict of metrics by name"),
+        ({"text": 3}, "text must be a field name"),
+        ({"text": "not a field"}, "neither the name of a field nor a format string"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused(trained, settings, message):
+    with pytest.raises(InputError, match=message):
+        ValueMetric(trained, **settings)
+
+
+def test_there_is_no_metric_before_anything_was_learned(learner):
+    with pytest.raises(NotFittedError, match="nothing was learned yet"):
+        ValueMetric(learner)
+    with pytest.raises(InputError, match="learner must be a Qwen3EmbeddingValueLearner, but got str"):
+        ValueMetric("learner")
+
+
+def test_a_value_function_without_its_texts_scores_and_is_not_pessimistic(tmp_path):
+    learner = Qwen3EmbeddingValueLearner("lexical", 256, cache_dir=tmp_path, keep_examples=False)
+    learner.add_training_examples(rated(40))
+    learner.train()
+    learner.save_model(tmp_path / "m")
+    loaded = Qwen3EmbeddingValueLearner(cache_dir=tmp_path)
+    loaded.load_model(tmp_path / "m")
+    metric = ValueMetric(loaded)
+    assert metric(None, said(GOOD)) == ValueMetric(learner)(None, said(GOOD))
+    assert "higher than" in metric(None, said(GOOD), None, "x", None).feedback
+    with pytest.raises(InputError, match=r"saved without them \(keep_examples=False\)"):
+        ValueMetric(loaded, pessimism=1.0)
