@@ -17,11 +17,13 @@ from dspy_qvl.errors import (
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metric import ValueMetric
+from dspy_qvl.optimizer import FitValue
 from dspy_qvl.text import RankingExample
 
 __all__ = [
     "EmbeddingError",
     "FeatureError",
+    "FitValue",
     "InputError",
     "MissingTextError",
     "ModelUnavailableError",

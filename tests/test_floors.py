@@ -41,6 +41,7 @@ FLOORS = [
     "judge",
     "feedback",
     "metric",
+    "optimizer",
 ]
 ONLY = {
     "errors": set(),
@@ -117,6 +118,7 @@ def test_the_public_names_are_these():
     assert dspy_qvl.__all__ == [
         "EmbeddingError",
         "FeatureError",
+        "FitValue",
         "InputError",
         "MissingTextError",
         "ModelUnavailableError",
