@@ -13,6 +13,7 @@ from dspy_qvl.embedding import unit
 from dspy_qvl.features import Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.linear import dot_rows
+from dspy_qvl.moments import slices
 from dspy_qvl.text import RankingExample
 from dspy_qvl.uncertainty import Posterior, posterior
 
@@ -46,6 +47,7 @@ class Inspection:
         fit: the fit, its rated texts kept.
         vectors: gives the embedding of texts, (n, dim).
         columns: gives all columns of texts.
+        keep: whether a text always has the same columns, so that what follows from them may be kept.
     """
 
     def __init__(
@@ -53,8 +55,11 @@ class Inspection:
         fit: Fit,
         vectors: Callable[[Sequence[str], Fit], Vectors],
         columns: Callable[[Sequence[str], Fit], Table],
+        *,
+        keep: bool,
     ) -> None:
         self.fit = fit
+        self._keep = keep
         self._vectors = vectors
         self._columns = columns
 
@@ -69,7 +74,13 @@ class Inspection:
 
     def fit_variance(self, text: str) -> float:
         """How unlike the rated texts a text is, as `Posterior.fit_variance`."""
-        return self.posterior.fit_variance(self._weighed([text])[0])
+        memo = self.fit.memo
+        if not self._keep:
+            return self.posterior.fit_variance(self._weighed([text])[0])
+        kept = memo.variances.get(text)
+        if kept is not None:
+            return kept
+        return memo.keep(memo.variances, text, self.posterior.fit_variance(self._weighed([text])[0]))
 
     def std(self, text: str) -> float:
         """Standard deviation of what a rater would say of a text, on the scale of the scores."""
@@ -102,11 +113,14 @@ class Inspection:
 
         def make() -> Array:
             rated = self._rated
-            nearest = []
-            for row in range(0, len(rated), -(-len(rated) // SAMPLE)):
-                cosines = dot_rows(rated, rated[row])
-                nearest.append(np.delete(cosines, row).max())
-            return np.sort(nearest)
+            chosen = np.arange(0, len(rated), -(-len(rated) // SAMPLE))
+            nearest = np.full(len(chosen), -np.inf, dtype=np.float32)
+            for rows in slices(len(rated), 1024):
+                cosines = rated[chosen] @ rated[rows].T
+                itself = np.flatnonzero((chosen >= rows.start) & (chosen < rows.stop))
+                cosines[itself, chosen[itself] - rows.start] = -np.inf
+                np.maximum(nearest, cosines.max(axis=1), out=nearest)
+            return np.sort(np.round(nearest.astype(np.float64), 5))  # what another BLAS rounds otherwise is not seen
 
         return self.fit.memo.once("nearest other", make)
 

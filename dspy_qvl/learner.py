@@ -58,7 +58,6 @@ logger = logging.getLogger("dspy_qvl")
 ALPHA_RANGE = (0.01, 0.1, 1.0, 10.0, 100.0)
 CACHE_DIR = ".qwen3_embeddings"
 DEFAULTS = {"model_name": None, "embedding_dim": None, "instruction": None, "ridge_alpha": 1.0, "features": AUTO}
-KEPT_VALUES = 10_000  # texts whose values are kept beside a fit
 
 # The texts of the call in progress, and what their model must give for the probe texts: a subclass that asks for
 # vectors one by one finds all of them embedded in one batch.
@@ -431,15 +430,11 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         fit = self._ready()
         if self._overridden():
             return self._value(text, self._vectors([text], fit), fit)
-        values = fit.memo.values
-        kept = values.get(text)
+        kept = fit.memo.values.get(text)
         if kept is not None:
             return kept
         value = self._value(text, self._embedding.vector(text, expect=fit.probe)[None, :], fit)
-        if len(values) >= KEPT_VALUES:
-            values.clear()
-        values[text] = value
-        return value
+        return fit.memo.keep(fit.memo.values, text, value)
 
     def _value(self, text: str, vectors: Vectors, fit: Fit) -> float:
         value = float(fit.predict(self._blocks([text], vectors, fit.blocks).X)[0])
@@ -519,7 +514,7 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         Raises:
             InputError, NotFittedError, StateError: as `predict_std`.
         """
-        return Inspection(self._with_examples(), self._vectors, self._columns)
+        return Inspection(self._with_examples(), self._vectors, self._columns, keep=not self._overridden())
 
     def current_fit(self) -> Fit:
         """The fit that texts are valued by, known to belong to this embedding model.

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+KEPT_TEXTS = 10_000  # texts whose numbers are kept
+
 
 class Lock:
     """A re-entrant lock that a copy, or a pickle, has a fresh one of."""
@@ -35,10 +37,12 @@ class Memo:
 
     Attributes:
         values: of texts that were valued one by one, so that a text is an inner product only once.
+        variances: the same for how unlike the rated texts a text is.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self.variances: dict[str, float] = {}
         self._lock = threading.RLock()
         self._known: dict[str, Any] = {}
 
@@ -50,6 +54,13 @@ class Memo:
                     self._known[name] = make()
         known: T = self._known[name]
         return known
+
+    def keep(self, kept: dict[str, float], text: str, number: float) -> float:
+        """Keep a number of a text in one of the above."""
+        if len(kept) >= KEPT_TEXTS:
+            kept.clear()
+        kept[text] = number
+        return number
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Memo":
         return self
