@@ -4,7 +4,7 @@ What is quoted of rated texts is cut to a length that the caller chooses, 0 for 
 shown into prompts.
 """
 
-from dspy_qvl.judge import EMPTY, REPEATED, UNLIKE, Judgement
+from dspy_qvl.judge import BEYOND, EMPTY, REPEATED, UNLIKE, Judgement
 from dspy_qvl.text import RankingExample
 
 REASON = "reason"  # the entry of metadata in which a rater says why
@@ -38,6 +38,8 @@ def in_words(judgement: Judgement, *, threshold: float, passing_value: float, n_
         )
     if UNLIKE in judgement.marks:
         lines.append("Caution: nothing like it was rated, so its value is a guess.")
+    if BEYOND in judgement.marks:
+        lines.append("Caution: its value is above every rating; it looks written to please the value function.")
     if EMPTY in judgement.marks:
         lines.append("Caution: it says nothing.")
     return "\n".join(lines)

@@ -1,10 +1,11 @@
 """What a value function has to say of one text: its value, how sure that is, and whether to believe it.
 
-An optimizer looks for texts of high value, and finds those the value function is wrong about. Three marks tell them:
+An optimizer looks for texts of high value, and finds those the value function is wrong about. Four marks tell them:
 
     "empty"      there is nothing to judge
     "repeated"   it says the same thing over and over
     "unlike"     nothing like it was rated: its value is a guess
+    "beyond"     its value is above all ratings, and above what any rated text is worth to the others
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from dspy_qvl.text import RankingExample
 
 Array = NDArray[np.float64]
 
-EMPTY, REPEATED, UNLIKE = "empty", "repeated", "unlike"
+EMPTY, REPEATED, UNLIKE, BEYOND = "empty", "repeated", "unlike", "beyond"
 
 # Of 15,000 sentences, tweets, arguments and news summaries one in 250 says more than .3 of itself twice, and most of
 # those are smileys and "yay yay yay"; of the answers of small language models that went in circles nearly all.
@@ -39,7 +40,7 @@ class Judgement:
         share_below: share of the rated texts with a lower score, in [0, 1].
         repeated: share of the text that repeats what it said before, in [0, 1).
         likeness: cosine with the rated text that is most like it; None where they were not kept.
-        marks: why its value may not be believed, of "empty", "repeated" and "unlike".
+        marks: why its value may not be believed, of "empty", "repeated", "unlike" and "beyond".
         above: the rated texts most like it among those with a clearly higher score, nearest first; clearly is by more
             than `std`, where there are such.
         below: the same among those with a lower score.
@@ -111,6 +112,8 @@ class Judge:
             far = inspection.fit_variance(text) > np.quantile(inspection.posterior.fit_variances, 1 - RARE)
             if text.strip() and (far or likeness < np.quantile(inspection.nearest_other(), RARE)):
                 marks.append(UNLIKE)
+            if value > max(fit.scores.max(), np.nanmax(inspection.leave_one_out().values)):
+                marks.append(BEYOND)
             nearest = np.argsort(-cosines, kind="stable")
             differences = fit.scores[nearest] - value
             above, below = (

@@ -13,6 +13,7 @@ PACKAGE = Path(dspy_qvl.__file__).parent
 FLOORS = [
     "errors",
     "scores",
+    "plots",
     "folds",
     "moments",
     "linear",
@@ -46,6 +47,7 @@ FLOORS = [
 ONLY = {
     "errors": set(),
     "scores": {"errors"},
+    "plots": {"errors"},
     "folds": {"errors"},
     "moments": {"errors"},
     "solve": {"errors", "moments"},

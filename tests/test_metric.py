@@ -284,6 +284,17 @@ def test_what_is_unlike_anything_rated_is_marked(metric, trained):
     assert np.mean(marked) < 0.1
 
 
+def test_what_is_worth_more_than_any_rated_text_is_marked(metric, trained):
+    words = sorted({word for text in trained.training_texts for word in text.split()})
+    reply = ""
+    for _ in range(15):  # what an optimizer does that is let loose
+        reply = max((f"{reply} {word}" for word in words), key=trained.predict)
+    assert "beyond" in metric.judge(reply).marks
+    assert "above every rating" in metric(None, said(reply), None, "x", None).feedback
+    marked = ["beyond" in metric.judge(text).marks for text, _ in rated(200, seed=11)]
+    assert np.mean(marked) < 0.03
+
+
 def test_an_empty_text_is_marked(metric):
     assert metric.judge("").marks == ("empty",)
 
