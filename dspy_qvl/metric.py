@@ -58,7 +58,8 @@ class ValueScores:
                 the rated texts, if it did so by a format string; else the only text the prediction has.
             scale: (low, high) on the raters' scale, which become .05 and .95; left out, the 5th and the 95th
                 percentile of the ratings.
-            threshold: the score, in (0, 1), from which on a text passes where DSPy asks for yes or no.
+            threshold: the score, in (0, 1), from which on a text passes where DSPy asks for yes or no (Bootstrap*);
+                it overrides their `metric_threshold`.
             feedback: whether GEPA is told why.
             pessimism: how many predictive standard deviations to take off a value before it becomes a score, >= 0.
             quote: characters of a rated text that feedback may quote; 0 for none. Raters' reasons are quoted anyway.

@@ -5,8 +5,12 @@ Traps of the metric's calls are in `test_metric.py`, whole optimizations in `tes
 
 import copy
 import json
+import subprocess
+import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import dspy
 import numpy as np
@@ -91,6 +95,24 @@ def test_4_a_reset_keeps_the_fit_and_only_unfit_clears_it(trained):
     assert everything(trained) == before
 
 
+@pytest.mark.parametrize("optimizer", ["LabeledFewShot", "BootstrapFewShot", "BootstrapFewShotWithOptuna"])
+def test_4_optimizers_that_begin_with_a_reset_leave_the_fit_alone(trained, optimizer):
+    from dspy.teleprompt import BootstrapFewShotWithOptuna
+
+    metric = ValueMetric(trained, text="answer")
+    trainset = [dspy.Example(question=f"{n}?", answer="love it").with_inputs("question") for n in range(6)]
+    made = {
+        "LabeledFewShot": lambda: dspy.LabeledFewShot(k=2).compile(Desk(trained), trainset=trainset),
+        "BootstrapFewShot": lambda: dspy.BootstrapFewShot(metric=metric).compile(Desk(trained), trainset=trainset),
+        "BootstrapFewShotWithOptuna": lambda: BootstrapFewShotWithOptuna(
+            metric=metric, num_candidate_programs=2, num_threads=2
+        ).compile(Desk(trained), max_demos=2, trainset=trainset, valset=trainset),
+    }
+    with dspy.context(lm=DummyLM([{"answer": "love perfect happy"}] * 200)):
+        program = made[optimizer]()
+    assert everything(program.value) == everything(trained)
+
+
 def test_5_the_learner_is_never_marked_compiled_and_so_never_left_out(trained, tmp_path):
     from dspy_qvl import FitValue
 
@@ -120,6 +142,14 @@ def test_7_a_program_is_pickled_without_locks_handles_and_keys(tmp_path):
         assert b"sk-secret" not in path.read_bytes()
     loaded = dspy.load(tmp_path / "program", allow_pickle=True)
     assert everything(loaded.value) == everything(learner)
+    code = (
+        "import sys, json, dspy\n"
+        "from tests.test_dspy_contract import everything\n"
+        "print(json.dumps(everything(dspy.load(sys.argv[1], allow_pickle=True).value)))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "program"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    assert json.loads(done.stdout) == json.loads(json.dumps(everything(learner)))
 
 
 def test_8_a_copy_of_a_large_program_takes_no_time_and_no_memory(tmp_path):
@@ -133,12 +163,17 @@ def test_8_a_copy_of_a_large_program_takes_no_time_and_no_memory(tmp_path):
     learner.add_training_examples(rated(10_000))
     learner.train()
     program = Desk(learner)
+    program.deepcopy()
     taken, copies = [], []
     for _ in range(20):
         start = time.perf_counter()
         copies.append(program.deepcopy())
         taken.append(time.perf_counter() - start)
     assert np.median(taken) < 0.005
+    tracemalloc.start()
+    copies.append(program.deepcopy())
+    assert tracemalloc.get_traced_memory()[1] < 500_000  # of the 10,000 texts a list of references
+    tracemalloc.stop()
     fit = learner.current_fit()
     for twin in copies:
         assert twin.value.ridge.fitted is fit
@@ -210,9 +245,6 @@ def test_14_an_error_of_the_provider_arrives_as_ours_with_its_cause(tmp_path):
 
 
 def test_15_litellm_is_loaded_only_when_it_is_asked():
-    import subprocess
-    import sys
-
     code = "import sys, dspy_qvl; dspy_qvl.Qwen3EmbeddingValueLearner('lexical'); print('litellm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

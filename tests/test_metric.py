@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import dspy
 import numpy as np
@@ -310,13 +311,17 @@ def test_the_log_remembers_what_was_scored_in_order(metric):
 # The same text, the same answer
 
 
-def test_threads_order_and_processes_make_no_difference(trained, tmp_path):
+def test_threads_order_and_processes_that_share_a_cache_make_no_difference(tmp_path):
+    trained = Qwen3EmbeddingValueLearner(embedder=CountingModel(), cache_dir=tmp_path / "cache")
+    trained.add_training_examples(rated(60))
+    trained.train()
     trained.save_model(tmp_path / "m")
     texts = [text for text, _ in rated(200, seed=21)]
     code = (
         "import sys, json, random, dspy, dspy_qvl\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "learner = dspy_qvl.Qwen3EmbeddingValueLearner(cache_dir=sys.argv[3])\n"
+        "from tests.conftest import CountingModel\n"
+        "learner = dspy_qvl.Qwen3EmbeddingValueLearner(embedder=CountingModel(), cache_dir=sys.argv[3])\n"
         "learner.load_model(sys.argv[1])\n"
         "metric = dspy_qvl.ValueMetric(learner, pessimism=0.5)\n"
         "texts = json.loads(sys.argv[2])\n"
@@ -327,8 +332,10 @@ def test_threads_order_and_processes_make_no_difference(trained, tmp_path):
         "print(json.dumps([found[text] for text in texts]))"
     )
     command = [sys.executable, "-c", code, tmp_path / "m", json.dumps(texts), tmp_path / "cache"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    root = Path(__file__).resolve().parent.parent
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
     answers = [json.loads(process.communicate(timeout=300)[0]) for process in processes]
+    assert trained.embedding_cache.info().rows >= len(texts)
     for n_threads in (1, 8, 16):
         metric = ValueMetric(trained, pessimism=0.5)
         order = random.Random(n_threads).sample(texts, len(texts))
