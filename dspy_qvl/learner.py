@@ -1,71 +1,50 @@
 """`Qwen3EmbeddingValueLearner`: rated texts in, a value function out; a DSPy module."""
 
-import asyncio
 import contextlib
-import contextvars
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.backends import DEFAULT_MODEL, ModelSpec
-from dspy_qvl.cache import EmbeddingCache
-from dspy_qvl.embedding import Embedding, Probe
+from dspy_qvl.embedding import Embedding
 from dspy_qvl.errors import (
-    EmbeddingError,
     InputError,
-    QVLError,
     QVLWarning,
     StateError,
     check_alpha,
     check_alphas,
     check_count,
-    check_flag,
     check_flat,
     check_fraction,
     check_groups,
-    check_optional_string,
     check_scores_differ,
     check_text,
-    check_texts,
-    other_model,
     shown,
 )
 from dspy_qvl.features import AUTO, BUILT_IN, EMBEDDING, Features, Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.folds import joined
 from dspy_qvl.head import RidgeHead
-from dspy_qvl.inspection import Inspection, LeftOut
-from dspy_qvl.moments import Rows
-from dspy_qvl.sharing import Lock
 from dspy_qvl.state import read_file, take, write_file
 from dspy_qvl.text import RankingExample, rated_text
 from dspy_qvl.tuning import Fitted, refit
 from dspy_qvl.validation import choose_alpha, validate
+from dspy_qvl.values import ValueFunction, check_blocks, check_identity, missing_features
 
 Array = NDArray[np.float64]
-Vectors = NDArray[np.float32]
 
 logger = logging.getLogger("dspy_qvl")
 
 ALPHA_RANGE = (0.01, 0.1, 1.0, 10.0, 100.0)
-CACHE_DIR = ".qwen3_embeddings"
 DEFAULTS = {"model_name": None, "embedding_dim": None, "instruction": None, "ridge_alpha": 1.0, "features": AUTO}
 
-# The texts of the call in progress, and what their model must give for the probe texts: a subclass that asks for
-# vectors one by one finds all of them embedded in one batch.
-_Batch = tuple[tuple[str, ...], Probe | None]
-_batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None))
 
-
-class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy ships no types
+class Qwen3EmbeddingValueLearner(ValueFunction):
     """A value function learned from rated texts: text -> embedding -> ridge -> value.
 
         learner = Qwen3EmbeddingValueLearner("lexical")
@@ -97,95 +76,6 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
     Raises:
         InputError: a setting that cannot be used, a chat model, or more columns than the model has.
     """
-
-    def __init__(
-        self,
-        model_name: str | None = None,
-        embedding_dim: int | None = None,
-        ridge_alpha: float = 1.0,
-        cache_dir: str | os.PathLike[str] | None = CACHE_DIR,
-        api_key: str | None = None,
-        *,
-        embedder: Any = None,
-        instruction: str | None = None,
-        api_base: str | None = None,
-        batch_size: int | None = None,
-        random_state: int = 0,
-        keep_examples: bool = True,
-        features: Any = AUTO,
-    ) -> None:
-        super().__init__()
-        self._changing = Lock()  # rated texts and fits change one call at a time; values need not wait
-        if embedder is not None and model_name is not None:
-            raise InputError("give model_name or embedder, not both: either names the embedding model.")
-        if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):
-            raise InputError(f"cache_dir must be a path or None, but got {type(cache_dir).__name__}.")
-        check_optional_string(api_key, "api_key")
-        check_optional_string(api_base, "api_base")
-        self.random_state = check_count(random_state, "random_state", 0)
-        # What the caller said: where that is the default, a loaded file may say otherwise.
-        self._settings: dict[str, Any] = {
-            "model_name": model_name,
-            "embedding_dim": embedding_dim,
-            "instruction": instruction,
-            "ridge_alpha": check_alpha(ridge_alpha),
-        }
-        self._batch_size = batch_size
-        spec = ModelSpec(
-            DEFAULT_MODEL if model_name is None else model_name, embedding_dim, api_base, api_key, embedder
-        )
-        self._embedding = Embedding(
-            spec,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            instruction=instruction,
-            batch_size=batch_size,
-        )
-        self._blocks = Features(features, beside_lexical=self._embedding.is_lexical)
-        self._settings["instruction"] = self._embedding.instruction
-        self._settings["features"] = AUTO if self._blocks.auto else list(self._blocks.names)
-        self.ridge = RidgeHead(self._settings["ridge_alpha"], keep_examples=check_flag(keep_examples, "keep_examples"))
-
-    # Settings
-
-    @property
-    def model_name(self) -> str:
-        """The embedding model; for `embedder=` its name, or "" without one."""
-        spec = self._embedding.spec
-        return spec.model_name if spec.embedder is None else (self._embedding.identity or {}).get("model", "")
-
-    @property
-    def embedding_dim(self) -> int | None:
-        """Columns of a vector; None until the first vector tells."""
-        return self._embedding.dim
-
-    @property
-    def instruction(self) -> str | None:
-        """The instruction put before every text."""
-        return self._embedding.instruction
-
-    @property
-    def cache_dir(self) -> str | None:
-        """The folder where vectors are kept between runs."""
-        return None if self._embedding.cache_dir is None else str(self._embedding.cache_dir)
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """The blocks of columns beside the embedding that the next fit may use."""
-        return self._blocks.names
-
-    @property
-    def ridge_alpha(self) -> float:
-        """Penalty of the next fit."""
-        return self.ridge.alpha
-
-    @ridge_alpha.setter
-    def ridge_alpha(self, alpha: float) -> None:
-        self.ridge.alpha, self.ridge.alpha_tuned, self.ridge.weights = check_alpha(alpha), False, None
-
-    @property
-    def embedding_cache(self) -> EmbeddingCache:
-        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info()`)."""
-        return self._embedding.cache
 
     # Rated texts
 
@@ -414,115 +304,42 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         """Forget what was learned, not the rated texts."""
         self.ridge.unfit()
 
-    # Values
+    def _training_table(
+        self, examples: list[RankingExample], groups: Sequence[Any] | str | None
+    ) -> tuple[Table, Array, Sequence[Any]]:
+        """Columns, scores and groups of rated texts."""
+        texts, y = [example.text for example in examples], [example.score for example in examples]
+        check_scores_differ(y)
+        members: Sequence[Any] = texts  # the same text never stands on two sides
+        if isinstance(groups, str):
+            members = [(example.metadata or {}).get(groups) for example in examples]
+            if None in members:
+                raise InputError(
+                    f"groups={groups!r} names a metadata entry that text {members.index(None)} does not have; "
+                    "give every rated text that entry, or pass a list."
+                )
+        if groups is not None:
+            members = joined(check_groups(members if isinstance(groups, str) else groups, len(texts)), texts)
+        fit: Fit | None = None
+        if self.ridge.fitted is not None:
+            with contextlib.suppress(StateError):  # a fit of another model brings nothing, and will be replaced
+                fit = self._ready()  # a loaded fit brings the vectors of its texts
+        return self._blocks(texts, self._vectors(texts, fit), self._blocks.names), np.array(y), members
 
-    def predict(self, text: str) -> float:
-        """The value of a text, on the scale of the scores.
-
-        The same text gets the same bits in any batch, order, thread or process.
-
-        Raises:
-            InputError: not a text.
-            NotFittedError: nothing was learned.
-            StateError: the loaded value function belongs to another embedding model.
-        """
-        text = check_text(text)
-        fit = self._ready()
-        if self._overridden():
-            return self._value(text, self._vectors([text], fit), fit)
-        kept = fit.memo.values.get(text)
-        if kept is not None:
-            return kept
-        value = self._value(text, self._embedding.vector(text, expect=fit.probe)[None, :], fit)
-        return fit.memo.keep(fit.memo.values, text, value)
-
-    def _value(self, text: str, vectors: Vectors, fit: Fit) -> float:
-        value = float(fit.predict(self._blocks([text], vectors, fit.blocks).X)[0])
-        logger.debug("valued a text of %d characters at %g", len(text), value)
-        return value
-
-    def predict_many(self, texts: Sequence[str]) -> Array:
-        """The values of texts, (n_texts,), each what `predict` gives."""
-        return self._values(check_texts(texts))
-
-    def rank_texts(self, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """(text, value) of every text, highest first; ties in the order given, duplicates kept."""
-        checked = check_texts(texts)
-        values = self._values(checked).tolist()
-        return sorted(zip(checked, values, strict=True), key=lambda pair: -pair[1])
-
-    def forward(self, text: str) -> dspy.Prediction:
-        """The value of a text as `dspy.Prediction(score=…, std=…)`, both on the scale of the scores.
-
-        `std` is as `predict_std` gives it, or None where the rated texts were not kept.
-        """
-        score = self.predict(text)
-        return dspy.Prediction(score=score, std=self.predict_std(text) if self._ready().n_texts else None)
-
-    async def aforward(self, text: str) -> dspy.Prediction:
-        """As `forward`, off the event loop."""
-        return await asyncio.to_thread(self.forward, text)
-
-    def _get_embedding_vector(self, text: str) -> Vectors:
-        """Features of one text, (n_features,); override it to change or extend them.
-
-        While many texts are valued, the first call embeds all of them in one batch.
-        """
-        texts, expect = _batch.get()
-        if text in texts:
-            self._embedding(texts, expect=expect)
-            _batch.set(((), expect))
-        return self._embedding.vector(text, expect=expect)
-
-    # How sure, and why
-
-    def predict_std(self, text: str) -> float:
-        """Standard deviation of what a rater would say of a text, on the scale of the scores.
-
-        That of the posterior predictive of the ridge fit (`uncertainty.py`): the raters' own noise, and more where
-        nothing like the text was rated. The first call after learning or loading works out the posterior.
-
-        Raises:
-            InputError: not a text, or a value function saved without its texts.
-            NotFittedError, StateError: as `predict`.
-        """
-        return self.inspection().std(check_text(text))
-
-    def leave_one_out(self) -> LeftOut:
-        """Every rated text under the value function that all the others give: exact, without refitting.
-
-        A text that was rated twice, or hardly differs from another, is then not really left out; and penalty and
-        weights, where cross-validation chose them, were chosen with it.
-
-        Raises:
-            InputError: a value function saved without its texts.
-            NotFittedError, StateError: as `predict`.
-        """
-        return self.inspection().leave_one_out()
-
-    def nearest(self, text: str, n_neighbors: int = 5) -> list[tuple[RankingExample, float]]:
-        """The rated texts whose embeddings are most like that of a text, and their cosine with it, nearest first.
-
-        Raises:
-            InputError, NotFittedError, StateError: as `predict_std`.
-        """
-        return self.inspection().nearest(check_text(text), check_count(n_neighbors, "n_neighbors", 1))
-
-    def inspection(self) -> Inspection:
-        """The current fit, looked at through the texts it was learned from.
-
-        Raises:
-            InputError, NotFittedError, StateError: as `predict_std`.
-        """
-        return Inspection(self._with_examples(), self._vectors, self._columns, keep=not self._overridden())
-
-    def current_fit(self) -> Fit:
-        """The fit that texts are valued by, known to belong to this embedding model.
-
-        Raises:
-            NotFittedError, StateError: as `predict`.
-        """
-        return self._ready()
+    def _adopt(self, fitted: Fitted, alpha: float, table: Table) -> None:
+        """Keep the fit of rated texts with these columns, and what a saved state needs."""
+        columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
+        keeps = self._embedding.keeps_vectors and not self._overridden()
+        fit = self.ridge.adopt(
+            fitted,
+            alpha,
+            n_texts=len(table.X),
+            identity=self._embedding.identity,
+            probe=self._embedding.probe(),
+            vectors=columns[EMBEDDING].copy() if keeps else None,
+            own={name: columns[name].copy() for name in fitted.names if name not in (EMBEDDING, *BUILT_IN)},
+        )
+        self._embedding.accepted.add(fit)
 
     # Persistence
 
@@ -563,10 +380,10 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
             raise StateError(f"{path} holds no fitted value function.")
         try:
             settings, embedding, blocks = self._adopted(take(content, "settings", Mapping, str(path)))
-            _check_blocks(blocks, fit)
+            check_blocks(blocks, fit)
         except (StateError, InputError) as error:
             raise StateError(f"{path} does not fit this learner: {error}") from error
-        _check_identity(embedding, fit)
+        check_identity(embedding, fit)
         self._settings, self._embedding, self._blocks, self.ridge = settings, embedding, blocks, head
         logger.debug("loaded %r from %s", self, path)
 
@@ -583,12 +400,12 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         if settings["features"] != AUTO:
             own = self._blocks.missing([str(name) for name in settings["features"]])
             if own:
-                raise _missing_features(own)
+                raise missing_features(own)
             if sorted(settings["features"]) == sorted(self._blocks.names) and not self._blocks.auto:
                 settings["features"] = self._settings["features"]  # in whatever order
         for name, value in settings.items():
             mine = self._settings[name]
-            # A model is compared by what it is, not by its name: see _check_identity.
+            # A model is compared by what it is, not by its name: see check_identity.
             if name != "model_name" and mine not in (DEFAULTS[name], value):
                 raise StateError(f"it was saved with {name}={value!r}, but this learner was made with {mine!r}.")
         now, spec = self._embedding, self._embedding.spec
@@ -608,158 +425,3 @@ class Qwen3EmbeddingValueLearner(dspy.Module):  # type: ignore[misc]  # dspy shi
         if not mine or now.is_lexical != blocks.beside_lexical:
             blocks = Features(blocks.wanted if mine else settings["features"], beside_lexical=now.is_lexical)
         return {**settings, "model_name": self._settings["model_name"]}, now, blocks
-
-    # Inside
-
-    def _ready(self) -> Fit:
-        """The fit, known to belong to this embedding model.
-
-        Raises:
-            NotFittedError: nothing was learned.
-            StateError: the fit belongs to another embedding model.
-        """
-        fit = self.ridge.fit_or_refuse()
-        if fit not in self._embedding.accepted:
-            _check_identity(self._embedding, fit)
-            _check_blocks(self._blocks, fit)
-            if fit.vectors is not None:
-                self._embedding.remember(fit.texts, fit.vectors)
-            self._blocks.remember(fit.texts, fit.own)
-            self._embedding.accepted.add(fit)
-        return fit
-
-    def _values(self, texts: list[str]) -> Array:
-        """The values of checked texts, (n_texts,)."""
-        fit = self._ready()
-        return fit.predict(self._columns(texts, fit).X) if texts else np.empty(0)
-
-    def _columns(self, texts: Sequence[str], fit: Fit) -> Table:
-        """The columns of texts that a fit values them by."""
-        return self._blocks(texts, self._vectors(texts, fit), fit.blocks)
-
-    def _features_of(self, fit: Fit) -> Callable[[Sequence[RankingExample]], Rows]:
-        """What gives the columns of examples that a fit values them by."""
-        return lambda examples: self._columns([example.text for example in examples], fit).X
-
-    def _with_examples(self) -> Fit:
-        """The fit, with the rated texts it was learned from.
-
-        Raises:
-            NotFittedError, StateError: as `_ready`.
-            InputError: they were not kept.
-        """
-        fit = self._ready()
-        if fit.n_texts == 0:
-            raise InputError(
-                "the texts this value function was learned from were not saved with it (keep_examples=False), so it "
-                "cannot be changed, and cannot say how sure it is; rate texts anew and train."
-            )
-        return fit
-
-    def _vectors(self, texts: Sequence[str], fit: Fit | None = None) -> Vectors:
-        """The embedding of texts, (n_texts, dim): their vectors, or what a subclass makes of them."""
-        if not self._overridden():
-            return self._embedding(texts, expect=None if fit is None else fit.probe)
-        token = _batch.set((tuple(texts), None if fit is None else fit.probe))
-        try:
-            rows = [np.asarray(self._get_embedding_vector(text), dtype=np.float32) for text in texts]
-        except QVLError:
-            raise
-        except Exception as error:
-            name = f"{type(self).__name__}._get_embedding_vector"
-            raise EmbeddingError(f"{name} failed or gave no vector of numbers: {error}") from error
-        finally:
-            _batch.reset(token)
-        shapes = {row.shape for row in rows}
-        if len(shapes) > 1 or any(len(shape) != 1 or shape == (0,) for shape in shapes):
-            raise EmbeddingError(
-                f"{type(self).__name__}._get_embedding_vector gave shapes {sorted(shapes)}; "
-                "it must give one flat vector of one length for every text."
-            )
-        features = np.stack(rows)
-        if not np.isfinite(features).all():
-            raise EmbeddingError(f"{type(self).__name__}._get_embedding_vector gave NaN or infinity.")
-        return features
-
-    def _overridden(self) -> bool:
-        """Whether a subclass, or an attribute of the object, replaces `_get_embedding_vector`."""
-        method: Callable[..., Any] = self._get_embedding_vector
-        return getattr(method, "__func__", None) is not Qwen3EmbeddingValueLearner._get_embedding_vector
-
-    def _training_table(
-        self, examples: list[RankingExample], groups: Sequence[Any] | str | None
-    ) -> tuple[Table, Array, Sequence[Any]]:
-        """Columns, scores and groups of rated texts."""
-        texts, y = [example.text for example in examples], [example.score for example in examples]
-        check_scores_differ(y)
-        members: Sequence[Any] = texts  # the same text never stands on two sides
-        if isinstance(groups, str):
-            members = [(example.metadata or {}).get(groups) for example in examples]
-            if None in members:
-                raise InputError(
-                    f"groups={groups!r} names a metadata entry that text {members.index(None)} does not have; "
-                    "give every rated text that entry, or pass a list."
-                )
-        if groups is not None:
-            members = joined(check_groups(members if isinstance(groups, str) else groups, len(texts)), texts)
-        fit: Fit | None = None
-        if self.ridge.fitted is not None:
-            with contextlib.suppress(StateError):  # a fit of another model brings nothing, and will be replaced
-                fit = self._ready()  # a loaded fit brings the vectors of its texts
-        return self._blocks(texts, self._vectors(texts, fit), self._blocks.names), np.array(y), members
-
-    def _adopt(self, fitted: Fitted, alpha: float, table: Table) -> None:
-        """Keep the fit of rated texts with these columns, and what a saved state needs."""
-        columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
-        keeps = self._embedding.keeps_vectors and not self._overridden()
-        fit = self.ridge.adopt(
-            fitted,
-            alpha,
-            n_texts=len(table.X),
-            identity=self._embedding.identity,
-            probe=self._embedding.probe(),
-            vectors=columns[EMBEDDING].copy() if keeps else None,
-            own={name: columns[name].copy() for name in fitted.names if name not in (EMBEDDING, *BUILT_IN)},
-        )
-        self._embedding.accepted.add(fit)
-
-    def __repr__(self) -> str:
-        model = f"model_name={self.model_name!r}, embedding_dim={self.embedding_dim}"
-        return f"{type(self).__name__}({model}, {self.ridge!r})"
-
-
-def _check_identity(embedding: Embedding, fit: Fit) -> None:
-    """Refuse a fit of another embedding model; an anonymous one is told by its probe vectors alone.
-
-    Raises:
-        StateError: the names differ, or the number of columns.
-    """
-    mine, saved = embedding.identity, fit.identity
-    if mine is not None and saved is not None and mine != dict(saved):
-        differences = ", ".join(
-            f"{key}: {saved.get(key, '')!r} saved, {mine.get(key, '')!r} here"
-            for key in sorted({*mine, *saved})
-            if mine.get(key) != saved.get(key)
-        )
-        raise other_model(differences)
-    n_columns = fit.probe.vectors.shape[1]
-    if embedding.dim is not None and embedding.dim != n_columns:
-        raise other_model(f"embedding_dim {n_columns} saved, {embedding.dim} here")
-
-
-def _check_blocks(blocks: Features, fit: Fit) -> None:
-    """Refuse a fit of blocks of features that cannot be made here.
-
-    Raises:
-        StateError: a callable of the caller's own is missing.
-    """
-    missing = blocks.missing(fit.blocks)
-    if missing:
-        raise _missing_features(missing)
-
-
-def _missing_features(names: Sequence[str]) -> StateError:
-    return StateError(
-        f"the value function was fitted with the caller's own features {', '.join(map(repr, names))}; "
-        "give this learner features=[…] with callables of these names."
-    )

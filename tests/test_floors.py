@@ -38,6 +38,7 @@ FLOORS = [
     "head",
     "scale",
     "inspection",
+    "values",
     "learner",
     "judge",
     "feedback",
