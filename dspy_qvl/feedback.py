@@ -4,45 +4,54 @@ What is quoted of rated texts is cut to a length that the caller chooses, 0 for 
 shown into prompts.
 """
 
-from dspy_qvl.judge import BEYOND, EMPTY, REPEATED, UNLIKE, Judgement
+import math
+
+from dspy_qvl.judge import BEYOND, COPIED, EMPTY, REPEATED, UNLIKE, Judgement
+from dspy_qvl.scale import Scale
 from dspy_qvl.text import RankingExample
 
 REASON = "reason"  # the entry of metadata in which a rater says why
 REASON_AT_MOST = 300
 
 
-def in_words(judgement: Judgement, *, threshold: float, passing_value: float, n_texts: int, quote: int) -> str:
+def in_words(
+    judgement: Judgement, *, scale: Scale, threshold: float, pessimism: float, n_texts: int, quote: int
+) -> str:
     """A judgement as sentences, one a line.
 
     Args:
         judgement: what is said.
+        scale: from values to scores; it says how many digits of a value are worth telling.
         threshold: the score that is asked for.
-        passing_value: the value that has this score.
+        pessimism: standard deviations that were taken off the value.
         n_texts: how many texts were rated; 0 where they were not kept.
         quote: characters to quote of a rated text at most.
     """
-    passed = judgement.score >= threshold
-    rated = f"the {n_texts} rated texts" if n_texts else "the rated texts"
+
+    def tell(value: float) -> str:
+        return _number(value, scale.high - scale.low)
+
     unsure = "" if judgement.std is None else f", give or take {judgement.std:.2g}"
-    lines = [
-        f"Value {judgement.value:.3g}{unsure}: higher than {100 * judgement.share_below:.0f} % of {rated}. "
-        f"Score {judgement.score:.2f}; {'passes' if passed else 'falls short of'} the {threshold:.2f} that is asked "
-        f"for (a value of {passing_value:.3g})."
-    ]
-    lines += [_neighbor(example, "higher", quote) for example in judgement.above]
-    lines += [_neighbor(example, "lower", quote) for example in judgement.below]
-    if REPEATED in judgement.marks:
-        lines.append(
-            f"Caution: it says the same again and again ({100 * judgement.repeated:.0f} % of it was said before); "
-            "its value is not to be believed."
-        )
-    if UNLIKE in judgement.marks:
-        lines.append("Caution: nothing like it was rated, so its value is a guess.")
-    if BEYOND in judgement.marks:
-        lines.append("Caution: its value is above every rating; it looks written to please the value function.")
-    if EMPTY in judgement.marks:
-        lines.append("Caution: it says nothing.")
-    return "\n".join(lines)
+    rated = f"the {n_texts} rated texts" if n_texts else "the rated texts"
+    lines = [f"Value {tell(judgement.value)}{unsure}: higher than {100 * judgement.share_below:.0f} % of {rated}."]
+    careful = f", {pessimism:g} times the uncertainty taken off" if pessimism else ""
+    verdict = "passes" if judgement.score >= threshold else "falls short of"
+    score, asked = _apart(judgement.score, threshold)
+    asked_value = scale.value(threshold)
+    known = abs(asked_value - scale.low) < 3 * (scale.high - scale.low)
+    as_value = f" (a value of {tell(asked_value)}{' after that' if pessimism else ''})" if known else ""
+    lines.append(f"Score {score}{careful}; {verdict} the {asked} that is asked for{as_value}.")
+    lines += [_neighbor(example, "higher", quote, tell(example.score)) for example in judgement.above]
+    lines += [_neighbor(example, "lower", quote, tell(example.score)) for example in judgement.below]
+    cautions = {
+        REPEATED: f"it says the same again and again ({100 * judgement.repeated:.0f} % of it was said before); its "
+        "value is not to be believed.",
+        UNLIKE: "nothing like it was rated, so its value is a guess.",
+        BEYOND: "its value is above every rating; it looks written to please the value function.",
+        COPIED: "it is one of the rated texts.",
+        EMPTY: "it says nothing.",
+    }
+    return "\n".join([*lines, *(f"Caution: {why}" for mark, why in cautions.items() if mark in judgement.marks)])
 
 
 def failed(reason: str) -> str:
@@ -50,14 +59,31 @@ def failed(reason: str) -> str:
     return f"No value, which counts as the lowest: {reason}"
 
 
-def _neighbor(example: RankingExample, side: str, quote: int) -> str:
-    said = f'Rated {side}, at {example.score:.3g}, and of those the most like it: "{_cut(example.text, quote)}"'
+def _neighbor(example: RankingExample, side: str, quote: int, score: str) -> str:
+    said = f'Rated {side}, at {score}, and of those the most like it: "{_cut(example.text, quote)}"'
     if quote == 0:
-        said = f"Of the texts rated {side}, the most like it was rated {example.score:.3g}."
+        said = f"Of the texts rated {side}, the most like it was rated {score}."
     reason = (example.metadata or {}).get(REASON)
     if isinstance(reason, str) and reason.strip():
         said += f' The rater\'s reason: "{_cut(reason, REASON_AT_MOST)}"'
     return said
+
+
+def _number(value: float, width: float) -> str:
+    """A value with as many digits as tell apart a hundred values of a scale of this width."""
+    decimals = max(0, round(2.2 - math.log10(width)))
+    if abs(value) < 1e7 and decimals <= 6:
+        return f"{value:.{decimals}f}"
+    digits = 2 + max(0, math.ceil(math.log10(max(abs(value), width) / width)))
+    return f"{value:.{digits}g}"
+
+
+def _apart(score: float, other: float) -> tuple[str, str]:
+    """Two scores with two digits, or as many as show that they differ."""
+    for digits in range(2, 7):
+        if score == other or f"{score:.{digits}f}" != f"{other:.{digits}f}":
+            break
+    return f"{score:.{digits}f}", f"{other:.{digits}f}"
 
 
 def _cut(text: str, limit: int) -> str:

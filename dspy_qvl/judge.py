@@ -1,11 +1,12 @@
 """What a value function has to say of one text: its value, how sure that is, and whether to believe it.
 
-An optimizer looks for texts of high value, and finds those the value function is wrong about. Four marks tell them:
+An optimizer looks for texts of high value, and finds those the value function is wrong about. Five marks tell them:
 
     "empty"      there is nothing to judge
     "repeated"   it says the same thing over and over
     "unlike"     nothing like it was rated: its value is a guess
     "beyond"     its value is above all ratings, and above what any rated text is worth to the others
+    "copied"     it is one of the rated texts: what it is worth was not learned but told
 """
 
 from dataclasses import dataclass
@@ -16,15 +17,16 @@ from numpy.typing import NDArray
 from dspy_qvl.errors import InputError
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.scale import Scale, scale_of
-from dspy_qvl.text import RankingExample
+from dspy_qvl.text import RankingExample, is_blank
 
 Array = NDArray[np.float64]
 
-EMPTY, REPEATED, UNLIKE, BEYOND = "empty", "repeated", "unlike", "beyond"
+EMPTY, REPEATED, UNLIKE, BEYOND, COPIED = "empty", "repeated", "unlike", "beyond", "copied"
 
 # Of 15,000 sentences, tweets, arguments and news summaries one in 250 says more than .3 of itself twice, and most of
 # those are smileys and "yay yay yay"; of the answers of small language models that went in circles nearly all.
 PIECE, REPEATED_SHARE = 10, 0.3
+COPY = 0.999  # cosine from which on a text is a rated one, but for blanks and letter case
 RARE = 0.01  # share of the rated texts themselves that are as unlike the others as a text that is marked
 
 
@@ -40,7 +42,7 @@ class Judgement:
         share_below: share of the rated texts with a lower score, in [0, 1].
         repeated: share of the text that repeats what it said before, in [0, 1).
         likeness: cosine with the rated text that is most like it; None where they were not kept.
-        marks: why its value may not be believed, of "empty", "repeated", "unlike" and "beyond".
+        marks: why its value may not be believed, of "empty", "repeated", "unlike", "beyond", "copied".
         above: the rated texts most like it among those with a clearly higher score, nearest first; clearly is by more
             than `std`, where there are such.
         below: the same among those with a lower score.
@@ -96,7 +98,7 @@ class Judge:
         """All that is said of a text."""
         learner, fit = self.learner, self.fit
         value = learner.predict(text)
-        marks = [EMPTY] if not text.strip() else []
+        marks = [EMPTY] if is_blank(text) else []
         repeated = repeated_share(text)
         if repeated > REPEATED_SHARE:
             marks.append(REPEATED)
@@ -110,8 +112,10 @@ class Judge:
             std, cosines = inspection.std(text), inspection.cosines(text)
             likeness = float(cosines.max())
             far = inspection.fit_variance(text) > np.quantile(inspection.posterior.fit_variances, 1 - RARE)
-            if text.strip() and (far or likeness < np.quantile(inspection.nearest_other(), RARE)):
+            if not is_blank(text) and (far or likeness < np.quantile(inspection.nearest_other(), RARE)):
                 marks.append(UNLIKE)
+            if likeness > COPY:
+                marks.append(COPIED)
             if value > max(fit.scores.max(), np.nanmax(inspection.leave_one_out().values)):
                 marks.append(BEYOND)
             nearest = np.argsort(-cosines, kind="stable")

@@ -21,7 +21,16 @@ from typing import Any
 import dspy
 
 from dspy_qvl import feedback as words
-from dspy_qvl.errors import InputError, MissingTextError, QVLWarning, check_count, check_flag, check_number, shown
+from dspy_qvl.errors import (
+    InputError,
+    MissingTextError,
+    QVLWarning,
+    check_count,
+    check_flag,
+    check_number,
+    check_text,
+    shown,
+)
 from dspy_qvl.judge import Judge, Judgement
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.scale import check_scale
@@ -53,9 +62,9 @@ class ValueScores:
 
         Args:
             learner: a fitted learner.
-            text: the text that is valued: the name of a field of the prediction, a format string over the fields of
-                prediction and example, or a callable (example, prediction) -> text. Left out: as `FitValue` rendered
-                the rated texts, if it did so by a format string; else the only text the prediction has.
+            text: the text that is valued: the name of a field of the prediction, a format string over its fields and
+                the example's inputs (labels as {example.name}), or a callable (example, prediction) -> text. Left out:
+                as `FitValue` rendered the rated texts, else the only text the prediction has.
             scale: (low, high) on the raters' scale, which become .05 and .95; left out, the 5th and the 95th
                 percentile of the ratings.
             threshold: the score, in (0, 1), from which on a text passes where DSPy asks for yes or no (Bootstrap*);
@@ -83,6 +92,8 @@ class ValueScores:
             and all(isinstance(name, str) and callable(one) for name, one in objectives.items())
         ):
             raise InputError(f"objectives must be a dict of metrics by name, but got {shown(objectives)}.")
+        if objectives is not None and "value" in objectives:
+            raise InputError("objectives has a metric named 'value', which is what the learned value is called.")
         self.feedback = check_flag(feedback, "feedback")
         self.quote = check_count(quote, "quote", 0)
         self.objectives = None if objectives is None else dict(objectives)
@@ -99,12 +110,15 @@ class ValueScores:
     def _forget_calls(self) -> None:
         self.failures: Counter[str] = Counter()
         self._known: dict[str, float] = {}
+        self._judged: dict[str, Judgement] = {}
         self._lock = threading.Lock()
 
     # Values
 
     def value(self, example: Any, pred: Any) -> float:
-        """The value of a prediction on the raters' own scale, `pessimism` taken off; the lowest rating for a failure.
+        """The value of a prediction on the raters' own scale, `pessimism` taken off.
+
+        A failure has the value of the lowest rating, so that means stay finite; only its score is below all others.
 
         Raises:
             EmbeddingError: the embedding model failed: a broken connection must not pass for a bad answer.
@@ -114,12 +128,17 @@ class ValueScores:
 
     def judge(self, text: str) -> Judgement:
         """All there is to say of a text: value, standard deviation, score, marks, the rated texts most like it."""
-        return self._judge(text)
+        text = check_text(text)
+        known = self._judged.get(text)
+        if known is None:
+            known = self._judge(text)
+            self._keep(self._judged, text, known)
+        return known
 
     @property
     def log(self) -> list[Judgement]:
-        """What is said of every text that was scored, in the order of the first calls; at most 50,000."""
-        return [self._judge(text) for text in list(self._known)]
+        """What is said of every text that was scored, in the order of the first calls; of the last 50,000."""
+        return [self.judge(text) for text in list(self._known)]
 
     def as_filter(self, threshold: float | None = None) -> "ValueFilter":
         """A metric that answers True or False, for callers that test truthiness without a trace."""
@@ -137,11 +156,14 @@ class ValueScores:
         if known is not None:
             return known
         score = self._judge.scale(self._judge.value(text))
-        with self._lock:
-            if len(self._known) >= LOGGED:
-                self._known.pop(next(iter(self._known)), None)
-            self._known[text] = score
+        self._keep(self._known, text, score)
         return score
+
+    def _keep(self, kept: dict[str, Any], text: str, what: Any) -> None:
+        with self._lock:
+            if len(kept) >= LOGGED:
+                kept.pop(next(iter(kept)), None)
+            kept[text] = what
 
     def explained(self, example: Any, pred: Any) -> dspy.Prediction:
         """A fresh `dspy.Prediction` with the score, and what there is to say for it."""
@@ -152,7 +174,7 @@ class ValueScores:
 
     def _with_objectives(self, answer: dspy.Prediction, example: Any, pred: Any) -> dspy.Prediction:
         if self.objectives is not None:
-            others = {name: float(metric(example, pred)) for name, metric in self.objectives.items()}
+            others = {name: _objective(name, metric, example, pred) for name, metric in self.objectives.items()}
             answer.objective_scores = {"value": answer.score, **others}
         return answer
 
@@ -161,9 +183,10 @@ class ValueScores:
         if text is None:
             return words.failed(reason)
         return words.in_words(
-            self._judge(text),
+            self.judge(text),
+            scale=self._judge.scale,
             threshold=self.threshold,
-            passing_value=self._judge.scale.value(self.threshold),
+            pessimism=self._judge.pessimism,
             n_texts=self._judge.fit.n_texts,
             quote=self.quote,
         )
@@ -174,8 +197,6 @@ class ValueScores:
             text = self.rendering(example, pred)
         except MissingTextError as error:
             return None, str(error)
-        if not text.strip():
-            return None, "the answer is empty."
         return text.encode("utf-8", "replace").decode() if not text.isascii() else text, ""
 
     def _count(self, reason: str) -> None:
@@ -200,11 +221,15 @@ class ValueScores:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("failures", "_known", "_lock")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("failures", "_known", "_judged", "_lock")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget_calls()
+        self._forget_calls()  # a worker has a log of its own
 
     def __repr__(self) -> str:
         text = "" if self.rendering.text is None else f", text={shown(self.rendering.text)}"
@@ -253,18 +278,29 @@ class ValueFilter:
 def _rendering(text: AsText | None, learned: str | None) -> Rendering:
     """How predictions are rendered, given how the rated texts were."""
     if text is None:
-        return Rendering(learned if learned is not None and "{" in learned else None)
+        return Rendering(learned) if learned is not None and "{" in learned else Rendering(None, usual=learned)
     rendering = Rendering(text)
-    if learned is not None and isinstance(text, str):
-        templates = {one for one in (learned, text) if "{" in one}
-        if templates and learned != text:
-            warnings.warn(
-                f"the value function was learned from texts rendered as {learned!r}, but predictions are rendered as "
-                f"{text!r}; values of texts rendered in another way are off. Leave out text= to render them alike.",
-                QVLWarning,
-                stacklevel=4,
-            )
+    if learned is not None and rendering.shape is not None and rendering.shape != Rendering(learned).shape:
+        warnings.warn(
+            f"the value function was learned from texts rendered as {learned!r}, but predictions are rendered as "
+            f"{text!r}; values of texts rendered in another way are off. Leave out text= to render them alike.",
+            QVLWarning,
+            stacklevel=4,
+        )
     return rendering
+
+
+def _objective(name: str, metric: Callable[..., Any], example: Any, pred: Any) -> float:
+    """The number that a further metric gives; the lowest where there is no prediction.
+
+    Raises:
+        InputError: it gave no finite number.
+    """
+    if pred is None:
+        return LOWEST
+    score = metric(example, pred)
+    number = score.get("score") if isinstance(score, dspy.Prediction) else score
+    return check_number(float(number) if isinstance(number, bool) else number, f"what the objective {name!r} gave")
 
 
 def _check_threshold(threshold: object) -> float:

@@ -1,6 +1,7 @@
 """`FitValue`: the DSPy optimizer that fits the value functions inside a program."""
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,20 +11,24 @@ from dspy.teleprompt.teleprompt import Teleprompter
 from dspy_qvl import scores
 from dspy_qvl.errors import (
     InputError,
+    MissingTextError,
+    QVLWarning,
     check_alphas,
     check_count,
+    check_flat,
     check_metadata,
     check_score,
     check_scores_differ,
     check_text,
     shown,
 )
+from dspy_qvl.feedback import REASON
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.text import AsText, RankingExample, Rendering
 
 logger = logging.getLogger("dspy_qvl")
 
-ALPHAS = tuple(float(f"{10 ** (step / 2):.3g}") for step in range(-8, 7))  # .0001 to 1,000, two a decade
+ALPHAS = tuple(float(f"{10 ** (step / 2):.3g}") for step in range(-4, 7))  # .01 to 1,000, two a decade
 FromExample = str | Callable[[Any], Any]
 
 
@@ -106,7 +111,7 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             )
         rated, members = self._rated(trainset, "trainset")
         check_scores_differ([example.score for example in rated])
-        unseen, _ = self._rated(valset, "valset") if valset is not None else ([], None)
+        unseen = self._unseen(valset)
         report = {}
         for name, learner in learners.items():
             learner.ridge.examples = list(rated)
@@ -117,8 +122,26 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         self.report = report
         return program
 
+    def _unseen(self, valset: Any) -> list[RankingExample]:
+        """Rated examples to report on; none where nothing of the valset is rated, as in a step of `BetterTogether`."""
+        if valset is None or (isinstance(valset, Sequence) and not len(valset)):
+            return []
+        if (
+            isinstance(valset, Sequence)
+            and isinstance(self.score, str)
+            and all(isinstance(row, dspy.Example | Mapping) and self.score not in row for row in valset)
+        ):
+            warnings.warn(
+                f"no example of the valset has a {self.score!r}, so nothing is reported on it.",
+                QVLWarning,
+                stacklevel=4,
+            )
+            return []
+        return self._rated(valset, "valset")[0]
+
     def _rated(self, examples: Any, what: str) -> tuple[list[RankingExample], list[Any] | None]:
         """Rated texts, and the group of each, from examples."""
+        check_flat(examples, what, "its rows, for instance data_frame.to_dict('records')")
         if isinstance(examples, str | bytes) or not isinstance(examples, Sequence) or not examples:
             raise InputError(
                 f"{what} must be a list of rated examples, but got "
@@ -130,17 +153,11 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             if not isinstance(example, dspy.Example | Mapping):
                 raise InputError(f"{at} must be a dspy.Example or a dict, but got {type(example).__name__}.")
             try:
-                text = self.rendering(example, example)
-            except InputError as error:
-                raise InputError(
-                    f"{at} has no text to learn from: {str(error).replace('prediction', 'example')}"
-                ) from None
+                text = self.rendering.rated(example)
+            except MissingTextError as error:
+                raise InputError(f"{at} has no text to learn from: {error}") from None
             score = check_score(_taken(self.score, example, "score", at), f"the score of {at}")
-            reason = example.get("reason")
-            metadata = check_metadata(
-                example.get("metadata", {"reason": reason} if isinstance(reason, str) else None),
-                f"the metadata of {at}",
-            )
+            metadata = check_metadata(_metadata(example), f"the metadata of {at}")
             rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata))
             members.append(None if self.group is None else _taken(self.group, example, "group", at))
         return rated, members if self.group is not None else None
@@ -154,6 +171,15 @@ def _taken(given: FromExample, example: Any, name: str, at: str) -> Any:
     if value is None:
         raise InputError(f"{at} has no field {given!r} for its {name}; it has {shown(sorted(example.keys()))}.")
     return value
+
+
+def _metadata(example: Any) -> dict[str, Any] | None:
+    """What is kept with a rated text: its metadata, and the rater's reason."""
+    kept = example.get("metadata")
+    metadata = dict(kept) if isinstance(kept, Mapping) else {}
+    if isinstance(example.get(REASON), str):
+        metadata.setdefault(REASON, example[REASON])
+    return metadata or None
 
 
 def _report(

@@ -10,9 +10,19 @@ from typing import Any
 
 import dspy
 
-from dspy_qvl.errors import InputError, MissingTextError, check_metadata, check_score, check_text, shown
+from dspy_qvl.errors import (
+    InputError,
+    MissingTextError,
+    QVLError,
+    check_metadata,
+    check_score,
+    check_text,
+    shown,
+)
 
 AsText = str | Callable[[Any, Any], str]
+
+OF_EXAMPLE = "example."  # before a field that is the example's whether input or label
 
 
 @dataclass
@@ -67,8 +77,9 @@ class Rendering:
     r"""Which text of an example and a prediction is valued: at learning and at scoring the same.
 
         "answer"                                  a field of the prediction
-        "Question: {question}\nAnswer: {answer}"  fields of the prediction, and where it has none of that name, of
-                                                  the example; at least one of the prediction
+        "Question: {question}\nAnswer: {answer}"  fields of the prediction; those it does not have are taken from the
+                                                  example's inputs, {example.reference} from all of the example. At
+                                                  least one is the prediction's
         a callable                                example, prediction -> text
         None                                      the only text the prediction has
 
@@ -76,113 +87,194 @@ class Rendering:
 
     Args:
         text: one of these.
+        usual: with None, the field that is taken wherever a prediction has it.
 
     Raises:
         InputError: none of them, or a format string with more than field names in it.
     """
 
-    def __init__(self, text: AsText | None) -> None:
+    def __init__(self, text: AsText | None, usual: str | None = None) -> None:
         if text is not None and not isinstance(text, str) and not callable(text):
             raise InputError(
                 f"text must be a field name, a format string such as 'Question: {{question}} Answer: {{answer}}', "
                 f"or a callable, but got {type(text).__name__}: {shown(text)}."
             )
         self.text = text
-        self.fields: tuple[str, ...] = ()
-        if isinstance(text, str):
-            self.fields = _fields(check_text(text, "the format string"))
-        self.template = text if isinstance(text, str) and "{" in text else None
+        self.usual = usual
+        self._parts = _parts(check_text(text, "the format string")) if isinstance(text, str) else ()
+
+    @property
+    def shape(self) -> tuple[str, ...] | None:
+        """What is written around the fields: equal for renderings that give the same text; None for a callable."""
+        return None if callable(self.text) else tuple(written for written, _ in self._parts) or ("",)
+
+    def rated(self, example: Any) -> str:
+        """The text of an example that is learned from; it may be empty.
+
+        Raises:
+            MissingTextError: a field that is asked for is missing.
+            InputError: a callable failed or gave no text.
+        """
+        if callable(self.text):
+            return self._called(example, example)
+        return "".join(
+            written + (_written(_field(name.removeprefix(OF_EXAMPLE), example)) if name else "")
+            for written, name in self._parts
+        )
 
     def __call__(self, example: Any, pred: Any) -> str:
-        """The text of an example and a prediction.
+        """The text of a prediction for an example, to be valued; never blank.
 
         Args:
             example: a mapping or `dspy.Example`, or None.
             pred: the same, or a string: what a program may give.
 
         Raises:
-            MissingTextError: the prediction is missing, or a field that is asked for.
-            InputError: no text is named and the prediction has not exactly one, or a callable gave no text.
+            MissingTextError: the prediction is missing, or a field that is asked for is missing or blank.
+            InputError: no text is named and the prediction has not exactly one, or a callable failed or gave no text.
         """
         if pred is None or (isinstance(pred, Mapping | dspy.Example) and not len(pred)):
             raise MissingTextError("the program gave no prediction.")
         if callable(self.text):
-            return self._called(example, pred)
+            text = self._called(example, pred)
+            if is_blank(text):
+                raise MissingTextError("the answer is empty.")
+            return text
         if isinstance(pred, str):
-            pred = {self.fields[-1] if self.fields else "text": pred}
+            pred = {self._answer_field(example): pred}
         if not isinstance(pred, Mapping | dspy.Example):
             raise MissingTextError(f"the program gave {type(pred).__name__}, not a prediction.")
         if self.text is None:
-            return _only_text(pred)
-        if self.template is None:
-            return _written(_field(self.text, pred))
-        return self._filled(self.template, example, pred)
+            name = self.usual if self.usual is not None and self.usual in pred else _only_text(pred)
+            return _said(name, pred)
+        if "{" not in self.text:
+            return _said(self.text, pred)
+        text, n_said = "", 0
+        for written, name in self._parts:
+            text += written
+            if name and name in pred:
+                text, n_said = text + _said(name, pred), n_said + 1
+            elif name:
+                text += _given(name, example, pred)
+        if not n_said:
+            names = _listed(name for _, name in self._parts if name)
+            raise MissingTextError(f"the prediction has none of the fields {names}; it has {_listed(pred.keys())}.")
+        return text
 
-    def _filled(self, template: str, example: Any, pred: Any) -> str:
-        filled, predicted = {}, []
-        for name in self.fields:
-            if pred.get(name) is not None:
-                predicted.append(_written(pred[name]))
-                filled[name] = predicted[-1]
-            elif isinstance(example, Mapping | dspy.Example) and example.get(name) is not None:
-                filled[name] = _written(example[name])
-            else:
-                _field(name, pred)
-        if not predicted:
-            raise MissingTextError(
-                f"the prediction has none of the fields {_listed(self.fields)}; it has {_listed(pred.keys())}."
+    def _answer_field(self, example: Any) -> str:
+        """The field that a prediction which is a string stands for: the one the example does not give."""
+        names = {name for _, name in self._parts if name and not name.startswith(OF_EXAMPLE)}
+        open_names = sorted(names - _inputs(example).keys()) if len(names) > 1 else sorted(names)
+        if not names:
+            return self.usual or "text"
+        if len(open_names) != 1:
+            raise InputError(
+                f"the program gave a string, but text={shown(self.text)} asks for the fields {_listed(sorted(names))}; "
+                "let the program give a dspy.Prediction."
             )
-        # Nothing said stays nothing, whatever is written around it.
-        return template.format(**filled) if any(text.strip() for text in predicted) else ""
+        return open_names[0]
 
     def _called(self, example: Any, pred: Any) -> str:
         assert callable(self.text)
         try:
             text = self.text(example, pred)
-        except (KeyError, AttributeError) as error:
-            raise MissingTextError(f"the callable that gives the text found no field {error}.") from error
+        except QVLError:
+            raise
+        except Exception as error:
+            missing = error.name if isinstance(error, AttributeError) and error.obj in (example, pred) else None
+            if isinstance(error, KeyError) and not any(_has(one, error.args[0]) for one in (example, pred)):
+                missing = error.args[0]
+            if missing is not None:
+                raise MissingTextError(f"the callable that gives the text found no field {missing!r}.") from error
+            raise InputError(f"the callable that gives the text failed: {type(error).__name__}: {error}") from error
         if not isinstance(text, str):
             raise InputError(f"the callable that gives the text must give a string, but gave {type(text).__name__}.")
         return text
 
 
-def _fields(text: str) -> tuple[str, ...]:
-    """The fields a field name or a format string asks for, each once."""
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in text)
+
+
+def _parts(text: str) -> tuple[tuple[str, str], ...]:
+    """What is written before each field and the field, of a field name or a format string; "" where none follows."""
     if "{" not in text and "}" not in text:
         if not text.isidentifier():
             raise InputError(
                 f"text={shown(text)} is neither the name of a field nor a format string; a format string names fields "
                 "in braces, for instance 'Question: {question} Answer: {answer}'."
             )
-        return (text,)
+        return (("", text),)
     try:
-        parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(text)]
+        parts = list(string.Formatter().parse(text))
     except ValueError as error:
         raise InputError(f"text={shown(text)} is no format string: {error}.") from None
-    names = [name for name, _, _ in parts if name is not None]
-    if not names or not all(name.isidentifier() for name in names) or any(spec or how for _, spec, how in parts):
+    names = [name for _, name, _, _ in parts if name is not None]
+    plain = all(name.removeprefix(OF_EXAMPLE).isidentifier() for name in names)
+    if not names or not plain or any(spec or how for _, _, spec, how in parts):
         raise InputError(
             f"text={shown(text)} must hold nothing but names of fields in braces, for instance "
             "'Question: {question} Answer: {answer}'; a brace of the text itself is doubled."
         )
-    return tuple(dict.fromkeys(names))
+    if all(name.startswith(OF_EXAMPLE) for name in names):
+        raise InputError(
+            f"text={shown(text)} names no field of the prediction, so every answer would be worth the same."
+        )
+    return tuple((written, name or "") for written, name, _, _ in parts)
 
 
-def _field(name: str, pred: Any) -> Any:
-    value = pred.get(name)
-    if value is None:
+def _inputs(example: Any) -> Mapping[str, Any]:
+    """What an example gives beside labels: its inputs, or all of one that does not tell them apart."""
+    if isinstance(example, dspy.Example):
+        chosen = getattr(example, "_input_keys", None)
+        return {name: example[name] for name in example.keys() if chosen is None or name in chosen}  # noqa: SIM118
+    return example if isinstance(example, Mapping) else {}
+
+
+def _given(name: str, example: Any, pred: Any) -> str:
+    """A field that the prediction does not have, from the example."""
+    from_all = name.startswith(OF_EXAMPLE)
+    name = name.removeprefix(OF_EXAMPLE)
+    if from_all and not _has(example, name):
+        raise MissingTextError(f"the example has no field {name!r}.")
+    fields = example if from_all else _inputs(example)
+    if fields.get(name) is None:
+        label = ", and of the example it is no input" if _has(example, name) and not from_all else ""
+        raise MissingTextError(f"the prediction has no field {name!r}{label}; it has {_listed(pred.keys())}.")
+    return _written(fields[name])
+
+
+def _has(fields: Any, name: Any) -> bool:
+    return isinstance(fields, Mapping | dspy.Example) and name in fields
+
+
+def _field(name: str, fields: Any) -> Any:
+    if name not in fields:
+        raise MissingTextError(f"there is no field {name!r} among {_listed(fields.keys())}.")
+    if fields[name] is None:
+        raise MissingTextError(f"the field {name!r} is None.")
+    return fields[name]
+
+
+def _said(name: str, pred: Any) -> str:
+    """A field of the prediction, as a text that is not blank."""
+    if name not in pred:
         raise MissingTextError(f"the prediction has no field {name!r}; it has {_listed(pred.keys())}.")
-    return value
+    text = _written(_field(name, pred))
+    if is_blank(text):
+        raise MissingTextError("the answer is empty." if len(pred) == 1 else f"the field {name!r} is empty.")
+    return text
 
 
 def _only_text(pred: Any) -> str:
-    texts = [name for name in pred.keys() if isinstance(pred[name], str)]  # noqa: SIM118 - an Example iterates no keys
-    if len(texts) != 1:
+    names = [name for name in pred.keys() if pred[name] is None or isinstance(pred[name], str)]  # noqa: SIM118
+    if len(names) != 1:
         raise InputError(
-            f"the prediction has {len(texts) or 'no'} texts, among the fields {_listed(pred.keys())}; say which is "
-            f"valued with text=, the name of a field or a format string."
+            f"the prediction has {len(names) or 'no'} texts, among the fields {_listed(pred.keys())}; say which is "
+            "valued with text=, the name of a field or a format string."
         )
-    return str(pred[texts[0]])
+    return str(names[0])
 
 
 def _written(value: Any) -> str:

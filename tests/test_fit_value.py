@@ -4,7 +4,7 @@ import dspy
 import numpy as np
 import pytest
 
-from dspy_qvl import FitValue, InputError, Qwen3EmbeddingValueLearner, ValueMetric
+from dspy_qvl import FitValue, InputError, QVLWarning, Qwen3EmbeddingValueLearner, ValueMetric
 from tests.conftest import CountingModel, rated
 
 ROWS = [
@@ -103,6 +103,30 @@ def test_text_score_and_group_may_be_callables(tmp_path):
     assert by_callables.predict("love it") == pytest.approx(by_name.predict("love it") / 2)
 
 
+def test_a_reason_is_kept_beside_metadata_and_what_is_no_metadata_left_alone(tmp_path):
+    kinds = [None, {"id": 1}, "a field of the domain", {"reason": "already there"}]
+    rows = [
+        dspy.Example(text=row.reply, score=row.rating, metadata=kinds[n % 4], reason="why")
+        for n, row in enumerate(ROWS)
+    ]
+    program = FitValue(alphas=ALPHAS).compile(lexical(tmp_path), trainset=rows)
+    assert program.training_metadata[:4] == [
+        {"reason": "why"},
+        {"id": 1, "reason": "why"},
+        {"reason": "why"},
+        {"reason": "already there"},
+    ]
+
+
+def test_a_valset_without_ratings_is_not_reported_on(tmp_path):
+    optimizer = fit()
+    optimizer.compile(lexical(tmp_path), trainset=ROWS, valset=[])
+    assert "val" not in optimizer.report["self"]
+    with pytest.warns(QVLWarning, match="no example of the valset has a 'rating'"):
+        optimizer.compile(lexical(tmp_path), trainset=ROWS, valset=[dspy.Example(question="?")])
+    assert "val" not in optimizer.report["self"]
+
+
 def test_dicts_and_metadata_are_taken_too(tmp_path):
     rows = [{"text": row.reply, "score": row.rating, "metadata": {"by": "me"}} for row in ROWS]
     program = FitValue(alphas=ALPHAS).compile(lexical(tmp_path), trainset=rows)
@@ -119,11 +143,11 @@ def test_a_program_with_nothing_to_fit_is_refused():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (dspy.Example(rating=3.0), r"trainset\[60\] has no text to learn from: the example has no field 'reply'"),
+        (dspy.Example(rating=3.0), r"trainset\[60\] has no text to learn from: there is no field 'reply'"),
         (dspy.Example(reply="x"), r"trainset\[60\] has no field 'rating' for its score; it has \['reply'\]"),
         (dspy.Example(reply="x", rating="high"), r"the score of trainset\[60\] must be a number"),
         (dspy.Example(reply="x\ud83d", rating=1), r"the text of trainset\[60\] holds a lone surrogate"),
-        (dspy.Example(reply="x", rating=1, metadata=3), r"the metadata of trainset\[60\] must be a dict"),
+        (dspy.Example(reply="x", rating=1, metadata={"by": {1, 2}}), r"the metadata of trainset\[60\] must hold only"),
         (("x", 3.0), r"trainset\[60\] must be a dspy.Example or a dict, but got tuple"),
         (None, r"trainset\[60\] must be a dspy.Example or a dict, but got NoneType"),
     ],
@@ -133,7 +157,7 @@ def test_an_example_that_cannot_be_used_is_named_by_its_position(tmp_path, row, 
     with pytest.raises(InputError, match=message):
         fit().compile(student, trainset=[*ROWS, row])
     with pytest.raises(InputError, match=message.replace("trainset", "valset").replace("60", "0")):
-        fit().compile(student, trainset=ROWS, valset=[row])
+        fit().compile(student, trainset=ROWS, valset=[row, ROWS[0]])
     with pytest.raises(InputError, match="has no field 'ticket' for its group"):
         fit(group="ticket").compile(student, trainset=ROWS)
 

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -89,6 +90,15 @@ def test_objectives_come_back_beside_the_score(trained):
     assert plain.objective_scores == {"value": plain.score, "brief": 1 / (1 + len(GOOD))}
     assert metric(None, said(GOOD), None, "reply").objective_scores == plain.objective_scores
     assert metric(None, said(GOOD), []) is True
+    with pytest.warns(QVLWarning, match="no prediction"):
+        assert metric(None, None).objective_scores == {"value": 0.0, "brief": 0.0}
+    nested = ValueMetric(trained, objectives={"other": ValueMetric(trained, objectives={})})
+    assert nested(None, said(GOOD)).objective_scores["other"] == plain.score
+    for wrong in (math.nan, "good", None):
+        with pytest.raises(InputError, match="what the objective 'brief' gave must be"):
+            ValueMetric(trained, objectives={"brief": lambda example, pred, wrong=wrong: wrong})(None, said(GOOD))
+    with pytest.raises(InputError, match="which is what the learned value is called"):
+        ValueMetric(trained, objectives={"value": lambda example, pred: 1.0})
 
 
 def test_a_filter_says_yes_or_no_whatever_it_is_called_with(metric):
@@ -149,7 +159,7 @@ def test_a_copy_costs_nothing(metric):
         (None, "the program gave no prediction"),
         (dspy.Prediction(), "the program gave no prediction"),
         (dspy.Prediction(other="x"), "has no field 'answer'; it has 'other'"),
-        (dspy.Prediction(answer=None), "has no field 'answer'"),
+        (dspy.Prediction(answer=None), "the field 'answer' is None"),
         (said(" \n\t"), "the answer is empty"),
     ],
 )
@@ -223,10 +233,10 @@ def test_feedback_says_where_the_value_lies_and_names_neighbours_with_reasons(tm
     judged = ValueMetric(learner).judge(text)
     feedback = explained(learner, text)
     below = np.mean([score < judged.value for score in learner.training_scores])
-    assert f"Value {judged.value:.3g}, give or take {judged.std:.2g}: higher than {100 * below:.0f} %" in feedback
+    assert f"Value {judged.value:.1f}, give or take {judged.std:.2g}: higher than {100 * below:.0f} %" in feedback
     assert f"Score {judged.score:.2f}" in feedback
     for side, example in (("higher", judged.above[0]), ("lower", judged.below[0])):
-        assert f'Rated {side}, at {example.score:.3g}, and of those the most like it: "{example.text}"' in feedback
+        assert f'Rated {side}, at {example.score:.1f}, and of those the most like it: "{example.text}"' in feedback
         assert f'"{example.metadata["reason"]}"' in feedback
     assert judged.above[0].score > judged.value + judged.std
     cosines = {example.text: cosine for example, cosine in learner.nearest(text, 60)}
@@ -243,7 +253,7 @@ def test_nothing_of_a_rated_text_is_quoted_beyond_the_limit(tmp_path):
         assert f'"{example.text[:10].rstrip()}…"' in short
         assert example.text[:12] not in short
         assert not any(word in none.split() for word in example.text.split() if len(word) > 4)
-        assert f"{example.score:.3g}" in none
+        assert f"{example.score:.1f}" in none
         assert example.metadata["reason"] in none
 
 
@@ -256,11 +266,57 @@ def test_feedback_may_be_left_out(trained):
     assert "feedback" not in ValueMetric(trained, feedback=False)(None, said(GOOD), None, "x", None)
 
 
+def test_pessimism_is_told(trained):
+    feedback = explained(trained, GOOD, pessimism=1.0)
+    assert "1 times the uncertainty taken off" in feedback
+    assert "after that)" in feedback
+
+
+@pytest.mark.parametrize(
+    ("factor", "offset", "digits"),
+    [
+        (1.0, 0.0, r"\d+\.\d"),
+        (3.0, 1400.0, r"14\d\d\.\d"),
+        (100.0, 0.0, r"\d+"),
+        (0.1, 0.0, r"\d\.\d\d"),
+        (1.0, 1e9, r"10{7,}\d*"),
+        (1e50, 0.0, r"\d\.\d+e\+5\d"),
+    ],
+)
+def test_values_are_told_with_as_many_digits_as_the_scale_needs(tmp_path, factor, offset, digits):
+    learner = Qwen3EmbeddingValueLearner("lexical", 256, cache_dir=None)
+    learner.add_training_examples([(text, score * factor + offset) for text, score in rated(40)])
+    learner.train()
+    feedback = explained(learner, TEXTS[0])
+    assert re.match(rf"Value {digits}, give or take", feedback), feedback
+    above, below = (feedback.split(f"Rated {side}, at ")[1].split(",")[0] for side in ("higher", "lower"))
+    assert float(above) > float(below)
+
+
+def test_certainty_has_any_scale():
+    stds = []
+    for factor in (1e-50, 1.0, 1e50):
+        learner = Qwen3EmbeddingValueLearner("lexical", 256, cache_dir=None)
+        learner.add_training_examples([(text, score * factor) for text, score in rated(40)])
+        learner.train()
+        stds.append(learner.predict_std(TEXTS[0]) / factor)
+        metric = ValueMetric(learner, pessimism=1.0)
+        assert len({metric(None, said(text)) for text in TEXTS}) == len(TEXTS)
+    assert stds == pytest.approx([stds[1]] * 3, rel=1e-6)
+
+
+def test_scores_that_look_the_same_are_told_apart(trained):
+    score = ValueMetric(trained)(None, said(GOOD))
+    words = ValueMetric(trained, threshold=score + 1e-5)(None, said(GOOD), None, "x").feedback
+    told = re.search(r"Score (\S+); falls short of the (\S+) that", words)
+    assert float(told[1]) < float(told[2])
+
+
 def test_the_threshold_is_named_in_the_raters_units(trained):
     metric = ValueMetric(trained, threshold=0.7)
     words = metric(None, said(BAD), None, "x", None).feedback
     asked = float(words.split("(a value of ")[1].split(")")[0])
-    assert metric._judge.scale(asked) == pytest.approx(0.7, abs=0.01)
+    assert metric._judge.scale(asked) == pytest.approx(0.7, abs=0.02)
     assert "falls short of the 0.70" in words
     assert "passes the 0.70" in metric(None, said(GOOD), None, "x", None).feedback
 
@@ -298,6 +354,22 @@ def test_what_is_worth_more_than_any_rated_text_is_marked(metric, trained):
 
 def test_an_empty_text_is_marked(metric):
     assert metric.judge("").marks == ("empty",)
+
+
+def test_a_copy_of_a_rated_text_is_marked(metric, trained):
+    text = trained.training_texts[7]
+    assert "copied" in metric.judge(f"  {text.upper()} ").marks
+    assert "it is one of the rated texts" in metric(None, said(text), None, "x", None).feedback
+    assert all("copied" not in metric.judge(text).marks for text in TEXTS)
+
+
+def test_what_is_kept_with_a_text_cannot_be_changed_from_outside(tmp_path):
+    learner = reasoned(tmp_path)
+    metric = ValueMetric(learner)
+    before = metric(None, said(TEXTS[3]), None, "x").feedback
+    for metadata in learner.training_metadata:
+        metadata["reason"] = "something else"
+    assert ValueMetric(learner)(None, said(TEXTS[3]), None, "x").feedback == before
 
 
 def test_the_log_remembers_what_was_scored_in_order(metric):
@@ -365,6 +437,9 @@ def test_texts_are_rendered_as_they_were_learned(trained):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ValueMetric(trained, text="answer")  # one field as another drifts nowhere
+        ValueMetric(trained, text="{answer}")
+    reasoned = dspy.Prediction(reasoning="so", text=GOOD)
+    assert ValueMetric(trained)(None, reasoned) == ValueMetric(trained)(None, said(GOOD))
     with pytest.warns(QVLWarning, match="rendered as 'text'"):
         ValueMetric(trained, text="{answer}!")
 

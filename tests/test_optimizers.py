@@ -13,7 +13,7 @@ import dspy
 import numpy as np
 import pytest
 
-from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner, ValueMetric
+from dspy_qvl import FitValue, QVLWarning, Qwen3EmbeddingValueLearner, ValueMetric
 from dspy_qvl.lexical import LexicalModel
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -166,17 +166,18 @@ def test_better_together_with_fit_value_as_a_step(metric):
         fit=FitValue(text="reply", group="question"),
         prompt=dspy.COPRO(metric=metric, breadth=4, depth=2),
     )
-    better = optimizer.compile(
-        student,
-        trainset=TRAINSET,
-        valset=TRAINSET,
-        strategy="fit -> prompt",
-        optimizer_compile_args={
-            "fit": {"trainset": rated, "valset": None},
-            "prompt": {"eval_kwargs": {"num_threads": 4, "display_progress": False}},
-        },
-        seed=0,
-    )
+    with pytest.warns(QVLWarning, match="no example of the valset has a 'score'"):
+        better = optimizer.compile(
+            student,
+            trainset=TRAINSET,
+            valset=TRAINSET,
+            strategy="fit -> prompt",
+            optimizer_compile_args={
+                "fit": {"trainset": rated},
+                "prompt": {"eval_kwargs": {"num_threads": 4, "display_progress": False}},
+            },
+            seed=0,
+        )
     assert not better.flag_compilation_error_occurred
     assert len(better.value.training_texts) == len(rated)
     assert mean_value(better, metric) > before
