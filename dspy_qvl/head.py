@@ -274,7 +274,8 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RidgeHead":
         """A copy with its own list of examples; what the list holds, and the fit, are shared: neither changes."""
-        twin = copy.copy(self)
+        twin = type(self).__new__(type(self))  # not copy.copy, which leaves out what a pickle does
+        twin.__dict__.update(self.__dict__)
         twin.examples = list(self.examples)
         twin._running = None  # it changes in place
         memo[id(self)] = twin

@@ -1,6 +1,7 @@
 """`Qwen3EmbeddingValueLearner`: rated texts in, a value function out; a DSPy module."""
 
 import contextlib
+import copy
 import logging
 import os
 import warnings
@@ -91,8 +92,8 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
 
     @property
     def training_metadata(self) -> list[dict[str, Any] | None]:
-        """What was kept with each."""
-        return [example.metadata for example in self.ridge.examples]
+        """What was kept with each; a copy."""
+        return [copy.deepcopy(example.metadata) for example in self.ridge.examples]
 
     def add_training_example(self, text: str, score: float, metadata: Mapping[str, Any] | None = None) -> None:
         """Add one rated text; it counts from the next `train()` on.

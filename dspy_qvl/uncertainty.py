@@ -15,6 +15,7 @@ Kc = Xc Xc' and kc = Xc xc'.
 Source: Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, 2.1; Rifkin & Lippert (2007).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -73,9 +74,10 @@ class Posterior:
     def std(self, fit_variance: float) -> float:
         """Standard deviation of what a rater would say, in the units of y, from a row's `fit_variance`.
 
-        Rounded to float32: what another BLAS rounds otherwise is not seen.
+        Rounded to seven digits: what another BLAS rounds otherwise is not seen.
         """
-        return float(np.float32(self.noise * np.sqrt(1 + fit_variance)))
+        mantissa, exponent = math.frexp(self.noise * math.sqrt(1 + fit_variance))
+        return math.ldexp(float(np.float32(mantissa)), exponent)
 
 
 def posterior(X: Rows, y: Array, alpha: float) -> Posterior:

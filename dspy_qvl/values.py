@@ -157,8 +157,9 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             NotFittedError: nothing was learned.
             StateError: the loaded value function belongs to another embedding model.
         """
-        text = check_text(text)
-        fit = self._ready()
+        return self._predict(check_text(text), self._ready())
+
+    def _predict(self, text: str, fit: Fit) -> float:
         if self._overridden():
             return self._value(text, self._vectors([text], fit), fit)
         kept = fit.memo.values.get(text)
@@ -187,8 +188,9 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
         `std` is as `predict_std` gives it, or None where the rated texts were not kept.
         """
-        score = self.predict(text)
-        return dspy.Prediction(score=score, std=self.predict_std(text) if self._ready().n_texts else None)
+        text, fit = check_text(text), self._ready()
+        std = self._inspection(fit).std(text) if fit.n_texts else None
+        return dspy.Prediction(score=self._predict(text, fit), std=std)
 
     async def aforward(self, text: str) -> dspy.Prediction:
         """As `forward`, off the event loop."""
@@ -245,7 +247,10 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Raises:
             InputError, NotFittedError, StateError: as `predict_std`.
         """
-        return Inspection(self._with_examples(), self._vectors, self._columns, keep=not self._overridden())
+        return self._inspection(self._with_examples())
+
+    def _inspection(self, fit: Fit) -> Inspection:
+        return Inspection(fit, self._vectors, self._columns, keep=not self._overridden())
 
     def current_fit(self) -> Fit:
         """The fit that texts are valued by, known to belong to this embedding model.

@@ -22,7 +22,7 @@ from typing import Any
 import dspy
 from scripted_lm import ScriptedLM
 
-from dspy_qvl import FitValue, QVLError, Qwen3EmbeddingValueLearner, ValueMetric
+from dspy_qvl import FitValue, InputError, QVLError, Qwen3EmbeddingValueLearner, ValueMetric
 
 REPLIES = Path(__file__).parent / "replies.csv"
 QWEN3 = "Qwen/Qwen3-Embedding-0.6B"
@@ -46,10 +46,13 @@ class SupportDesk(dspy.Module):
 def read_replies(path: Path) -> list[dspy.Example]:
     """The rated replies."""
     with path.open(encoding="utf-8", newline="") as file:
-        return [
-            dspy.Example(**{**row, "score": float(row["score"])}).with_inputs("question")
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    missing = {"question", "reply", "score"} - set(rows[0] if rows else ())
+    if missing:
+        raise InputError(f"{path.name} has no column {', '.join(sorted(missing))}; it needs question, reply and score.")
+    if len({row["question"] for row in rows}) < 4:
+        raise InputError(f"{path.name} has fewer than 4 questions; half of them are needed to judge by.")
+    return [dspy.Example(**{**row, "score": float(row["score"])}).with_inputs("question") for row in rows]
 
 
 def make_optimizer(name: str, metric: ValueMetric, lm: dspy.LM) -> Any:

@@ -1,8 +1,10 @@
 """How sure a value function is, what it says of each rated text without it, and which rated texts a text is like."""
 
+import copy
 import json
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -97,7 +99,10 @@ def test_threads_work_the_posterior_out_once_and_agree(tmp_path):
 
 def test_without_the_rated_texts_there_is_a_value_and_no_certainty(tmp_path):
     learner = make(tmp_path, keep_examples=False)
-    assert learner(text=NEW[0]).std > 0  # as long as it lives
+    assert learner(text=NEW[0]).std > 0  # as long as it lives, and so have its copies
+    twin = copy.deepcopy(learner)
+    assert twin(text=NEW[0]).std == learner(text=NEW[0]).std
+    twin.update("one more", 3.0)
     learner.save_model(tmp_path / "m")
     loaded = Qwen3EmbeddingValueLearner(cache_dir=tmp_path / "cache")
     loaded.load_model(tmp_path / "m")
@@ -106,6 +111,32 @@ def test_without_the_rated_texts_there_is_a_value_and_no_certainty(tmp_path):
     for call in (loaded.leave_one_out, lambda: loaded.predict_std("x"), lambda: loaded.nearest("x")):
         with pytest.raises(InputError, match=r"were not saved with it \(keep_examples=False\)"):
             call()
+
+
+def test_a_value_and_its_certainty_are_of_one_fit(tmp_path):
+    learner = make(tmp_path)
+    stop, seen, real = threading.Event(), set(), set()
+
+    def told():
+        prediction = learner(text="zz sorry")
+        return round(prediction.score, 6), round(prediction.std, 6)
+
+    def change():
+        while not stop.is_set():
+            learner.update("zz sorry", 9.0)
+            learner.forget("zz sorry")
+
+    real.add(told())
+    learner.update("zz sorry", 9.0)
+    real.add(told())
+    learner.forget("zz sorry")
+    worker = threading.Thread(target=change)
+    worker.start()
+    for _ in range(1000):
+        seen.add(told())
+    stop.set()
+    worker.join()
+    assert seen <= real
 
 
 def test_nothing_is_known_before_anything_was_learned(learner):
