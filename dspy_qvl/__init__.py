@@ -18,6 +18,7 @@ from dspy_qvl.head import RidgeHead
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metric import ValueMetric
 from dspy_qvl.optimizer import FitValue
+from dspy_qvl.reranker import RankedPassage, Reranker
 from dspy_qvl.text import RankingExample
 
 __all__ = [
@@ -31,7 +32,9 @@ __all__ = [
     "QVLError",
     "QVLWarning",
     "Qwen3EmbeddingValueLearner",
+    "RankedPassage",
     "RankingExample",
+    "Reranker",
     "RidgeHead",
     "StateError",
     "ValueMetric",

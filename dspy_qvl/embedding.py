@@ -153,12 +153,13 @@ class Embedding:
             return None
         return {**self._backend.identity, "instruction": self.instruction or ""}
 
-    def __call__(self, texts: Sequence[str], *, expect: Probe | None = None) -> Vectors:
+    def __call__(self, texts: Sequence[str], *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
         """Unit vectors of texts.
 
         Args:
             texts: checked texts; duplicates are embedded once, blank ones are zero.
             expect: what the model must give for the probe texts, checked the first time it is really asked.
+            instruct: whether the instruction is put before them; of a query and its passage it is the query's.
 
         Returns:
             (n_texts, dim) float32.
@@ -167,7 +168,7 @@ class Embedding:
             EmbeddingError: the model failed or answered wrongly; batches before that one are stored.
             StateError: the model is not the one that `expect` came from.
         """
-        sent = [instructed(text, self.instruction) if text.strip() else "" for text in texts]
+        sent = [self._sent(text, instruct) for text in texts]
         keys = [self.cache.key(text) for text in sent]
         found = {key: self.cache.memory.get(key) for key in keys}
         missing = {key: text for key, text in zip(keys, sent, strict=True) if found[key] is None and text}
@@ -199,11 +200,17 @@ class Embedding:
         self._trusted.add(probe.digest)
         return probe
 
-    def remember(self, texts: Sequence[str], vectors: Sequence[Vectors]) -> None:
+    def remember(self, texts: Sequence[str], vectors: Sequence[Vectors], *, instruct: bool = True) -> None:
         """Keep unit vectors that were saved with a value function, in memory only: a file is not trusted further."""
         for text, vector in zip(texts, vectors, strict=True):
             if text.strip():
-                self.cache.memory.put(self.cache.key(instructed(text, self.instruction)), vector)
+                self.cache.memory.put(self.cache.key(self._sent(text, instruct)), vector)
+
+    def _sent(self, text: str, instruct: bool) -> str:
+        """What the model is sent for a text."""
+        if not text.strip():
+            return ""
+        return instructed(text, self.instruction) if instruct else text
 
     def _fetch(self, missing: Mapping[bytes, str], expect: Probe | None) -> dict[bytes, Vectors]:
         """Unit vectors from disk, and of the rest from the model; all of them are in memory afterwards."""

@@ -4,6 +4,12 @@
     "length"         log(1 + characters): longer is better, or worse
     a callable       your own: a list of texts -> (n, k), a judge's score for instance
 
+What a text is worth to a query is not in the text alone. Beside a pair's text, whose vector is the embedding, stand
+
+    "cosine"         of the query's vector and the text's
+    "overlap"        of their words and n-grams: lexical cosine, and what share of either is found in the other
+    "product"        of the two vectors, column by column
+
 A value function sees the embedding and the blocks side by side. A block counts by the weight that cross-validation
 gives it (`weighting.py`); its columns share that weight, so columns on very different scales belong in blocks of
 their own.
@@ -23,12 +29,15 @@ from numpy.typing import NDArray
 from dspy_qvl.cache import MemoryCache
 from dspy_qvl.errors import FeatureError, InputError, check_table, shown
 from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.linear import dot_rows
 from dspy_qvl.moments import Rows
 
 Vectors = NDArray[np.float32]
 Make = Callable[[Sequence[str]], Any]
 
 EMBEDDING, LEXICAL, LENGTH, AUTO = "embedding", "lexical", "length", "auto"
+COSINE, OVERLAP, PRODUCT = "cosine", "overlap", "product"
+PAIRED = (COSINE, OVERLAP, PRODUCT)  # blocks of a query and a text
 # Chosen on training folds: 2,048 columns lose 2 % of the explained variance on tweets, 16,384 gain less and cost more
 # memory than they are worth; beside an embedding whole words tell more than pieces of them.
 LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT = 8192, 0.8
@@ -40,7 +49,23 @@ def log_lengths(texts: Sequence[str]) -> Vectors:
     return np.log1p(np.array([[len(text)] for text in texts], dtype=np.float32))
 
 
+# Hashed so wide that n-grams hardly ever meet: what is found in a text was in it.
+OVERLAP_MODEL = LexicalModel(2**18, 0.6)
+
 BUILT_IN: Mapping[str, Make] = {LEXICAL: LexicalModel(LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT), LENGTH: log_lengths}
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of some texts, one each.
+
+    Attributes:
+        texts: checked queries, n of them.
+        vectors: their unit vectors, (n, d).
+    """
+
+    texts: Sequence[str]
+    vectors: Vectors
 
 
 @dataclass(frozen=True)
@@ -122,25 +147,44 @@ class Features:
             if name in self._makes:
                 raise InputError(f"features has two blocks named {name!r}; give each a name of its own.")
             self._makes[name] = make
-        self._memory = {name: MemoryCache(MEMORY_BYTES) for name in {*self._makes, *BUILT_IN}}
+        self._memory = {name: MemoryCache(MEMORY_BYTES) for name in {*self._makes, *BUILT_IN, OVERLAP}}
         self._widths: dict[str, int] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The blocks to learn from."""
+        """The blocks that were asked for."""
         return tuple(self._makes)
+
+    def candidates(self, *, paired: bool) -> tuple[str, ...]:
+        """The blocks to learn from: of pairs, "auto" tries those of both sides too.
+
+        Raises:
+            InputError: a block of a query and a text, and there are no queries.
+        """
+        if self.auto and paired:
+            return (COSINE, OVERLAP, *self._makes)
+        asked = [name for name in self._makes if name in PAIRED]
+        if asked and not paired:
+            raise InputError(
+                f"features has {', '.join(map(repr, asked))}, of a query and a text, but the texts were rated without "
+                "a query; rate them with query=, or leave these features out."
+            )
+        return self.names
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Which of some blocks cannot be made here: neither built in nor given."""
-        return [name for name in names if name not in self._makes and name not in BUILT_IN]
+        return [name for name in names if name not in (*self._makes, *BUILT_IN, *PAIRED)]
 
-    def __call__(self, texts: Sequence[str], embedded: Vectors, names: Sequence[str]) -> Table:
+    def __call__(
+        self, texts: Sequence[str], embedded: Vectors, names: Sequence[str], queries: Queries | None = None
+    ) -> Table:
         """The columns of texts: their embedding, and the named blocks.
 
         Args:
             texts: checked texts; a blank one is taken for an empty one.
             embedded: their vectors, (n, d).
             names: blocks that are not missing here.
+            queries: the query of each text, for blocks of both.
 
         Raises:
             FeatureError: a block failed, or gave other than one finite row a text.
@@ -148,18 +192,48 @@ class Features:
         if not names:
             return Table(embedded, (EMBEDDING,), (embedded.shape[1],))
         sent = [text if text.strip() else "" for text in texts]
-        kept: dict[str, list[Vectors]] = {}
-        for name in names:
-            memory = self._memory[name]
-            rows = {text: memory.get(_key(text)) for text in sent}
-            new = [text for text, row in rows.items() if row is None]
-            if new:
-                for text, row in zip(new, self._made(name, new), strict=True):
-                    rows[text] = memory.put(_key(text), row)
-            kept[name] = [row for text in sent if (row := rows[text]) is not None]
-        columns = [np.stack(rows) for rows in kept.values()]
+        columns = [
+            self._of_pairs(name, sent, embedded, queries)
+            if name in PAIRED and queries is not None
+            else self._of_texts(name, sent)
+            for name in names
+        ]
         widths = (embedded.shape[1], *(block.shape[1] for block in columns))
         return Table(np.concatenate([embedded, *columns], axis=1), (EMBEDDING, *names), widths)
+
+    def _of_texts(self, name: str, texts: Sequence[str]) -> Vectors:
+        """The columns of a block, (n, k); each text's are made once."""
+        memory = self._memory[name]
+        rows = {text: memory.get(_key(text)) for text in texts}
+        new = [text for text, row in rows.items() if row is None]
+        if new:
+            for text, row in zip(new, self._made(name, new), strict=True):
+                rows[text] = memory.put(_key(text), row)
+        return np.stack([row for text in texts if (row := rows[text]) is not None])
+
+    def _of_pairs(self, name: str, texts: Sequence[str], embedded: Vectors, queries: Queries) -> Vectors:
+        """The columns of a block of queries and texts, (n, k)."""
+        if name == PRODUCT:
+            return queries.vectors * embedded
+        if name == COSINE:
+            return dot_rows(queries.vectors, embedded).astype(np.float32)[:, None]
+        asked = [query if query.strip() else "" for query in queries.texts]
+        return overlaps(self._spelled(asked), self._spelled(texts))
+
+    def _spelled(self, texts: Sequence[str]) -> list[Vectors]:
+        """Which words and n-grams are in each text, and how much each counts, (2, n_words) each."""
+        memory = self._memory[OVERLAP]
+        rows = {text: memory.get(_key(text)) for text in texts}
+        new = [text for text, row in rows.items() if row is None]
+        if new:
+            made = OVERLAP_MODEL.sparse(new)
+            made.sort_indices()
+            for number, text in enumerate(new):
+                own = slice(made.indptr[number], made.indptr[number + 1])
+                rows[text] = memory.put(
+                    _key(text), np.stack([made.indices[own].astype(np.int32).view(np.float32), made.data[own]])
+                )
+        return [row for text in texts if (row := rows[text]) is not None]
 
     def remember(self, texts: Sequence[str], columns: Mapping[str, Sequence[Vectors]]) -> None:
         """Keep columns of texts that were saved with a value function: what made them is not asked again."""
@@ -189,6 +263,38 @@ class Features:
         return _remake, (self.wanted, self.beside_lexical)
 
 
+def overlaps(queries: Sequence[Vectors], texts: Sequence[Vectors]) -> Vectors:
+    """Lexical cosine, the share of the query that is found in the text, and that of the text in the query, (n, 3).
+
+    Shares count words and n-grams as their squares in the unit vectors do: as often as they occur.
+
+    Args:
+        queries: of the query of each pair, the columns that are not zero (as the bits of an int32) and their values,
+            (2, m).
+        texts: the same of the texts.
+    """
+    out = np.zeros((len(texts), 3), dtype=np.float32)
+    spread = np.zeros(OVERLAP_MODEL.n_features, dtype=np.float32)
+    start = 0
+    while start < len(texts):  # the texts of one query mostly come one after the other
+        query, end = queries[start], start + 1
+        while end < len(texts) and queries[end] is query:
+            end += 1
+        rows = [row for row in range(start, end) if texts[row].shape[1]]
+        start = end
+        if not rows or not query.shape[1]:
+            continue
+        spread[query[0].view(np.int32)] = query[1]
+        both = np.concatenate([texts[row] for row in rows], axis=1)
+        firsts = np.cumsum([0, *(texts[row].shape[1] for row in rows[:-1])])
+        met = spread[both[0].view(np.int32)]
+        found = np.where(met > 0, both[1], np.float32(0))
+        for column, products in enumerate((met * found, met * met, found * found)):
+            out[rows, column] = np.add.reduceat(products, firsts)
+        spread[query[0].view(np.int32)] = 0.0
+    return out
+
+
 def _remake(wanted: Any, beside_lexical: bool) -> Features:
     return Features(wanted, beside_lexical=beside_lexical)
 
@@ -197,22 +303,28 @@ def _key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+def _of_both_sides(texts: Sequence[str]) -> Any:
+    """Stands where a block of one text has what makes it."""
+    raise InputError("this block is of a query and a text, but there is no query.")
+
+
 def _named(entry: object) -> tuple[str, Make]:
     """The name of a block, and what makes it."""
     if isinstance(entry, str):
-        if entry not in BUILT_IN:
+        if entry not in BUILT_IN and entry not in PAIRED:
             raise InputError(
-                f"features knows no block {entry!r}; there are 'lexical' and 'length', 'auto' alone, and callables."
+                f"features knows no block {entry!r}; there are 'lexical' and 'length', for pairs 'cosine', 'overlap' "
+                "and 'product', 'auto' alone, and callables."
             )
-        return entry, BUILT_IN[entry]
+        return entry, BUILT_IN.get(entry, _of_both_sides)
     if not callable(entry):
         raise InputError(
             f"a block of features must be a name or a callable, but got {type(entry).__name__}: {shown(entry)}."
         )
     name = getattr(entry, "name", None) or getattr(entry, "__name__", None)
-    if not isinstance(name, str) or name in (EMBEDDING, AUTO, *BUILT_IN, "<lambda>"):
+    if not isinstance(name, str) or name in (EMBEDDING, AUTO, *BUILT_IN, *PAIRED, "<lambda>"):
         raise InputError(
             f"the callable {shown(entry)} needs a name by which a saved value function can ask for it: define it with "
-            f"def, or give it an attribute `name`, other than {EMBEDDING!r}, {AUTO!r}, {LEXICAL!r} and {LENGTH!r}."
+            f"def, or give it an attribute `name`, other than those of the built-in blocks."
         )
     return name, entry

@@ -135,11 +135,16 @@ def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
         ],
         "n_texts": fit.n_texts if keep_examples else 0,
         "identity": None if fit.identity is None else dict(fit.identity),
-        "probe": {"texts": list(fit.probe.texts), "vectors": encode_array(fit.probe.vectors)},
+        "probe": dumped_probe(fit.probe),
         "quantiles": encode_array(fit.quantiles),
         "vectors": None if vectors is None else encode_array(np.stack(vectors)),
         "own": {name: encode_array(np.stack(rows)) for name, rows in own.items()},
     }
+
+
+def dumped_probe(probe: Probe) -> dict[str, Any]:
+    """Probe texts and their vectors as JSON."""
+    return {"texts": list(probe.texts), "vectors": encode_array(probe.vectors)}
 
 
 def checked(
@@ -192,14 +197,7 @@ def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -
     intercept = check_number(take(entry, "intercept", (int, float), what), "the saved intercept")
     if len(coef) == 0:
         raise StateError(f"{what} has no coefficients.")
-    identity = take(entry, "identity", (Mapping, type(None)), what)
-    if identity is not None and not all(type(k) is str and type(v) is str for k, v in identity.items()):
-        raise StateError(f"identity in {what} must hold only strings.")
-    probe = take(entry, "probe", Mapping, what)
-    texts = take(probe, "texts", list, "the saved probe")
-    probe_vectors = decode_array(probe.get("vectors"), "the vectors of the probe", "float32", (len(texts), None))
-    if not texts or not is_unit(probe_vectors).all():
-        raise StateError("the saved probe has no unit vectors; without them another model would go unnoticed.")
+    identity, probe = checked_identity(entry, what), checked_probe(entry, what)
     names, widths, factors, bounds = _checked_blocks(take(entry, "blocks", list, what))
     if sum(widths) != len(coef):
         raise StateError(f"{what} has {len(coef)} coefficients for {sum(widths)} columns.")
@@ -209,7 +207,7 @@ def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -
     vectors = take(entry, "vectors", (Mapping, type(None)), what)
     kept: tuple[Vectors, ...] | None = None
     if vectors is not None:
-        rows = decode_array(vectors, "the saved vectors", "float32", (n_fitted, probe_vectors.shape[1]))
+        rows = decode_array(vectors, "the saved vectors", "float32", (n_fitted, probe.vectors.shape[1]))
         if not (is_unit(rows) | ~rows.any(axis=1)).all():
             raise StateError(f"{what} has vectors that are not of unit length.")
         kept = tuple(rows)
@@ -225,14 +223,32 @@ def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -
         raise StateError(f"{what} has columns of blocks it was not fitted with: {shown(list(own))}.")
     return Fit(
         Fitted(ridge.Linear(coef, intercept), names, widths, factors, bounds),
-        None if identity is None else dict(identity),
-        Probe(tuple(check_text(text, "a probe text") for text in texts), probe_vectors),
+        identity,
+        probe,
         check_alpha(take(entry, "alpha", (int, float), what), f"alpha in {what}"),
         tuple(examples[:n_fitted]),
         quantiles,
         kept,
         {name: tuple(rows) for name, rows in own.items()},
     )
+
+
+def checked_identity(entry: Mapping[str, Any], what: str) -> dict[str, str] | None:
+    """What made the embedding model's vectors its own."""
+    identity = take(entry, "identity", (Mapping, type(None)), what)
+    if identity is not None and not all(type(k) is str and type(v) is str for k, v in identity.items()):
+        raise StateError(f"identity in {what} must hold only strings.")
+    return None if identity is None else dict(identity)
+
+
+def checked_probe(entry: Mapping[str, Any], what: str) -> Probe:
+    """What the embedding model gave for the probe texts."""
+    probe = take(entry, "probe", Mapping, what)
+    texts = take(probe, "texts", list, "the saved probe")
+    vectors = decode_array(probe.get("vectors"), "the vectors of the probe", "float32", (len(texts), None))
+    if not texts or not is_unit(vectors).all():
+        raise StateError("the saved probe has no unit vectors; without them another model would go unnoticed.")
+    return Probe(tuple(check_text(text, "a probe text") for text in texts), vectors)
 
 
 def _checked_blocks(

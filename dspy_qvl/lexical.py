@@ -7,6 +7,7 @@ function words stands here and is not taken from a library that may change it.
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,11 @@ class LexicalModel:
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of texts, (n, n_features)."""
+        vectors: NDArray[np.float32] = self.sparse(texts).toarray()
+        return vectors
+
+    def sparse(self, texts: Sequence[str]) -> Any:
+        """The same as a scipy CSR matrix."""
         from sklearn.feature_extraction import FeatureHasher
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.preprocessing import normalize
@@ -84,10 +90,7 @@ class LexicalModel:
             normalize(hasher.transform(counts).sqrt())
             for counts in (map(self._words, lowered), (self._ngrams(text, ngrams_of) for text in lowered))
         )
-        vectors: NDArray[np.float32] = normalize(
-            by_word * self.word_weight + by_ngram * (1 - self.word_weight**2) ** 0.5
-        ).toarray()
-        return vectors
+        return normalize(by_word * self.word_weight + by_ngram * (1 - self.word_weight**2) ** 0.5).tocsr()
 
     def _words(self, text: str) -> dict[str, float]:
         """How much each word and punctuation mark counts, and each negated word."""

@@ -1,11 +1,12 @@
-"""`FitValue`: the DSPy optimizer that fits the value functions inside a program."""
+"""`FitValue`: the DSPy optimizer that fits the value functions and the rerankers inside a program."""
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
+import numpy as np
 from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_qvl import scores
@@ -17,6 +18,7 @@ from dspy_qvl.errors import (
     check_count,
     check_flat,
     check_metadata,
+    check_number,
     check_score,
     check_scores_differ,
     check_text,
@@ -24,7 +26,8 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.feedback import REASON
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.text import AsText, RankingExample, Rendering
+from dspy_qvl.reranker import JudgedQuery, Reranker, as_list
+from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -33,9 +36,10 @@ FromExample = str | Callable[[Any], Any]
 
 
 class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
-    """Fits every value function inside a program from rated examples.
+    """Fits every value function inside a program from rated examples, or every reranker from judged queries.
 
         program = FitValue(text="reply", score="rating", group="ticket").compile(program, trainset=rated)
+        program = FitValue(query="query", passages="passages", relevance="relevance").compile(program, trainset=judged)
 
     Args:
         text: the text of an example: the name of a field, a format string over its fields, or a callable
@@ -45,13 +49,18 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             of a field, or a callable. A text rated twice never is.
         alphas: penalties to choose from, each > 0.
         cv: folds, at least 2.
+        query: the field that holds the query, where there is one.
+        passages: the field that holds the passages of a query; then the rerankers of the program are fitted, and its
+            value functions left alone.
+        relevance: the field that holds how relevant each passage is: a list of numbers, higher for better.
 
     An example's `metadata`, or its `reason`, is kept with the text; feedback quotes a reason.
 
     Attributes:
         report: of the last `compile`, for each value function by its name in the program: `n_texts`, `alpha`, `cv_mse`,
             `cv_r2` (1 - cv_mse over the variance of the scores), `alphas` (the mean error of each), `blocks`, and,
-            with a valset, `val`: `n_texts`, `mse`, `r2`, `pearson` and `spearman` on it.
+            with a valset, `val`: `n_texts`, `mse`, `r2`, `pearson` and `spearman` on it. For each reranker what
+        `Reranker.learn` returns, and as `val` `n_queries`, `ndcg` and `cosine_ndcg`.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -64,8 +73,18 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         group: FromExample | None = None,
         alphas: Sequence[float] = ALPHAS,
         cv: int = 5,
+        *,
+        query: str | None = None,
+        passages: str | None = None,
+        relevance: str = "relevance",
     ) -> None:
         super().__init__()
+        for name, field in (("query", query), ("passages", passages), ("relevance", relevance)):
+            if not (isinstance(field, str) and field.isidentifier()) and not (field is None and name != "relevance"):
+                raise InputError(f"{name} must be the name of a field, but got {shown(field)}.")
+        if passages is not None and query is None:
+            raise InputError("passages are ranked for a query; say which field it is with query=.")
+        self.query, self.passages, self.relevance = query, passages, relevance
         self.rendering = Rendering(text)
         if text is None:
             raise InputError("text must say which text of an example was rated: a field, a format string, a callable.")
@@ -103,6 +122,9 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if not isinstance(student, dspy.Module):
             raise InputError(f"student must be a dspy.Module, but got {type(student).__name__}.")
         program = student.deepcopy()
+        if self.passages is not None:
+            self.report = self._fit_rerankers(program, trainset, valset)
+            return program
         learners = dict(program.named_sub_modules(Qwen3EmbeddingValueLearner))
         if not learners:
             raise InputError(
@@ -121,6 +143,50 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             logger.info("fitted %s on %d texts: alpha %g", name, len(rated), chosen["best_alpha"])
         self.report = report
         return program
+
+    def _fit_rerankers(self, program: dspy.Module, trainset: Any, valset: Any) -> dict[str, dict[str, Any]]:
+        """Fit the rerankers of a program in place; the report of each."""
+        rerankers = dict(program.named_sub_modules(Reranker))
+        if not rerankers:
+            raise InputError(
+                f"{type(program).__name__} has no Reranker in it, so there is nothing to fit with passages=; make one "
+                "an attribute of the program."
+            )
+        judged = self._judged(trainset, "trainset")
+        unseen = [] if valset is None or not len(valset) else self._judged(valset, "valset")
+        report = {}
+        for name, reranker in rerankers.items():
+            report[name] = reranker.learn(judged, cv=self.cv)
+            if unseen:
+                report[name]["val"] = reranker.judge(unseen)
+            logger.info("fitted %s on %d queries: %s", name, report[name]["n_queries"], report[name]["features"])
+        return report
+
+    def _judged(self, examples: Any, what: str) -> list[JudgedQuery]:
+        """Judged queries from examples."""
+        judged = []
+        for row, example in enumerate(_checked_list(examples, what)):
+            at = f"{what}[{row}]"
+            query = check_text(_taken(str(self.query), example, "query", at), f"the query of {at}")
+            passages = as_list(_taken(str(self.passages), example, "passages", at), f"the passages of {at}")
+            relevance = _taken(self.relevance, example, "relevance", at)
+            if isinstance(relevance, str) or not isinstance(relevance, Iterable):
+                raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
+            numbers = [check_score(one, f"the relevance of {at}") for one in relevance]
+            if len(numbers) != len(passages):
+                raise InputError(f"{at} has {len(passages)} passages but {len(numbers)} relevances; each needs one.")
+            given = example.get("scores")
+            judged.append(
+                JudgedQuery(
+                    query,
+                    [passage_text(passage, f"a passage of {at}") for passage in passages],
+                    np.array(numbers, dtype=np.float64),
+                    None if given is None else np.array([check_number(one, f"the scores of {at}") for one in given]),
+                )
+            )
+            if given is not None and len(judged[-1].scores) != len(passages):  # type: ignore[arg-type]
+                raise InputError(f"{at} has {len(passages)} passages and {len(given)} scores; give one a passage.")
+        return judged
 
     def _unseen(self, valset: Any) -> list[RankingExample]:
         """Rated examples to report on; none where nothing of the valset is rated, as in a step of `BetterTogether`."""
@@ -141,17 +207,9 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
     def _rated(self, examples: Any, what: str) -> tuple[list[RankingExample], list[Any] | None]:
         """Rated texts, and the group of each, from examples."""
-        check_flat(examples, what, "its rows, for instance data_frame.to_dict('records')")
-        if isinstance(examples, str | bytes) or not isinstance(examples, Sequence) or not examples:
-            raise InputError(
-                f"{what} must be a list of rated examples, but got "
-                f"{'an empty one' if isinstance(examples, Sequence) and not examples else type(examples).__name__}."
-            )
         rated, members = [], []
-        for row, example in enumerate(examples):
+        for row, example in enumerate(_checked_list(examples, what)):
             at = f"{what}[{row}]"
-            if not isinstance(example, dspy.Example | Mapping):
-                raise InputError(f"{at} must be a dspy.Example or a dict, but got {type(example).__name__}.")
             try:
                 text = self.rendering.rated(example)
             except MissingTextError as error:
@@ -161,6 +219,20 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata))
             members.append(None if self.group is None else _taken(self.group, example, "group", at))
         return rated, members if self.group is not None else None
+
+
+def _checked_list(examples: Any, what: str) -> Sequence[Any]:
+    """Examples that are a list of dspy.Examples or dicts, not empty."""
+    check_flat(examples, what, "its rows, for instance data_frame.to_dict('records')")
+    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence) or not examples:
+        raise InputError(
+            f"{what} must be a list of rated examples, but got "
+            f"{'an empty one' if isinstance(examples, Sequence) and not examples else type(examples).__name__}."
+        )
+    for row, example in enumerate(examples):
+        if not isinstance(example, dspy.Example | Mapping):
+            raise InputError(f"{what}[{row}] must be a dspy.Example or a dict, but got {type(example).__name__}.")
+    return examples
 
 
 def _taken(given: FromExample, example: Any, name: str, at: str) -> Any:

@@ -38,6 +38,37 @@ def spearman(y: ArrayLike, predicted: ArrayLike) -> float:
     return _correlation(lambda a, b: spearmanr(a, b).statistic, y, predicted)
 
 
+def ndcg(relevance: ArrayLike, values: ArrayLike, k: int | None = None) -> float:
+    """Normalised discounted cumulative gain of one query in [0, 1]; NaN where no passage is better than another.
+
+    sum of gains / log2(1 + rank) over the first k, over that of the best order; the gain is the relevance less the
+    lowest of the query. Equal values count as ranked worst first, so that a tie earns nothing.
+
+    Source: Järvelin & Kekäläinen (2002), Cumulated gain-based evaluation of IR techniques.
+    """
+    truth, guess = _pair(relevance, values)
+    gains = truth - truth.min(initial=math.inf)
+    discounts = 1 / np.log2(np.arange(2, 2 + len(gains)))[:k]
+    ideal = float(np.sort(gains)[::-1][:k] @ discounts)
+    if not ideal > 0:
+        return math.nan
+    ranked = np.lexsort((gains, -guess))
+    return float(gains[ranked][:k] @ discounts) / ideal
+
+
+def average_precision(relevant: ArrayLike, values: ArrayLike) -> float:
+    """Mean precision at each relevant passage of one query, in (0, 1]; NaN without one. Ties as in `ndcg`.
+
+    Source: Manning, Raghavan & Schütze (2008), Introduction to Information Retrieval, 8.4.
+    """
+    truth, guess = _pair(relevant, values)
+    found = truth > 0
+    if not found.any():
+        return math.nan
+    hits = found[np.lexsort((truth, -guess))]
+    return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+
+
 def _correlation(statistic: Callable[..., float], y: ArrayLike, predicted: ArrayLike) -> float:
     truth, guess = _pair(y, predicted)
     if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(guess) == 0:

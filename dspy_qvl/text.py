@@ -285,6 +285,27 @@ def _listed(names: Any) -> str:
     return ", ".join(repr(str(name)) for name in names) or "none"
 
 
+PASSAGE_FIELDS = ("long_text", "text", "passage", "content", "page_content")  # where retrievers keep a passage's text
+
+
+def passage_text(passage: object, what: str = "passage") -> str:
+    """The text of a passage as a retriever gives it: a string, or a dict or an object that holds one.
+
+    Raises:
+        InputError: another form.
+    """
+    if isinstance(passage, str):
+        return check_text(passage, what)
+    for name in PASSAGE_FIELDS:
+        text = passage.get(name) if isinstance(passage, Mapping | dspy.Example) else getattr(passage, name, None)
+        if isinstance(text, str):
+            return check_text(text, what)
+    raise InputError(
+        f"{what} must be a string, or have its text as one of {', '.join(PASSAGE_FIELDS)}, "
+        f"but got {type(passage).__name__}: {shown(passage)}."
+    )
+
+
 def instructed(text: str, instruction: str | None) -> str:
     """The string a Qwen3 embedding model is sent: with an instruction, Qwen's query form; without, the text.
 

@@ -260,6 +260,37 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """
         return self._ready()
 
+    # The model that is lent
+
+    def embed(self, texts: Sequence[str], *, instruct: bool = True, expect: Probe | None = None) -> Vectors:
+        """Unit vectors of texts, (n_texts, embedding_dim) float32; each text is embedded once and kept.
+
+        Args:
+            texts: what to embed.
+            instruct: whether the instruction is put before them.
+            expect: what the model must give for the probe texts.
+        """
+        return self._embedding(check_texts(texts), expect=expect, instruct=instruct)
+
+    @property
+    def identity(self) -> dict[str, str] | None:
+        """What makes the embedding model's vectors comparable with saved ones; None for an anonymous callable."""
+        return self._embedding.identity
+
+    def probe(self) -> Probe:
+        """What the embedding model gives for the probe texts."""
+        return self._embedding.probe()
+
+    def check_model(self, fit: Any) -> None:
+        """Refuse what was fitted with another embedding model.
+
+        Raises:
+            StateError: the names differ, or the number of columns.
+        """
+        if fit not in self._embedding.accepted:
+            check_identity(self._embedding, fit)
+            self._embedding.accepted.add(fit)
+
     # Inside
 
     def _ready(self) -> Fit:
@@ -342,7 +373,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return f"{type(self).__name__}({model}, {self.ridge!r})"
 
 
-def check_identity(embedding: Embedding, fit: Fit) -> None:
+def check_identity(embedding: Embedding, fit: Any) -> None:
     """Refuse a fit of another embedding model; an anonymous one is told by its probe vectors alone.
 
     Raises:

@@ -1,0 +1,413 @@
+"""`Reranker`: the passages of a query, best first, as people judged them; a DSPy module.
+
+    query ─► vector ─┐
+                     ├─► cosine, overlap of words, the passage itself, … ─► a learned order (`ranking.py`)
+    passages ─► vectors (once, kept)
+
+Before anything was learned it ranks by cosine, and what is learned departs from that only as far as labels ask for it.
+"""
+
+import asyncio
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+import numpy as np
+from numpy.typing import NDArray
+
+from dspy_qvl.errors import InputError, StateError, check_count, check_number, check_text, shown
+from dspy_qvl.features import COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
+from dspy_qvl.folds import make_folds
+from dspy_qvl.moments import slices
+from dspy_qvl.ranking import RankingFit, fit_ranking
+from dspy_qvl.ranking_head import Order, RankingHead
+from dspy_qvl.scores import ndcg
+from dspy_qvl.text import passage_text
+from dspy_qvl.values import ValueFunction
+
+Array = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+
+TEXT, VALUE, RANK, SCORE = "text", "value", "rank", "score"
+BLOCKS = (COSINE, OVERLAP, LENGTH, VALUE, RANK, SCORE, TEXT, PRODUCT)  # in the order of the columns, the prior first
+DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)
+OF_PAIRS = (COSINE, OVERLAP, LENGTH, PRODUCT)  # made by `features.py`
+LINEAR = (COSINE, TEXT, PRODUCT)  # of the passage's vector
+FOLDED = 1024  # columns at most that are learned of a vector
+AT_ONCE = 1024  # passages whose columns are in memory together
+
+
+@dataclass(frozen=True)
+class RankedPassage:
+    """A passage with its place.
+
+    Attributes:
+        doc_id: as given, or its position among the passages.
+        text: of the passage.
+        score: higher is better; comparable within one query.
+        rank: 1 for the best.
+        metadata: as given, or None.
+    """
+
+    doc_id: Any
+    text: str
+    score: float
+    rank: int
+    metadata: Any = None
+
+
+@dataclass(frozen=True)
+class JudgedQuery:
+    """A query, passages, and how relevant each is.
+
+    Attributes:
+        query: the query.
+        passages: their texts.
+        relevance: (n,), higher for better, in any units.
+        scores: of a first stage, (n,), or None.
+    """
+
+    query: str
+    passages: list[str]
+    relevance: Array
+    scores: Array | None = None
+
+
+class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
+    """Puts the passages of a query into the order that judged passages teach.
+
+        reranker = Reranker(learner)                                    # by cosine
+        fit = FitValue(query="query", passages="passages", relevance="relevance")
+        reranker = fit.compile(reranker, trainset=judged)
+        reranker(query="How do I return a lamp?", passages=found)       # passages, scores, indices; best first
+
+    Args:
+        learner: lends its embedding model, cache and instruction (for queries only); where it is fitted, the value
+            of a passage is one of the features.
+        k: passages to give back; None for all.
+        features: of "cosine" (always among them), "overlap" (words and n-grams that query and passage share),
+            "length", "value" (the learner's), "text" (the passage's own vector), "product" (of both vectors), and of
+            the first stage "rank" (passages then come in its order) or "score" (its scores are then given).
+
+    Raises:
+        InputError: no learner, or a feature there is not.
+    """
+
+    def __init__(self, learner: ValueFunction, *, k: int | None = None, features: Sequence[str] = DEFAULT) -> None:
+        super().__init__()
+        if not isinstance(learner, ValueFunction):
+            raise InputError(f"learner must be a Qwen3EmbeddingValueLearner, but got {type(learner).__name__}.")
+        self.k = None if k is None else check_count(k, "k", 1)
+        self.features = _checked_features(features)
+        self.learner = learner
+        self.ridge = RankingHead()
+        self._blocks = Features([name for name in OF_PAIRS if name in self.features], beside_lexical=True)
+
+    # Ranking
+
+    def forward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
+        """The passages, best first.
+
+        Args:
+            query: what was asked.
+            passages: strings, dicts, objects with their text as `long_text`, `text`, …, or a retriever's Prediction.
+            scores: of the first stage, where "score" is a feature; a Prediction brings its own.
+
+        Returns:
+            `dspy.Prediction(passages, scores, indices)`, as given but in order; scores are plain floats, indices the
+            positions among the passages that were given. Fields of a Prediction that are as long as its passages are
+            put into the same order; its own scores are `first_stage_scores`.
+
+        Raises:
+            InputError: something that is no passage, or first-stage scores that are missing or too many.
+            StateError: fitted with another embedding model, or with a value function that is not there.
+        """
+        query = check_text(query, "query")
+        given = passages if isinstance(passages, dspy.Prediction) else None
+        if given is not None:
+            if "passages" not in given:
+                raise InputError(f"the Prediction has no passages; it has {', '.join(given.keys()) or 'nothing'}.")
+            passages = given["passages"]
+        items = as_list(passages)
+        if scores is None and given is not None:
+            scores = given.get("scores")
+        values = self._scores(query, _texts(items), _checked_scores(scores, len(items)))
+        order = np.argsort(-values, kind="stable")[: self.k].tolist()
+        fields: dict[str, Any] = {"passages": [items[row] for row in order], "indices": order}
+        for name in given.keys() if given is not None else ():
+            along = given[name] if given is not None else None
+            if name != "passages" and isinstance(along, list | tuple | np.ndarray) and len(along) == len(items):
+                fields["first_stage_scores" if name == "scores" else name] = [along[row] for row in order]
+        return dspy.Prediction(scores=[float(values[row]) for row in order], **fields)
+
+    async def aforward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
+        """As `forward`, off the event loop."""
+        return await asyncio.to_thread(self.forward, query, passages, scores)
+
+    def rank(
+        self,
+        query: str,
+        docs: Any,
+        doc_ids: Sequence[Any] | None = None,
+        metadata: Sequence[Any] | None = None,
+        top_k: int | None = None,
+    ) -> list[RankedPassage]:
+        """The documents in ranked order, the best first.
+
+        Args:
+            query: what was asked.
+            docs: passages, as in `forward`.
+            doc_ids: the name of each; left out, its position.
+            metadata: what to hand back with each.
+            top_k: how many to give back; None for all (`k` does not count here).
+
+        Raises:
+            InputError: as `forward`, or another number of ids or metadata than of documents.
+        """
+        items = as_list(docs)
+        for name, along in (("doc_ids", doc_ids), ("metadata", metadata)):
+            if along is not None and len(along) != len(items):
+                raise InputError(f"{name} has {len(along)} entries for {len(items)} documents; give one a document.")
+        top_k = None if top_k is None else check_count(top_k, "top_k", 1)
+        texts = _texts(items)
+        values = self._scores(check_text(query, "query"), texts, None)
+        return [
+            RankedPassage(
+                row if doc_ids is None else doc_ids[row],
+                texts[row],
+                float(values[row]),
+                rank,
+                None if metadata is None else metadata[row],
+            )
+            for rank, row in enumerate(np.argsort(-values, kind="stable")[:top_k].tolist(), start=1)
+        ]
+
+    def _scores(self, query: str, texts: list[str], given: Array | None) -> Array:
+        """Scores of passages, (n,)."""
+        order = self._ready()
+        values = np.empty(len(texts))
+        for part in slices(len(texts), AT_ONCE):
+            names = (COSINE,) if order is None else order.names
+            X = self._columns(query, texts[part], names, part.start, None if given is None else given[part])
+            values[part] = X[:, 0] if order is None else order.scores(X)
+        return values
+
+    # An index of vectors
+
+    def query_vector(self, query: str) -> Vectors:
+        """The vector whose inner product with `embed_passages` gives the learned order, (d,) float32.
+
+        Any index that searches by inner product ranks by it. Of the passages' vectors: those of this model, cut to
+        `embedding_dim` and scaled to unit length, as `embed_passages` gives them.
+
+        Raises:
+            InputError: a feature that is no linear function of the passage's vector.
+        """
+        others = [name for name in self.features if name not in LINEAR]
+        if others:
+            raise InputError(
+                f"{', '.join(map(repr, others))} cannot be had from the passage's vector alone, so no index can rank "
+                "by them; make the reranker with features=('cosine', 'text', 'product') or some of these, and fit it."
+            )
+        vector: Array = self._asked(check_text(query, "query"), 1)[0].astype(np.float64)
+        order = self._ready()
+        if order is not None:
+            text, product = (unfolded(order.coef_of(name), len(vector)) for name in (TEXT, PRODUCT))
+            vector = order.coef_of(COSINE) * vector + text + product * vector
+        single: Vectors = vector.astype(np.float32)
+        return single
+
+    def embed_passages(self, passages: Any) -> Vectors:
+        """Unit vectors of passages, (n, d) float32, for an index of vectors; each is embedded once and kept."""
+        return self._embedded(_texts(as_list(passages)))
+
+    # Learning
+
+    def learn(self, judged: Sequence[JudgedQuery], *, cv: int = 5, random_state: int = 0) -> dict[str, Any]:
+        """Learn an order from judged queries; `FitValue` does this for the rerankers of a program.
+
+        Args:
+            judged: queries with passages of different relevance; others teach nothing.
+            cv: folds of the cross-validation over queries, at least 2.
+            random_state: seed of the folds.
+
+        Returns:
+            n_queries, n_passages: what was learned from.
+            cv_ndcg, cosine_ndcg: mean cross-validated nDCG of the learned order, and that of cosine.
+            alpha: the penalty; infinite where cosine was kept.
+            features: those that are used.
+
+        Raises:
+            InputError: fewer than 2 queries that teach anything, or first-stage scores that are missing.
+            EmbeddingError: the model failed; an earlier order stays, and what was embedded is not asked for again.
+        """
+        useful = [one for one in judged if len(one.relevance) and np.ptp(one.relevance) > 0]
+        if len(useful) < 2:
+            raise InputError(
+                f"{len(useful)} of {len(judged)} queries have passages of different relevance; an order is learned "
+                "from at least 2."
+            )
+        self._embedded([text for one in useful for text in one.passages])
+        self.learner.embed([one.query for one in useful])
+        names = tuple(name for name in BLOCKS if name in self.features)
+        if VALUE in names and self.learner.ridge.fitted is None:
+            names = tuple(name for name in names if name != VALUE)
+        d = min(self.learner.embed([useful[0].query]).shape[1], FOLDED)
+        widths = tuple({OVERLAP: 3, TEXT: d, PRODUCT: d}.get(name, 1) for name in names)
+        ends = np.cumsum((0, *widths)).tolist()
+        fitted = fit_ranking(
+            lambda number: self._columns(
+                useful[number].query, useful[number].passages, names, 0, useful[number].scores
+            ),
+            [one.relevance for one in useful],
+            [slice(start, end) for start, end in itertools.pairwise(ends)],
+            make_folds([one.query for one in useful], cv, np.random.default_rng(random_state)),
+        )
+        fitted.coef.setflags(write=False)
+        self.ridge.fitted = Order(fitted.coef, names, widths, self.learner.identity, self.learner.probe(), len(useful))
+        return _report(fitted, names, sum(len(one.passages) for one in useful))
+
+    def judge(self, judged: Sequence[JudgedQuery]) -> dict[str, Any]:
+        """How good the order is on judged queries: `n_queries` that tell, mean `ndcg`, and cosine's, `cosine_ndcg`."""
+        useful = [one for one in judged if len(one.relevance) and np.ptp(one.relevance) > 0]
+        found = [ndcg(one.relevance, self._scores(one.query, one.passages, one.scores)) for one in useful]
+        cosine = [
+            ndcg(one.relevance, self._columns(one.query, one.passages, (COSINE,), 0, None)[:, 0]) for one in useful
+        ]
+        return {
+            "n_queries": len(useful),
+            "ndcg": float(np.mean(found)) if useful else math.nan,
+            "cosine_ndcg": float(np.mean(cosine)) if useful else math.nan,
+        }
+
+    # Inside
+
+    def _ready(self) -> Order | None:
+        """The learned order, known to belong to this embedding model, or None."""
+        order = self.ridge.fitted
+        if order is not None:
+            self.learner.check_model(order)
+            if VALUE in order.names and self.learner.ridge.fitted is None:
+                raise StateError(
+                    "this reranker was fitted with the learner's value as a feature, but the learner has learned "
+                    "nothing; load it as well, or fit the reranker again."
+                )
+        return order
+
+    def _embedded(self, texts: list[str]) -> Vectors:
+        order = self.ridge.fitted
+        return self.learner.embed(texts, instruct=False, expect=None if order is None else order.probe)
+
+    def _asked(self, query: str, n_passages: int) -> Vectors:
+        """The query's vector, once for each passage, (n_passages, d)."""
+        order = self.ridge.fitted
+        vector = self.learner.embed([query], expect=None if order is None else order.probe)
+        return np.repeat(vector, n_passages, axis=0)
+
+    def _columns(self, query: str, texts: list[str], names: Sequence[str], first: int, given: Array | None) -> Vectors:
+        """The columns of passages, (n, d); `first` is the place of the first of them in the first stage's order."""
+        embedded, asked = self._embedded(texts), self._asked(query, len(texts))
+        made = [name for name in names if name in OF_PAIRS]
+        table = self._blocks(texts, embedded, made, Queries([query] * len(texts), asked))
+        columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
+        columns[TEXT] = folded(columns[EMBEDDING])
+        if PRODUCT in names:
+            columns[PRODUCT] = folded(columns[PRODUCT])
+        if VALUE in names:
+            columns[VALUE] = self.learner.predict_many(texts)[:, None]
+        if RANK in names:
+            columns[RANK] = -np.log(np.arange(1 + first, 1 + first + len(texts)))[:, None]
+        if SCORE in names:
+            if given is None:
+                raise InputError(
+                    "this reranker has the first stage's score among its features; give scores=, or a Prediction with "
+                    "scores."
+                )
+            columns[SCORE] = given[:, None]
+        return np.concatenate([columns[name] for name in names], axis=1, dtype=np.float32)
+
+    def __repr__(self) -> str:
+        return f"Reranker({self.learner!r}, features={self.features}, {self.ridge!r})"
+
+
+def folded(vectors: Vectors) -> Vectors:
+    """Vectors of more than 1,024 columns as sketches of 1,024 that keep inner products on average, (n, 1024).
+
+    Column j goes to column j mod 1,024, some with their sign changed: what a reranker learns of a passage's own vector
+    costs no more for a wide model.
+
+    Source: Charikar, Chen & Farach-Colton (2002), Finding frequent items in data streams (the count sketch).
+    """
+    n, d = vectors.shape
+    if d <= FOLDED:
+        return vectors
+    sheets = np.zeros((n, -(-d // FOLDED) * FOLDED), dtype=np.float32)
+    sheets[:, :d] = vectors * _signs(d)
+    sketch: Vectors = sheets.reshape(n, -1, FOLDED).sum(axis=1)
+    return sketch
+
+
+def unfolded(coef: Array, d: int) -> Array:
+    """Coefficients of `folded` vectors as coefficients of the vectors themselves, (d,)."""
+    if len(coef) == 1 or d <= FOLDED:
+        return coef
+    return np.asarray(coef[np.arange(d) % FOLDED] * _signs(d))
+
+
+def _signs(d: int) -> Vectors:
+    mixed = (np.arange(d, dtype=np.uint64) * np.uint64(2654435761)) >> np.uint64(13)
+    return (1 - 2 * (mixed & np.uint64(1)).astype(np.float32)).astype(np.float32)
+
+
+def _report(fitted: RankingFit, names: Sequence[str], n_passages: int) -> dict[str, Any]:
+    return {
+        "n_queries": fitted.n_queries,
+        "n_passages": n_passages,
+        "cv_ndcg": fitted.ndcg,
+        "cosine_ndcg": fitted.prior_ndcg,
+        "alpha": fitted.alpha,
+        "features": [name for name, factor in zip(names, fitted.factors, strict=True) if factor > 0],
+    }
+
+
+def _checked_features(features: object) -> tuple[str, ...]:
+    if isinstance(features, str) or not isinstance(features, Iterable):
+        raise InputError(f"features must be a list of {', '.join(BLOCKS)}, but got {shown(features)}.")
+    names = tuple(features)
+    unknown = [name for name in names if name not in BLOCKS]
+    if unknown:
+        raise InputError(f"a reranker has no feature {shown(unknown[0])}; there are {', '.join(BLOCKS)}.")
+    if COSINE not in names:
+        raise InputError("features must have 'cosine': it is the order that what is learned departs from.")
+    return names
+
+
+def as_list(passages: Any, what: str = "passages") -> list[Any]:
+    """Passages as a list: one that was given, or a retriever's Prediction's.
+
+    Raises:
+        InputError: a single passage, or something that cannot be iterated.
+    """
+    if isinstance(passages, dspy.Prediction):
+        passages = passages.get("passages")
+    if isinstance(passages, str | bytes | Mapping) or not isinstance(passages, Iterable):
+        raise InputError(f"{what} must be a list, but got {type(passages).__name__}: {shown(passages)}.")
+    return list(passages)
+
+
+def _texts(passages: list[Any]) -> list[str]:
+    return [passage_text(passage, f"passages[{row}]") for row, passage in enumerate(passages)]
+
+
+def _checked_scores(scores: Any, n_passages: int) -> Array | None:
+    if scores is None:
+        return None
+    if isinstance(scores, str) or not isinstance(scores, Iterable):
+        raise InputError(f"scores must be a list of numbers, but got {type(scores).__name__}.")
+    numbers = [check_number(score, f"scores[{row}]") for row, score in enumerate(scores)]
+    if len(numbers) != n_passages:
+        raise InputError(f"there are {len(numbers)} scores for {n_passages} passages; give one a passage.")
+    return np.array(numbers)
