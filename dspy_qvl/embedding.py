@@ -183,13 +183,13 @@ class Embedding:
                 vectors[row] = vector
         return vectors
 
-    def vector(self, text: str, *, expect: Probe | None = None) -> Vectors:
+    def vector(self, text: str, *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
         """The unit vector of one checked text, (dim,), read-only."""
         if text.strip():
-            vector = self.cache.memory.get(self.cache.key(instructed(text, self.instruction)))
+            vector = self.cache.memory.get(self.cache.key(self._sent(text, instruct)))
             if vector is not None:
                 return vector
-        row: Vectors = self([text], expect=expect)[0]
+        row: Vectors = self([text], expect=expect, instruct=instruct)[0]
         row.setflags(write=False)
         return row
 

@@ -24,11 +24,11 @@ from dspy_qvl.errors import (
     check_text,
     shown,
 )
-from dspy_qvl.features import BUILT_IN, EMBEDDING, Table
+from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, Table
 from dspy_qvl.moments import Array, Rows
 from dspy_qvl.sharing import Memo
 from dspy_qvl.state import SCHEMA, decode_array, encode_array, take
-from dspy_qvl.text import RankingExample, Rendering
+from dspy_qvl.text import Item, RankingExample, Rendering
 from dspy_qvl.tuning import Fitted
 
 Vectors = NDArray[np.float32]
@@ -49,6 +49,8 @@ class Fit:
         quantiles: of their scores, ascending, (21,): the lowest, each twentieth, the highest.
         vectors: their unit vectors, (dim,) each, or None if they are not kept.
         own: their columns of each block that is the caller's own, (k,) each.
+        queried: unit vectors of their queries, (dim,) each, where texts were rated for queries; else None.
+        paired: whether a text is valued for a query.
         memo: what follows from the fit; not saved.
     """
 
@@ -60,6 +62,8 @@ class Fit:
     quantiles: Array
     vectors: tuple[Vectors, ...] | None
     own: Mapping[str, tuple[Vectors, ...]] = field(default_factory=dict)
+    queried: Mapping[str, Vectors] | None = None
+    paired: bool = False
     memo: Memo = field(default_factory=Memo)
 
     @property
@@ -71,6 +75,11 @@ class Fit:
     def texts(self) -> list[str]:
         """The texts of `rated`."""
         return [example.text for example in self.rated]
+
+    @property
+    def items(self) -> list[Item]:
+        """What was rated: texts, or texts for their queries."""
+        return [example.item for example in self.rated]
 
     @property
     def scores(self) -> Array:
@@ -90,7 +99,7 @@ class Fit:
     def own_columns(self, X: Any) -> dict[str, Vectors]:
         """Of features, (n, n_features), those of each block that is the caller's own, (n, k)."""
         blocks = zip(self.fitted.names, Table(X, self.fitted.names, self.fitted.widths).blocks, strict=True)
-        return {name: X[:, block] for name, block in blocks if name not in (EMBEDDING, *BUILT_IN)}
+        return {name: X[:, block] for name, block in blocks if name not in (EMBEDDING, *BUILT_IN, *PAIRED)}
 
     def predict(self, X: Rows) -> Array:
         """Values of features, (n, n_features) -> (n,), on the scale of the scores.
@@ -117,7 +126,7 @@ def quantiles(scores: Sequence[float] | Array) -> Array:
 
 def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
     """A fit as JSON; of the rated texts' vectors only what may be kept."""
-    vectors, own = (fit.vectors, fit.own) if keep_examples else (None, {})
+    vectors, own, queried = (fit.vectors, fit.own, fit.queried) if keep_examples else (None, {}, None)
     return {
         "coef": encode_array(fit.line.coef),
         "intercept": fit.line.intercept,
@@ -139,6 +148,10 @@ def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
         "quantiles": encode_array(fit.quantiles),
         "vectors": None if vectors is None else encode_array(np.stack(vectors)),
         "own": {name: encode_array(np.stack(rows)) for name, rows in own.items()},
+        "paired": fit.paired,
+        "queried": None
+        if not queried
+        else {"texts": list(queried), "vectors": encode_array(np.stack(list(queried.values())))},
     }
 
 
@@ -149,7 +162,7 @@ def dumped_probe(probe: Probe) -> dict[str, Any]:
 
 def checked(
     state: object,
-) -> tuple[float, bool, dict[str, float] | None, str | None, list[RankingExample], Fit | None]:
+) -> tuple[float, bool, dict[str, float] | None, tuple[str | None, str | None], list[RankingExample], Fit | None]:
     """The parts of a dumped state, each checked as if a stranger had written it."""
     what = "the saved value function"
     schema = take(state, "schema", int, what)
@@ -163,12 +176,16 @@ def checked(
     weights = take(state, "weights", (Mapping, type(None)), what)
     if weights is not None:
         weights = {check_text(name, "a block"): _positive(weight, "a weight") for name, weight in weights.items()}
-    template = take(state, "template", (str, type(None)), what)
-    if template is not None:
-        Rendering(template)
+    templates = (
+        take(state, "template", (str, type(None)), what),
+        take(state, "query_template", (str, type(None)), what),
+    )
+    for template in templates:
+        if template is not None:
+            Rendering(template)
     examples = _checked_examples(take(state, "examples", (Mapping, type(None)), what))
     fit = take(state, "fit", (Mapping, type(None)), what)
-    return alpha, tuned, weights, template, examples, None if fit is None else _checked_fit(fit, examples)
+    return alpha, tuned, weights, templates, examples, None if fit is None else _checked_fit(fit, examples)
 
 
 def _positive(value: object, what: str) -> float:
@@ -182,12 +199,21 @@ def _checked_examples(entry: Mapping[str, Any] | None) -> list[RankingExample]:
     if entry is None:
         return []
     what = "the saved examples"
-    texts, scores, metadata = (take(entry, name, list, what) for name in ("texts", "scores", "metadata"))
-    if not len(texts) == len(scores) == len(metadata):
-        raise StateError(f"{what} have {len(texts)} texts, {len(scores)} scores and {len(metadata)} metadata.")
+    texts, scores, metadata, queries = (
+        take(entry, name, list, what) for name in ("texts", "scores", "metadata", "queries")
+    )
+    if not len(texts) == len(scores) == len(metadata) == len(queries):
+        raise StateError(
+            f"{what} have {len(texts)} texts, {len(scores)} scores, {len(metadata)} metadata, {len(queries)} queries."
+        )
     return [
-        RankingExample(check_text(text), check_score(score, "score"), check_metadata(kept))
-        for text, score, kept in zip(texts, scores, metadata, strict=True)
+        RankingExample(
+            check_text(text),
+            check_score(score, "score"),
+            check_metadata(kept),
+            None if query is None else check_text(query, "a query"),
+        )
+        for text, score, kept, query in zip(texts, scores, metadata, queries, strict=True)
     ]
 
 
@@ -218,8 +244,22 @@ def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -
         check_text(name, "a block"): decode_array(rows, f"the columns of {shown(name)}", "float32", (n_fitted, None))
         for name, rows in take(entry, "own", Mapping, what).items()
     }
+    paired = take(entry, "paired", bool, what)
+    if any((example.query is not None) != paired for example in examples[:n_fitted]):
+        raise StateError(f"{what} {'needs' if paired else 'has no use for'} a query for each of its texts.")
+    queried = take(entry, "queried", (Mapping, type(None)), what)
+    asked: dict[str, Vectors] | None = None
+    if queried is not None:
+        texts = [check_text(text, "a query") for text in take(queried, "texts", list, what)]
+        shape = (len(texts), probe.vectors.shape[1])
+        rows = decode_array(queried.get("vectors"), "the vectors of queries", "float32", shape)
+        if not (is_unit(rows) | ~rows.any(axis=1)).all():
+            raise StateError(f"{what} has vectors of queries that are not of unit length.")
+        asked = dict(zip(texts, rows, strict=True))
+    if not paired and set(names) & set(PAIRED):
+        raise StateError(f"{what} has blocks of a query and a text, but no queries.")
     blocks = dict(zip(names, widths, strict=True))
-    if any(name in (EMBEDDING, *BUILT_IN) or blocks.get(name) != rows.shape[1] for name, rows in own.items()):
+    if any(name in (EMBEDDING, *BUILT_IN, *PAIRED) or blocks.get(name) != rows.shape[1] for name, rows in own.items()):
         raise StateError(f"{what} has columns of blocks it was not fitted with: {shown(list(own))}.")
     return Fit(
         Fitted(ridge.Linear(coef, intercept), names, widths, factors, bounds),
@@ -230,6 +270,8 @@ def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -
         quantiles,
         kept,
         {name: tuple(rows) for name, rows in own.items()},
+        asked,
+        paired,
     )
 
 

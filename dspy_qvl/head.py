@@ -44,7 +44,8 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         examples: the rated texts, in the order they were added; only ever appended to.
         alpha: penalty of the next fit.
         alpha_tuned: whether cross-validation chose it.
-        template: how the rated texts were rendered from examples, if a format string says so (`FitValue`); else None.
+        template: how the rated texts were rendered from examples, if a field or a format string says so (`FitValue`).
+        query_template: the same of their queries.
         weights: of the blocks of the next fit, by name, if cross-validation chose them with alpha; else None.
         fitted: the current fit, or None.
     """
@@ -55,6 +56,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         self.alpha_tuned = False
         self.weights: dict[str, float] | None = None
         self.template: str | None = None
+        self.query_template: str | None = None
         self.keep_examples = keep_examples
         self.fitted: Fit | None = None
         self._running: tuple[Fit, Running] | None = None  # of the current fit, once it was updated
@@ -99,6 +101,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         probe: Probe,
         vectors: Vectors | None = None,
         own: Mapping[str, Vectors] | None = None,
+        queried: Mapping[str, Vectors] | None = None,
     ) -> Fit:
         """Keep a fit, and its penalty.
 
@@ -110,6 +113,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             probe: see `Fit`.
             vectors: unit vectors of the same examples, (n_texts, dim), to be kept with the fit.
             own: see `Fit`.
+            queried: see `Fit`; None where texts were rated without a query.
         """
         for array in (fitted.line.coef, vectors, *(own or {}).values()):
             if array is not None:
@@ -123,17 +127,26 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             quantiles(_scores(self.examples[:n_texts])),
             None if vectors is None else tuple(vectors),
             {name: tuple(rows) for name, rows in (own or {}).items()},
+            queried,
+            queried is not None,
         )
         self.alpha, self.fitted = alpha, fit
         return fit
 
-    def update(self, arriving: Sequence[RankingExample], vectors: Vectors | None, features: FeaturesOf) -> None:
+    def update(
+        self,
+        arriving: Sequence[RankingExample],
+        vectors: Vectors | None,
+        features: FeaturesOf,
+        queried: Mapping[str, Vectors] | None = None,
+    ) -> None:
         """Learn from further examples: the fit that all of them from scratch would give, with the same penalty.
 
         Args:
             arriving: the examples; they take the place of those that wait for the next fit.
             vectors: their unit vectors, (m, dim), if the fit keeps vectors.
             features: gives the features of examples, (n, n_features).
+            queried: vectors of their queries.
         """
         fit = self.fit_or_refuse()
         learned = fit.rated
@@ -148,6 +161,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             quantiles=quantiles(_scores(self.examples)),
             vectors=kept,
             own={name: (*rows, *columns[name]) for name, rows in fit.own.items()},
+            queried=None if fit.queried is None else {**fit.queried, **(queried or {})},
             memo=Memo(),
         )
         self._running = None if running is None else (self.fitted, running)
@@ -179,6 +193,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
                 quantiles=quantiles(_scores(staying)),
                 vectors=kept,
                 own={name: tuple(rows[row] for row in left) for name, rows in fit.own.items()},
+                queried=_still_asked(fit.queried, staying),
                 memo=Memo(),
             )
             self._running = None if running is None else (fit, running)
@@ -246,6 +261,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             "texts": [example.text for example in self.examples],
             "scores": [example.score for example in self.examples],
             "metadata": [copy.deepcopy(example.metadata) for example in self.examples],
+            "queries": [example.query for example in self.examples],
         }
         return {
             "schema": SCHEMA,
@@ -253,6 +269,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             "alpha_tuned": self.alpha_tuned,
             "weights": self.weights,
             "template": self.template,
+            "query_template": self.query_template,
             "examples": examples if self.keep_examples else None,
             "fit": None if self.fitted is None else dumped(self.fitted, keep_examples=self.keep_examples),
         }
@@ -264,13 +281,14 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             StateError: another schema, or anything in it that cannot be used.
         """
         try:
-            alpha, tuned, weights, template, examples, fit = checked(state)
+            alpha, tuned, weights, templates, examples, fit = checked(state)
         except StateError:
             raise
         except QVLError as error:
             raise StateError(f"the saved value function cannot be used: {error}") from error
         self.examples, self.alpha, self.alpha_tuned, self.weights = examples, alpha, tuned, weights
-        self.template, self.fitted, self._running = template, fit, None
+        self.template, self.query_template = templates
+        self.fitted, self._running = fit, None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RidgeHead":
         """A copy with its own list of examples; what the list holds, and the fit, are shared: neither changes."""
@@ -286,12 +304,20 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         state = {**self.__dict__, "_running": None}
         if self.keep_examples:
             return state
-        fitted = None if self.fitted is None else replace(self.fitted, rated=(), vectors=None, own={})
+        fitted = None if self.fitted is None else replace(self.fitted, rated=(), vectors=None, own={}, queried=None)
         return {**state, "examples": [], "fitted": fitted}
 
     def __repr__(self) -> str:
         fitted = "not fitted" if self.fitted is None else f"{len(self.coef_)} coefficients"
         return f"RidgeHead({len(self.examples)} rated texts, alpha={self.alpha:g}, {fitted})"
+
+
+def _still_asked(
+    queried: Mapping[str, Vectors] | None, staying: Sequence[RankingExample]
+) -> Mapping[str, Vectors] | None:
+    """The vectors of queries that some example still has."""
+    asked = {example.query for example in staying}
+    return None if queried is None else {query: vector for query, vector in queried.items() if query in asked}
 
 
 def _drowned(staying: Sequence[RankingExample], leaving: Sequence[RankingExample]) -> bool:

@@ -14,7 +14,7 @@ from dspy_qvl.features import Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.moments import slices
-from dspy_qvl.text import RankingExample
+from dspy_qvl.text import Item, RankingExample
 from dspy_qvl.uncertainty import Posterior, posterior
 
 Array = NDArray[np.float64]
@@ -54,7 +54,7 @@ class Inspection:
         self,
         fit: Fit,
         vectors: Callable[[Sequence[str], Fit], Vectors],
-        columns: Callable[[Sequence[str], Fit], Table],
+        columns: Callable[[Sequence[Item], Fit], Table],
         *,
         keep: bool,
     ) -> None:
@@ -69,22 +69,22 @@ class Inspection:
     def posterior(self) -> Posterior:
         """What the fit leaves uncertain."""
         return self.fit.memo.once(
-            "posterior", lambda: posterior(self._weighed(self.fit.texts), self.fit.scores, self.fit.alpha)
+            "posterior", lambda: posterior(self._weighed(self.fit.items), self.fit.scores, self.fit.alpha)
         )
 
-    def fit_variance(self, text: str) -> float:
-        """How unlike the rated texts a text is, as `Posterior.fit_variance`."""
+    def fit_variance(self, item: Item) -> float:
+        """How unlike what was rated a text is, as `Posterior.fit_variance`."""
         memo = self.fit.memo
         if not self._keep:
-            return self.posterior.fit_variance(self._weighed([text])[0])
-        kept = memo.variances.get(text)
+            return self.posterior.fit_variance(self._weighed([item])[0])
+        kept = memo.variances.get(item)
         if kept is not None:
             return kept
-        return memo.keep(memo.variances, text, self.posterior.fit_variance(self._weighed([text])[0]))
+        return memo.keep(memo.variances, item, self.posterior.fit_variance(self._weighed([item])[0]))
 
-    def std(self, text: str) -> float:
+    def std(self, item: Item) -> float:
         """Standard deviation of what a rater would say of a text, on the scale of the scores."""
-        return self.posterior.std(self.fit_variance(text))
+        return self.posterior.std(self.fit_variance(item))
 
     def leave_one_out(self) -> LeftOut:
         """Every rated text under the value function that all the others give."""
@@ -93,8 +93,8 @@ class Inspection:
         std = self.posterior.noise / np.sqrt(np.where(left > 0, left, np.nan))
         return LeftOut(self.fit.scores - loo.residuals, loo.residuals, std, loo.leverages)
 
-    def _weighed(self, texts: Sequence[str]) -> NDArray[np.float32] | Array:
-        return self.fit.fitted.weighed(self._columns(texts, self.fit).X)
+    def _weighed(self, items: Sequence[Item]) -> NDArray[np.float32] | Array:
+        return self.fit.fitted.weighed(self._columns(items, self.fit).X)
 
     # Which rated texts it is like
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dspy_qvl.errors import InputError
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.scale import Scale, scale_of
-from dspy_qvl.text import RankingExample, is_blank
+from dspy_qvl.text import Item, RankingExample, is_blank, query_of, text_of
 
 Array = NDArray[np.float64]
 
@@ -36,6 +36,7 @@ class Judgement:
 
     Attributes:
         text: the text.
+        query: what it is valued for, or None.
         value: on the raters' scale.
         std: standard deviation of what a rater would say, or None where the rated texts were not kept.
         score: in (0, 1), after `pessimism`.
@@ -58,6 +59,7 @@ class Judgement:
     marks: tuple[str, ...]
     above: tuple[RankingExample, ...]
     below: tuple[RankingExample, ...]
+    query: str | None = None
 
 
 class Judge:
@@ -89,15 +91,17 @@ class Judge:
                 "(keep_examples=False); give pessimism=0, or a value function that kept them."
             )
 
-    def value(self, text: str) -> float:
+    def value(self, item: Item) -> float:
         """The value of a text, on the raters' scale, `pessimism` standard deviations lower."""
-        value: float = self.learner.predict(text)
-        return value - self.pessimism * self.learner.predict_std(text) if self.pessimism else value
+        text, query = text_of(item), query_of(item)
+        value: float = self.learner.predict(text, query)
+        return value - self.pessimism * self.learner.predict_std(text, query) if self.pessimism else value
 
-    def __call__(self, text: str) -> Judgement:
+    def __call__(self, item: Item) -> Judgement:
         """All that is said of a text."""
         learner, fit = self.learner, self.fit
-        value = learner.predict(text)
+        text, query = text_of(item), query_of(item)
+        value = learner.predict(text, query)
         marks = [EMPTY] if is_blank(text) else []
         repeated = repeated_share(text)
         if repeated > REPEATED_SHARE:
@@ -109,9 +113,9 @@ class Judge:
         ranked = np.sort(fit.scores) if fit.n_texts else fit.quantiles
         if fit.n_texts:
             inspection = learner.inspection()
-            std, cosines = inspection.std(text), inspection.cosines(text)
+            std, cosines = inspection.std(item), inspection.cosines(text)
             likeness = float(cosines.max())
-            far = inspection.fit_variance(text) > np.quantile(inspection.posterior.fit_variances, 1 - RARE)
+            far = inspection.fit_variance(item) > np.quantile(inspection.posterior.fit_variances, 1 - RARE)
             if not is_blank(text) and (far or likeness < np.quantile(inspection.nearest_other(), RARE)):
                 marks.append(UNLIKE)
             if likeness > COPY:
@@ -128,13 +132,14 @@ class Judge:
             text,
             value,
             std,
-            self.scale(self.value(text)),
+            self.scale(self.value(item)),
             float(np.searchsorted(ranked, value) / len(ranked)),
             repeated,
             likeness,
             tuple(marks),
             above,
             below,
+            query,
         )
 
 

@@ -27,7 +27,7 @@ from dspy_qvl.errors import (
     check_text,
     shown,
 )
-from dspy_qvl.features import AUTO, BUILT_IN, EMBEDDING, Features, Table
+from dspy_qvl.features import AUTO, BUILT_IN, EMBEDDING, PAIRED, Features, Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.folds import joined
 from dspy_qvl.head import RidgeHead
@@ -38,6 +38,7 @@ from dspy_qvl.validation import choose_alpha, validate
 from dspy_qvl.values import ValueFunction, check_blocks, check_identity, missing_features
 
 Array = NDArray[np.float64]
+Vectors = NDArray[np.float32]
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -95,18 +96,22 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         """What was kept with each; a copy."""
         return [copy.deepcopy(example.metadata) for example in self.ridge.examples]
 
-    def add_training_example(self, text: str, score: float, metadata: Mapping[str, Any] | None = None) -> None:
+    def add_training_example(
+        self, text: str, score: float, metadata: Mapping[str, Any] | None = None, query: str | None = None
+    ) -> None:
         """Add one rated text; it counts from the next `train()` on.
 
         Args:
             text: the text; it may be empty (see `embedding.py`).
             score: its rating, a finite number on any scale.
             metadata: anything JSON can hold.
+            query: what the text was rated for, where its worth depends on another text (an answer's question, a
+                summary's article). Either all rated texts have one, or none.
 
         Raises:
-            InputError: a text, score or metadata that cannot be used; nothing is added.
+            InputError: a text, score, metadata or query that cannot be used; nothing is added.
         """
-        example = rated_text((text, score, metadata))
+        example = rated_text(RankingExample(text, score, metadata, query))  # type: ignore[arg-type]
         with self._changing:
             self.ridge.examples.append(example)
         logger.debug("added rated text %d, score %s", len(self.ridge.examples), score)
@@ -238,7 +243,9 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             )
         return chosen
 
-    def update(self, text: str, score: float, metadata: Mapping[str, Any] | None = None) -> None:
+    def update(
+        self, text: str, score: float, metadata: Mapping[str, Any] | None = None, query: str | None = None
+    ) -> None:
         """Learn one more rated text at once: the fit that training on all of them would give, without training.
 
         Rated texts that were added since the last fit are learned with it. The penalty, and what the columns of a
@@ -249,25 +256,25 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             text: the text.
             score: its rating.
             metadata: anything JSON can hold.
+            query: what it was rated for, where the others were rated for queries.
 
         Raises:
             NotFittedError: nothing was learned yet.
             InputError: a text, score or metadata that cannot be used, or a value function saved without its texts.
             EmbeddingError, FeatureError: the model or a block failed. Whatever is raised, nothing has changed.
         """
-        example = rated_text((text, score, metadata))
+        example = rated_text(RankingExample(text, score, metadata, query))  # type: ignore[arg-type]
         with self._changing:
             fit = self._with_examples()
             arriving = [*self.ridge.examples[fit.n_texts :], example]
-            vectors = (
-                None if fit.vectors is None else self._embedding([item.text for item in arriving], expect=fit.probe)
-            )
-            self.ridge.update(arriving, vectors, self._features_of(fit))
+            _check_queries(arriving, paired=fit.paired)
+            vectors = None if fit.vectors is None else self._vectors([item.text for item in arriving], fit)
+            self.ridge.update(arriving, vectors, self._features_of(fit), self._queried(arriving))
             self._embedding.accepted.add(self.ridge.fit_or_refuse())
         logger.debug("learned rated text %d, score %s", len(self.ridge.examples), score)
 
-    def forget(self, text: str) -> None:
-        """Take back every rating of a text, and what it taught: the fit the others alone would give.
+    def forget(self, text: str, query: str | None = None) -> None:
+        """Take back every rating of a text (for one query), and what it taught: the fit the others alone would give.
 
         Vectors of the text stay in the cache: they hold no rating. Where fewer than two different scores are left
         there is nothing to learn from: the value function is unfitted, and a warning says so.
@@ -278,7 +285,11 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         """
         text = check_text(text)
         with self._changing:
-            rows = {row for row, example in enumerate(self.ridge.examples) if example.text == text}
+            rows = {
+                row
+                for row, example in enumerate(self.ridge.examples)
+                if example.text == text and query in (None, example.query)
+            }
             n_learned = 0 if self.ridge.fitted is None else self.ridge.fitted.n_texts
             if rows and min(rows) >= n_learned:  # never learned: nothing to take back
                 self.ridge.examples = [item for row, item in enumerate(self.ridge.examples) if row not in rows]
@@ -311,7 +322,11 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         """Columns, scores and groups of rated texts."""
         texts, y = [example.text for example in examples], [example.score for example in examples]
         check_scores_differ(y)
-        members: Sequence[Any] = texts  # the same text never stands on two sides
+        paired = examples[0].query is not None
+        _check_queries(examples, paired=paired)
+        queries = [example.query for example in examples]
+        together: list[Any] = queries if paired and len(set(queries)) > 1 else texts
+        members: Sequence[Any] = together  # the same text, or query, never stands on two sides
         if isinstance(groups, str):
             members = [(example.metadata or {}).get(groups) for example in examples]
             if None in members:
@@ -320,12 +335,18 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
                     "give every rated text that entry, or pass a list."
                 )
         if groups is not None:
-            members = joined(check_groups(members if isinstance(groups, str) else groups, len(texts)), texts)
+            members = joined(check_groups(members if isinstance(groups, str) else groups, len(texts)), together)
         fit: Fit | None = None
         if self.ridge.fitted is not None:
             with contextlib.suppress(StateError):  # a fit of another model brings nothing, and will be replaced
                 fit = self._ready()  # a loaded fit brings the vectors of its texts
-        return self._blocks(texts, self._vectors(texts, fit), self._blocks.names), np.array(y), members
+        names = self._blocks.candidates(paired=paired)
+        return self._table([example.item for example in examples], names, fit, paired=paired), np.array(y), members
+
+    def _queried(self, examples: Sequence[RankingExample]) -> dict[str, Vectors] | None:
+        """The vectors of the queries of rated texts; None where they have none."""
+        queries = list(dict.fromkeys(example.query for example in examples if example.query is not None))
+        return dict(zip(queries, self._embedding(queries), strict=True)) if queries else None
 
     def _adopt(self, fitted: Fitted, alpha: float, table: Table) -> None:
         """Keep the fit of rated texts with these columns, and what a saved state needs."""
@@ -338,7 +359,8 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             identity=self._embedding.identity,
             probe=self._embedding.probe(),
             vectors=columns[EMBEDDING].copy() if keeps else None,
-            own={name: columns[name].copy() for name in fitted.names if name not in (EMBEDDING, *BUILT_IN)},
+            own={name: columns[name].copy() for name in fitted.names if name not in (EMBEDDING, *BUILT_IN, *PAIRED)},
+            queried=self._queried(self.ridge.examples[: len(table.X)]),
         )
         self._embedding.accepted.add(fit)
 
@@ -426,3 +448,18 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         if not mine or now.is_lexical != blocks.beside_lexical:
             blocks = Features(blocks.wanted if mine else settings["features"], beside_lexical=now.is_lexical)
         return {**settings, "model_name": self._settings["model_name"]}, now, blocks
+
+
+def _check_queries(examples: Sequence[RankingExample], *, paired: bool) -> None:
+    """Refuse rated texts of which some have a query and some have not.
+
+    Raises:
+        InputError: with the position of the first that differs.
+    """
+    for row, example in enumerate(examples):
+        if (example.query is not None) != paired:
+            has, others = ("no", "have one") if paired else ("a", "have none")
+            raise InputError(
+                f"rated text {row} has {has} query, but the others {others}; either all texts are rated for a query, "
+                "or none."
+            )

@@ -34,7 +34,7 @@ from dspy_qvl.errors import (
 from dspy_qvl.judge import Judge, Judgement
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.scale import check_scale
-from dspy_qvl.text import AsText, Rendering
+from dspy_qvl.text import AsText, Item, Pair, Rendering
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -50,6 +50,7 @@ class ValueScores:
         learner: Qwen3EmbeddingValueLearner,
         *,
         text: AsText | None = None,
+        query: str | None = None,
         scale: tuple[float, float] | None = None,
         threshold: float = 0.5,
         feedback: bool = True,
@@ -65,6 +66,8 @@ class ValueScores:
             text: the text that is valued: the name of a field of the prediction, a format string over its fields and
                 the example's inputs (labels as {example.name}), or a callable (example, prediction) -> text. Left out:
                 as `FitValue` rendered the rated texts, else the only text the prediction has.
+            query: where texts were rated for queries, the query's field, or a format string over the example's inputs.
+                Left out: as `FitValue` rendered it.
             scale: (low, high) on the raters' scale, which become .05 and .95; left out, the 5th and the 95th
                 percentile of the ratings.
             threshold: the score, in (0, 1), from which on a text passes where DSPy asks for yes or no (Bootstrap*);
@@ -104,13 +107,14 @@ class ValueScores:
             check_count(n_neighbors, "n_neighbors", 1),
         )
         self.rendering = _rendering(text, learner.ridge.template)
+        self.query = _query(query, learner.ridge.query_template, paired=self._judge.fit.paired)
         self.__name__ = "value"
         self._forget_calls()
 
     def _forget_calls(self) -> None:
         self.failures: Counter[str] = Counter()
-        self._known: dict[str, float] = {}
-        self._judged: dict[str, Judgement] = {}
+        self._known: dict[Item, float] = {}
+        self._judged: dict[Item, Judgement] = {}
         self._lock = threading.Lock()
 
     # Values
@@ -123,22 +127,25 @@ class ValueScores:
         Raises:
             EmbeddingError: the embedding model failed: a broken connection must not pass for a bad answer.
         """
-        text, _ = self._text(example, pred)
-        return float(self._judge.fit.quantiles[0]) if text is None else self._judge.value(text)
+        item, _ = self._item(example, pred)
+        return float(self._judge.fit.quantiles[0]) if item is None else self._judge.value(item)
 
-    def judge(self, text: str) -> Judgement:
+    def judge(self, text: str, query: str | None = None) -> Judgement:
         """All there is to say of a text: value, standard deviation, score, marks, the rated texts most like it."""
         text = check_text(text)
-        known = self._judged.get(text)
+        return self._judgement(text if query is None else Pair(check_text(query, "query"), text))
+
+    def _judgement(self, item: Item) -> Judgement:
+        known = self._judged.get(item)
         if known is None:
-            known = self._judge(text)
-            self._keep(self._judged, text, known)
+            known = self._judge(item)
+            self._keep(self._judged, item, known)
         return known
 
     @property
     def log(self) -> list[Judgement]:
         """What is said of every text that was scored, in the order of the first calls; of the last 50,000."""
-        return [self.judge(text) for text in list(self._known)]
+        return [self._judgement(item) for item in list(self._known)]
 
     def as_filter(self, threshold: float | None = None) -> "ValueFilter":
         """A metric that answers True or False, for callers that test truthiness without a trace."""
@@ -148,22 +155,22 @@ class ValueScores:
 
     def score(self, example: Any, pred: Any) -> float:
         """The score of a prediction, in (0, 1); 0 where there is nothing to value."""
-        text, reason = self._text(example, pred)
-        if text is None:
+        item, reason = self._item(example, pred)
+        if item is None:
             self._count(reason)
             return LOWEST
-        known = self._known.get(text)
+        known = self._known.get(item)
         if known is not None:
             return known
-        score = self._judge.scale(self._judge.value(text))
-        self._keep(self._known, text, score)
+        score = self._judge.scale(self._judge.value(item))
+        self._keep(self._known, item, score)
         return score
 
-    def _keep(self, kept: dict[str, Any], text: str, what: Any) -> None:
+    def _keep(self, kept: dict[Item, Any], item: Item, what: Any) -> None:
         with self._lock:
             if len(kept) >= LOGGED:
                 kept.pop(next(iter(kept)), None)
-            kept[text] = what
+            kept[item] = what
 
     def explained(self, example: Any, pred: Any) -> dspy.Prediction:
         """A fresh `dspy.Prediction` with the score, and what there is to say for it."""
@@ -179,11 +186,11 @@ class ValueScores:
         return answer
 
     def _feedback(self, example: Any, pred: Any) -> str:
-        text, reason = self._text(example, pred)
-        if text is None:
+        item, reason = self._item(example, pred)
+        if item is None:
             return words.failed(reason)
         return words.in_words(
-            self.judge(text),
+            self._judgement(item),
             scale=self._judge.scale,
             threshold=self.threshold,
             pessimism=self._judge.pessimism,
@@ -191,13 +198,13 @@ class ValueScores:
             quote=self.quote,
         )
 
-    def _text(self, example: Any, pred: Any) -> tuple[str | None, str]:
-        """The text to value, or None and why there is none."""
+    def _item(self, example: Any, pred: Any) -> tuple[Item | None, str]:
+        """What to value, or None and why there is nothing."""
         try:
-            text = self.rendering(example, pred)
+            text = _sendable(self.rendering(example, pred))
+            return (text if self.query is None else Pair(_sendable(self.query.query(example, pred)), text)), ""
         except MissingTextError as error:
             return None, str(error)
-        return text.encode("utf-8", "replace").decode() if not text.isascii() else text, ""
 
     def _count(self, reason: str) -> None:
         with self._lock:
@@ -288,6 +295,27 @@ def _rendering(text: AsText | None, learned: str | None) -> Rendering:
             stacklevel=4,
         )
     return rendering
+
+
+def _query(query: str | None, learned: str | None, *, paired: bool) -> Rendering | None:
+    """How queries are rendered; None where texts are valued by themselves.
+
+    Raises:
+        InputError: a query too many or too few.
+    """
+    if not paired and query is not None:
+        raise InputError("the value function values texts by themselves, as they were rated; leave out query=.")
+    if not paired:
+        return None
+    template = learned if query is None else query
+    if template is None:
+        raise InputError("the value function values a text for a query; say which field holds it with query=.")
+    return Rendering(template)
+
+
+def _sendable(text: str) -> str:
+    """A text without halves of letters, which no model can be sent."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _objective(name: str, metric: Callable[..., Any], example: Any, pred: Any) -> float:

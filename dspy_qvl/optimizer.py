@@ -49,7 +49,9 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             of a field, or a callable. A text rated twice never is.
         alphas: penalties to choose from, each > 0.
         cv: folds, at least 2.
-        query: the field that holds the query, where there is one.
+        query: the field that holds the query, or a format string: of judged passages, or of texts whose worth depends
+            on another text (an answer's on its question); then a text is valued for its query, and the texts of one
+            query are never split by cross-validation.
         passages: the field that holds the passages of a query; then the rerankers of the program are fitted, and its
             value functions left alone.
         relevance: the field that holds how relevant each passage is: a list of numbers, higher for better.
@@ -79,9 +81,12 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         relevance: str = "relevance",
     ) -> None:
         super().__init__()
-        for name, field in (("query", query), ("passages", passages), ("relevance", relevance)):
+        for name, field in (("passages", passages), ("relevance", relevance)):
             if not (isinstance(field, str) and field.isidentifier()) and not (field is None and name != "relevance"):
                 raise InputError(f"{name} must be the name of a field, but got {shown(field)}.")
+        if query is not None and not isinstance(query, str):
+            raise InputError(f"query must be the name of a field or a format string, but got {shown(query)}.")
+        self._asked = None if query is None else Rendering(query)
         if passages is not None and query is None:
             raise InputError("passages are ranked for a query; say which field it is with query=.")
         self.query, self.passages, self.relevance = query, passages, relevance
@@ -139,6 +144,7 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             learner.ridge.examples = list(rated)
             chosen = learner.optimize_hyperparameters(self.alphas, self.cv, groups=members)
             learner.ridge.template = self.rendering.text if isinstance(self.rendering.text, str) else None
+            learner.ridge.query_template = self.query
             report[name] = _report(learner, rated, chosen, unseen)
             logger.info("fitted %s on %d texts: alpha %g", name, len(rated), chosen["best_alpha"])
         self.report = report
@@ -167,7 +173,7 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         judged = []
         for row, example in enumerate(_checked_list(examples, what)):
             at = f"{what}[{row}]"
-            query = check_text(_taken(str(self.query), example, "query", at), f"the query of {at}")
+            query = self._query_of(example, at)
             passages = as_list(_taken(str(self.passages), example, "passages", at), f"the passages of {at}")
             relevance = _taken(self.relevance, example, "relevance", at)
             if isinstance(relevance, str) or not isinstance(relevance, Iterable):
@@ -187,6 +193,13 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             if given is not None and len(judged[-1].scores) != len(passages):  # type: ignore[arg-type]
                 raise InputError(f"{at} has {len(passages)} passages and {len(given)} scores; give one a passage.")
         return judged
+
+    def _query_of(self, example: Any, at: str) -> str:
+        assert self._asked is not None
+        try:
+            return check_text(self._asked.rated(example), f"the query of {at}")
+        except MissingTextError as error:
+            raise InputError(f"{at} has no query: {error}") from None
 
     def _unseen(self, valset: Any) -> list[RankingExample]:
         """Rated examples to report on; none where nothing of the valset is rated, as in a step of `BetterTogether`."""
@@ -216,7 +229,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 raise InputError(f"{at} has no text to learn from: {error}") from None
             score = check_score(_taken(self.score, example, "score", at), f"the score of {at}")
             metadata = check_metadata(_metadata(example), f"the metadata of {at}")
-            rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata))
+            query = None if self._asked is None else self._query_of(example, at)
+            rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata, query))
             members.append(None if self.group is None else _taken(self.group, example, "group", at))
         return rated, members if self.group is not None else None
 
@@ -272,7 +286,8 @@ def _report(
     }
     if unseen:
         truth = [example.score for example in unseen]
-        values = learner.predict_many([example.text for example in unseen])
+        queries = [example.query for example in unseen if example.query is not None]
+        values = learner.predict_many([example.text for example in unseen], queries or None)
         measures = {name: getattr(scores, name)(truth, values) for name in ("mse", "r2", "pearson", "spearman")}
         report["val"] = {"n_texts": len(unseen), **measures}
     return report

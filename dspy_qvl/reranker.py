@@ -317,7 +317,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         if PRODUCT in names:
             columns[PRODUCT] = folded(columns[PRODUCT])
         if VALUE in names:
-            columns[VALUE] = self.learner.predict_many(texts)[:, None]
+            columns[VALUE] = self.learner.predict_many(texts, query if self._values_pairs() else None)[:, None]
         if RANK in names:
             columns[RANK] = -np.log(np.arange(1 + first, 1 + first + len(texts)))[:, None]
         if SCORE in names:
@@ -328,6 +328,9 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 )
             columns[SCORE] = given[:, None]
         return np.concatenate([columns[name] for name in names], axis=1, dtype=np.float32)
+
+    def _values_pairs(self) -> bool:
+        return self.learner.current_fit().paired
 
     def __repr__(self) -> str:
         return f"Reranker({self.learner!r}, features={self.features}, {self.ridge!r})"

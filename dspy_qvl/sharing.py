@@ -5,7 +5,7 @@ lock belongs to one object, and a copy has a fresh one.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,8 +41,8 @@ class Memo:
     """
 
     def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-        self.variances: dict[str, float] = {}
+        self.values: dict[Hashable, float] = {}
+        self.variances: dict[Hashable, float] = {}
         self._lock = threading.RLock()
         self._known: dict[str, Any] = {}
 
@@ -55,7 +55,7 @@ class Memo:
         known: T = self._known[name]
         return known
 
-    def keep(self, kept: dict[str, float], text: str, number: float) -> float:
+    def keep(self, kept: dict[Hashable, float], text: Hashable, number: float) -> float:
         """Keep a number of a text in one of the above."""
         if len(kept) >= KEPT_TEXTS:
             kept.clear()

@@ -6,7 +6,7 @@ Learning and scoring must see the same string, so every way from an object to a 
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dspy
 
@@ -25,6 +25,26 @@ AsText = str | Callable[[Any, Any], str]
 OF_EXAMPLE = "example."  # before a field that is the example's whether input or label
 
 
+class Pair(NamedTuple):
+    """A text, and the query it is worth something to."""
+
+    query: str
+    text: str
+
+
+Item = str | Pair  # what is valued
+
+
+def text_of(item: Item) -> str:
+    """The text that is valued."""
+    return item if isinstance(item, str) else item.text
+
+
+def query_of(item: Item) -> str | None:
+    """The query it is valued for, if there is one."""
+    return None if isinstance(item, str) else item.query
+
+
 @dataclass
 class RankingExample:
     """A text, the score a person gave it, and whatever else is worth keeping.
@@ -33,11 +53,18 @@ class RankingExample:
         text: the text that was rated.
         score: its rating, a finite number on the rater's own scale.
         metadata: anything JSON can hold, or None.
+        query: what the text was rated for (an answer's question, a summary's article), or None.
     """
 
     text: str
     score: float
     metadata: dict[str, Any] | None = None
+    query: str | None = None
+
+    @property
+    def item(self) -> "Item":
+        """What was rated: the text, or the text for its query."""
+        return self.text if self.query is None else Pair(self.query, self.text)
 
 
 def rated_text(item: object, what: str = "example") -> RankingExample:
@@ -52,15 +79,16 @@ def rated_text(item: object, what: str = "example") -> RankingExample:
         InputError: another form, or a text, score or metadata that cannot be used.
     """
     metadata: object = None
+    query: object = None
     if isinstance(item, RankingExample):
-        text, score, metadata = item.text, item.score, item.metadata
+        text, score, metadata, query = item.text, item.score, item.metadata, item.query
     elif isinstance(item, tuple | list) and len(item) in (2, 3):
         text, score, metadata = (*item, None)[:3]
     elif isinstance(item, Mapping | dspy.Example):
         missing = [name for name in ("text", "score") if name not in item]
         if missing:
             raise InputError(f"{what} has no {' and no '.join(missing)}; it has {sorted(item.keys())}.")
-        text, score, metadata = item["text"], item["score"], item.get("metadata")
+        text, score, metadata, query = item["text"], item["score"], item.get("metadata"), item.get("query")
     else:
         raise InputError(
             f"{what} must be a RankingExample, a (text, score) tuple, or a dict or dspy.Example with text and score, "
@@ -70,6 +98,7 @@ def rated_text(item: object, what: str = "example") -> RankingExample:
         check_text(text, f"the text of {what}"),
         check_score(score, f"the score of {what}"),
         check_metadata(metadata, f"the metadata of {what}"),
+        None if query is None else check_text(query, f"the query of {what}"),
     )
 
 
@@ -121,6 +150,22 @@ class Rendering:
             written + (_written(_field(name.removeprefix(OF_EXAMPLE), example)) if name else "")
             for written, name in self._parts
         )
+
+    def query(self, example: Any, pred: Any) -> str:
+        """The query that a prediction is an answer to: from the example's inputs, or as the prediction repeats it.
+
+        Raises:
+            MissingTextError: a field is in neither.
+        """
+        inputs = _inputs(example)
+        said = pred if isinstance(pred, Mapping | dspy.Example) else {}
+        text = ""
+        for written, name in self._parts:
+            text += written
+            if name:
+                name = name.removeprefix(OF_EXAMPLE)
+                text += _written(_field(name, inputs if name in inputs else said))
+        return text
 
     def __call__(self, example: Any, pred: Any) -> str:
         """The text of a prediction for an example, to be valued; never blank.

@@ -31,13 +31,13 @@ from dspy_qvl.errors import (
     check_texts,
     other_model,
 )
-from dspy_qvl.features import AUTO, Features, Table
+from dspy_qvl.features import AUTO, Features, Queries, Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.inspection import Inspection, LeftOut
 from dspy_qvl.moments import Rows
 from dspy_qvl.sharing import Lock
-from dspy_qvl.text import RankingExample
+from dspy_qvl.text import Item, Pair, RankingExample, text_of
 
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -49,8 +49,8 @@ CACHE_DIR = ".qwen3_embeddings"
 
 # The texts of the call in progress, and what their model must give for the probe texts: a subclass that asks for
 # vectors one by one finds all of them embedded in one batch.
-_Batch = tuple[tuple[str, ...], Probe | None]
-_batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None))
+_Batch = tuple[tuple[str, ...], Probe | None, bool]
+_batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None, True))
 
 
 class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
@@ -147,69 +147,66 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     # Values
 
-    def predict(self, text: str) -> float:
-        """The value of a text, on the scale of the scores.
+    def predict(self, text: str, query: str | None = None) -> float:
+        """The value of a text, on the scale of the scores; where texts were rated for queries, for a query.
 
         The same text gets the same bits in any batch, order, thread or process.
 
         Raises:
-            InputError: not a text.
+            InputError: not a text, or a query too many or too few.
             NotFittedError: nothing was learned.
             StateError: the loaded value function belongs to another embedding model.
         """
-        return self._predict(check_text(text), self._ready())
+        text, fit = check_text(text), self._ready()
+        return self._predict(_item(text, query, fit), fit)
 
-    def _predict(self, text: str, fit: Fit) -> float:
-        if self._overridden():
-            return self._value(text, self._vectors([text], fit), fit)
-        kept = fit.memo.values.get(text)
+    def _predict(self, item: Item, fit: Fit) -> float:
+        keep = not self._overridden()
+        kept = fit.memo.values.get(item) if keep else None
         if kept is not None:
             return kept
-        value = self._value(text, self._embedding.vector(text, expect=fit.probe)[None, :], fit)
-        return fit.memo.keep(fit.memo.values, text, value)
+        value = float(fit.predict(self._columns([item], fit).X)[0])
+        logger.debug("valued a text of %d characters at %g", len(text_of(item)), value)
+        return fit.memo.keep(fit.memo.values, item, value) if keep else value
 
-    def _value(self, text: str, vectors: Vectors, fit: Fit) -> float:
-        value = float(fit.predict(self._blocks([text], vectors, fit.blocks).X)[0])
-        logger.debug("valued a text of %d characters at %g", len(text), value)
-        return value
+    def predict_many(self, texts: Sequence[str], queries: Sequence[str] | str | None = None) -> Array:
+        """The values of texts, (n_texts,), each what `predict` gives; `queries` one for each, or one for all."""
+        return self._values(check_texts(texts), queries)
 
-    def predict_many(self, texts: Sequence[str]) -> Array:
-        """The values of texts, (n_texts,), each what `predict` gives."""
-        return self._values(check_texts(texts))
-
-    def rank_texts(self, texts: Sequence[str]) -> list[tuple[str, float]]:
+    def rank_texts(self, texts: Sequence[str], query: str | None = None) -> list[tuple[str, float]]:
         """(text, value) of every text, highest first; ties in the order given, duplicates kept."""
         checked = check_texts(texts)
-        values = self._values(checked).tolist()
+        values = self._values(checked, query).tolist()
         return sorted(zip(checked, values, strict=True), key=lambda pair: -pair[1])
 
-    def forward(self, text: str) -> dspy.Prediction:
+    def forward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """The value of a text as `dspy.Prediction(score=…, std=…)`, both on the scale of the scores.
 
         `std` is as `predict_std` gives it, or None where the rated texts were not kept.
         """
         text, fit = check_text(text), self._ready()
-        std = self._inspection(fit).std(text) if fit.n_texts else None
-        return dspy.Prediction(score=self._predict(text, fit), std=std)
+        item = _item(text, query, fit)
+        std = self._inspection(fit).std(item) if fit.n_texts else None
+        return dspy.Prediction(score=self._predict(item, fit), std=std)
 
-    async def aforward(self, text: str) -> dspy.Prediction:
+    async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop."""
-        return await asyncio.to_thread(self.forward, text)
+        return await asyncio.to_thread(self.forward, text, query)
 
     def _get_embedding_vector(self, text: str) -> Vectors:
         """Features of one text, (n_features,); override it to change or extend them.
 
         While many texts are valued, the first call embeds all of them in one batch.
         """
-        texts, expect = _batch.get()
+        texts, expect, instruct = _batch.get()
         if text in texts:
-            self._embedding(texts, expect=expect)
-            _batch.set(((), expect))
-        return self._embedding.vector(text, expect=expect)
+            self._embedding(texts, expect=expect, instruct=instruct)
+            _batch.set(((), expect, instruct))
+        return self._embedding.vector(text, expect=expect, instruct=instruct)
 
     # How sure, and why
 
-    def predict_std(self, text: str) -> float:
+    def predict_std(self, text: str, query: str | None = None) -> float:
         """Standard deviation of what a rater would say of a text, on the scale of the scores.
 
         That of the posterior predictive of the ridge fit (`uncertainty.py`): the raters' own noise, and more where
@@ -219,7 +216,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             InputError: not a text, or a value function saved without its texts.
             NotFittedError, StateError: as `predict`.
         """
-        return self.inspection().std(check_text(text))
+        text, inspection = check_text(text), self.inspection()
+        return inspection.std(_item(text, query, inspection.fit))
 
     def leave_one_out(self) -> LeftOut:
         """Every rated text under the value function that all the others give: exact, without refitting.
@@ -305,23 +303,42 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             check_identity(self._embedding, fit)
             check_blocks(self._blocks, fit)
             if fit.vectors is not None:
-                self._embedding.remember(fit.texts, fit.vectors)
+                self._embedding.remember(fit.texts, fit.vectors, instruct=not fit.paired)
+            if fit.queried is not None:
+                self._embedding.remember(list(fit.queried), list(fit.queried.values()))
             self._blocks.remember(fit.texts, fit.own)
             self._embedding.accepted.add(fit)
         return fit
 
-    def _values(self, texts: list[str]) -> Array:
+    def _values(self, texts: list[str], queries: Sequence[str] | str | None) -> Array:
         """The values of checked texts, (n_texts,)."""
         fit = self._ready()
-        return fit.predict(self._columns(texts, fit).X) if texts else np.empty(0)
+        asked: Sequence[str | None] = [None] * len(texts)
+        if isinstance(queries, str):
+            asked = [queries] * len(texts)
+        elif queries is not None:
+            asked = check_texts(queries, "queries")
+        if len(asked) != len(texts):
+            raise InputError(f"there are {len(asked)} queries for {len(texts)} texts; give one a text, or one for all.")
+        items = [_item(text, query, fit) for text, query in zip(texts, asked, strict=True)]
+        return fit.predict(self._columns(items, fit).X) if texts else np.empty(0)
 
-    def _columns(self, texts: Sequence[str], fit: Fit) -> Table:
+    def _columns(self, items: Sequence[Item], fit: Fit) -> Table:
         """The columns of texts that a fit values them by."""
-        return self._blocks(texts, self._vectors(texts, fit), fit.blocks)
+        return self._table(items, fit.blocks, fit, paired=fit.paired)
+
+    def _table(self, items: Sequence[Item], names: Sequence[str], fit: Fit | None, *, paired: bool) -> Table:
+        """The named columns of texts, or of texts for their queries; a fit brings what it knows of its own."""
+        texts = [text_of(item) for item in items]
+        queries: Queries | None = None
+        if paired:
+            asked = [item.query for item in items if isinstance(item, Pair)]
+            queries = Queries(asked, self._embedding(asked, expect=None if fit is None else fit.probe))
+        return self._blocks(texts, self._vectors(texts, fit, instruct=not paired), names, queries)
 
     def _features_of(self, fit: Fit) -> Callable[[Sequence[RankingExample]], Rows]:
         """What gives the columns of examples that a fit values them by."""
-        return lambda examples: self._columns([example.text for example in examples], fit).X
+        return lambda examples: self._columns([example.item for example in examples], fit).X
 
     def _with_examples(self) -> Fit:
         """The fit, with the rated texts it was learned from.
@@ -338,11 +355,17 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             )
         return fit
 
-    def _vectors(self, texts: Sequence[str], fit: Fit | None = None) -> Vectors:
-        """The embedding of texts, (n_texts, dim): their vectors, or what a subclass makes of them."""
+    def _vectors(self, texts: Sequence[str], fit: Fit | None = None, *, instruct: bool | None = None) -> Vectors:
+        """The embedding of texts, (n_texts, dim): their vectors, or what a subclass makes of them.
+
+        Of a query and a text it is the query that the instruction stands before.
+        """
+        if instruct is None:
+            instruct = fit is None or not fit.paired
+        expect = None if fit is None else fit.probe
         if not self._overridden():
-            return self._embedding(texts, expect=None if fit is None else fit.probe)
-        token = _batch.set((tuple(texts), None if fit is None else fit.probe))
+            return self._embedding(texts, expect=expect, instruct=instruct)
+        token = _batch.set((tuple(texts), expect, instruct))
         try:
             rows = [np.asarray(self._get_embedding_vector(text), dtype=np.float32) for text in texts]
         except QVLError:
@@ -371,6 +394,26 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def __repr__(self) -> str:
         model = f"model_name={self.model_name!r}, embedding_dim={self.embedding_dim}"
         return f"{type(self).__name__}({model}, {self.ridge!r})"
+
+
+def _item(text: str, query: str | None, fit: Fit) -> Item:
+    """What is to be valued.
+
+    Raises:
+        InputError: a query too many or too few, or one that is no text.
+    """
+    if query is None:
+        if fit.paired:
+            raise InputError(
+                "this value function values a text for a query, as its texts were rated; say which with query=."
+            )
+        return text
+    if not fit.paired:
+        raise InputError(
+            "this value function values texts by themselves, as they were rated; leave out query=, or rate texts for "
+            "queries."
+        )
+    return Pair(check_text(query, "query"), text)
 
 
 def check_identity(embedding: Embedding, fit: Any) -> None:

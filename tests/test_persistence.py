@@ -503,7 +503,10 @@ def test_a_state_that_cannot_be_used_leaves_the_head_as_it_was(trained):
         ({"schema": 1}, "has schema 1, this version of dspy_qvl reads schema 3"),
         ({"alpha": -1.0}, "must be above 0"),
         ({"alpha_tuned": 1}, "'alpha_tuned' in .* has the wrong type"),
-        ({"examples": {"texts": ["a"], "scores": [], "metadata": [None]}}, "1 texts, 0 scores and 1 metadata"),
+        (
+            {"examples": {"texts": ["a"], "scores": [], "metadata": [None], "queries": []}},
+            "1 texts, 0 scores, 1 metadata",
+        ),
         ({"fit": {}}, "has no 'coef'"),
     ]:
         with pytest.raises(StateError, match=message):
