@@ -203,6 +203,8 @@ class Features:
 
     def _of_texts(self, name: str, texts: Sequence[str]) -> Vectors:
         """The columns of a block, (n, k); each text's are made once."""
+        if name == LENGTH:
+            return log_lengths(texts)
         memory = self._memory[name]
         rows = {text: memory.get(_key(text)) for text in texts}
         new = [text for text, row in rows.items() if row is None]

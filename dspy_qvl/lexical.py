@@ -7,6 +7,7 @@ function words stands here and is not taken from a library that may change it.
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,19 +79,13 @@ class LexicalModel:
 
     def sparse(self, texts: Sequence[str]) -> Any:
         """The same as a scipy CSR matrix."""
-        from sklearn.feature_extraction import FeatureHasher
-        from sklearn.feature_extraction.text import CountVectorizer
-        from sklearn.preprocessing import normalize
-
-        # Without alternating signs two n-grams in one column never cancel: no text becomes a zero vector.
-        hasher = FeatureHasher(self.n_features, alternate_sign=False, dtype=np.float32)
-        ngrams_of = CountVectorizer(analyzer="char_wb", ngram_range=self.NGRAMS).build_analyzer()
+        hasher, ngrams_of = _hashing(self.n_features, self.NGRAMS)
         lowered = [text.lower() for text in texts]
         by_word, by_ngram = (
-            normalize(hasher.transform(counts).sqrt())
+            _unit_rows(hasher.transform(counts).sqrt())
             for counts in (map(self._words, lowered), (self._ngrams(text, ngrams_of) for text in lowered))
         )
-        return normalize(by_word * self.word_weight + by_ngram * (1 - self.word_weight**2) ** 0.5).tocsr()
+        return _unit_rows(by_word * self.word_weight + by_ngram * (1 - self.word_weight**2) ** 0.5)
 
     def _words(self, text: str) -> dict[str, float]:
         """How much each word and punctuation mark counts, and each negated word."""
@@ -121,3 +116,22 @@ class LexicalModel:
 
     def _count(self, word: str) -> float:
         return self.FUNCTION_WORD_COUNT if word in FUNCTION_WORDS else 1.0
+
+
+@lru_cache
+def _hashing(n_features: int, ngram_range: tuple[int, int]) -> tuple[Any, Callable[[str], list[str]]]:
+    """What hashes counts, and what splits a word into n-grams; making them takes longer than a text."""
+    from sklearn.feature_extraction import FeatureHasher
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    # Without alternating signs two n-grams in one column never cancel: no text becomes a zero vector.
+    hasher = FeatureHasher(n_features, alternate_sign=False, dtype=np.float32)
+    return hasher, CountVectorizer(analyzer="char_wb", ngram_range=ngram_range).build_analyzer()
+
+
+def _unit_rows(matrix: Any) -> Any:
+    """The rows of a CSR matrix scaled to length 1 in place: sklearn's `normalize` without its checks."""
+    from sklearn.utils.sparsefuncs_fast import inplace_csr_row_normalize_l2
+
+    inplace_csr_row_normalize_l2(matrix)
+    return matrix

@@ -305,7 +305,8 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """The query's vector, once for each passage, (n_passages, d)."""
         order = self.ridge.fitted
         vector = self.learner.embed([query], expect=None if order is None else order.probe)
-        return np.repeat(vector, n_passages, axis=0)
+        every: Vectors = np.broadcast_to(vector, (n_passages, vector.shape[1]))
+        return every
 
     def _columns(self, query: str, texts: list[str], names: Sequence[str], first: int, given: Array | None) -> Vectors:
         """The columns of passages, (n, d); `first` is the place of the first of them in the first stage's order."""

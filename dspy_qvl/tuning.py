@@ -11,9 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dspy_qvl import ridge
-from dspy_qvl.features import EMBEDDING, Table
+from dspy_qvl.features import EMBEDDING, PAIRED, Table
 from dspy_qvl.moments import Array, Folds, Rows
 from dspy_qvl.weighting import WIDE, Vectors, block_scales, choose_weights
+
+# Of two texts it is known before any rating that their likeness matters: on train articles of summeval .5 gives .407
+# where the smallest level gives .399 (mean Spearman within articles).
+START_OF_PAIRED = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def tune(
     if weights is None:
         weights = dict.fromkeys(table.names, 1.0)
         if len(table.names) > 1:
-            found = choose_weights(table.X, table.blocks, y, alphas, folds, optional=optional)
+            starts = [START_OF_PAIRED if name in PAIRED else None for name in table.names]
+            found = choose_weights(table.X, table.blocks, y, alphas, folds, optional=optional, starts=starts)
             weights = {name: w for name, w in zip(table.names, found.weights, strict=True) if w > 0}
             adds = dict(zip(table.names[1:], found.adds, strict=True))
     used = table.only(list(weights))

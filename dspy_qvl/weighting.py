@@ -51,7 +51,14 @@ class Weighting:
 
 
 def choose_weights(
-    X: Rows, blocks: Sequence[slice], y: Array, alphas: Sequence[float], folds: Folds, *, optional: bool
+    X: Rows,
+    blocks: Sequence[slice],
+    y: Array,
+    alphas: Sequence[float],
+    folds: Folds,
+    *,
+    optional: bool,
+    starts: Sequence[float | None] | None = None,
 ) -> Weighting:
     """The weights of blocks by cross-validation, each weighting at its best penalty.
 
@@ -67,9 +74,15 @@ def choose_weights(
         alphas: penalties, each > 0.
         folds: the rows of each fold.
         optional: whether a block may get the weight 0.
+        starts: the weight that stands until another is better, for each block; None for the smallest level.
     """
-    levels = [((0.0,) if optional else ()) + LEVELS[block.stop - block.start >= WIDE] for block in blocks[1:]]
-    start = (1.0, *(LEVELS[block.stop - block.start >= WIDE][0] for block in blocks[1:]))
+    usual = [LEVELS[block.stop - block.start >= WIDE] for block in blocks]
+    levels = [((0.0,) if optional else ()) + choices for choices in usual[1:]]
+    first = [
+        choices[0] if start is None else start
+        for choices, start in zip(usual, starts or [None] * len(usual), strict=True)
+    ]
+    start = (1.0, *first[1:])
     if len(y) < FEW:
         return Weighting(start, (np.nan,) * len(levels))
     if len(y) > ENOUGH:  # of each fold its share

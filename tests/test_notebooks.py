@@ -25,6 +25,7 @@ def test_there_are_notebooks():
     assert [path.name for path in NOTEBOOKS] == [
         "01_from_ratings_to_a_metric.ipynb",
         "02_optimize_a_program.ipynb",
+        "03_rerank_a_retriever.ipynb",
     ]
 
 

@@ -83,6 +83,16 @@ def test_the_example_optimizes_saves_and_loads(folder, optimizer):
     assert done.stderr == ""
 
 
+def test_the_rag_example_learns_saves_and_loads(folder):
+    command = [sys.executable, ROOT / "examples" / "rag_rerank.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    cosine, learned = (float(done.stdout.split(f"  {name} ")[1].split()[0]) for name in ("cosine", "learned"))
+    assert learned > cosine + 0.1
+    assert "the same passages to the last bit: True" in done.stdout
+    assert done.stderr == ""
+    assert sorted(path.name for path in folder.iterdir()) == ["examples"]
+
+
 def test_the_example_refuses_what_it_cannot_read(folder):
     (folder / "mine.csv").write_text("question,reply\nWho?,Me.\n")
     command = [sys.executable, ROOT / "examples" / "optimize_with_value.py", "--data", "mine.csv"]
