@@ -18,7 +18,6 @@ from dspy_qvl.errors import (
     check_count,
     check_flat,
     check_metadata,
-    check_number,
     check_score,
     check_scores_differ,
     check_text,
@@ -26,7 +25,7 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.feedback import REASON
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.reranker import JudgedQuery, Reranker, as_list
+from dspy_qvl.reranker import JudgedQuery, Reranker, as_list, checked_scores
 from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
 
 logger = logging.getLogger("dspy_qvl")
@@ -187,11 +186,9 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                     query,
                     [passage_text(passage, f"a passage of {at}") for passage in passages],
                     np.array(numbers, dtype=np.float64),
-                    None if given is None else np.array([check_number(one, f"the scores of {at}") for one in given]),
+                    checked_scores(given, len(passages), f"the scores of {at}"),
                 )
             )
-            if given is not None and len(judged[-1].scores) != len(passages):  # type: ignore[arg-type]
-                raise InputError(f"{at} has {len(passages)} passages and {len(given)} scores; give one a passage.")
         return judged
 
     def _query_of(self, example: Any, at: str) -> str:

@@ -36,6 +36,7 @@ BLOCKS = (COSINE, OVERLAP, LENGTH, VALUE, RANK, SCORE, TEXT, PRODUCT)  # in the 
 DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)
 OF_PAIRS = (COSINE, OVERLAP, LENGTH, PRODUCT)  # made by `features.py`
 LINEAR = (COSINE, TEXT, PRODUCT)  # of the passage's vector
+LARGEST_FIRST_SCORE = 1e15  # of a first stage: float32 must hold its squares
 FOLDED = 1024  # columns at most that are learned of a vector
 AT_ONCE = 1024  # passages whose columns are in memory together
 
@@ -119,7 +120,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Returns:
             `dspy.Prediction(passages, scores, indices)`, as given but in order; scores are plain floats, indices the
             positions among the passages that were given. Fields of a Prediction that are as long as its passages are
-            put into the same order; its own scores are `first_stage_scores`.
+            put into the same order: its own indices take the place of positions, its scores are `first_stage_scores`.
 
         Raises:
             InputError: something that is no passage, or first-stage scores that are missing or too many.
@@ -134,7 +135,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         items = as_list(passages)
         if scores is None and given is not None:
             scores = given.get("scores")
-        values = self._scores(query, _texts(items), _checked_scores(scores, len(items)))
+        values = self._scores(query, _texts(items), checked_scores(scores, len(items)))
         order = np.argsort(-values, kind="stable")[: self.k].tolist()
         fields: dict[str, Any] = {"passages": [items[row] for row in order], "indices": order}
         for name in given.keys() if given is not None else ():
@@ -154,6 +155,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         doc_ids: Sequence[Any] | None = None,
         metadata: Sequence[Any] | None = None,
         top_k: int | None = None,
+        scores: Sequence[float] | None = None,
     ) -> list[RankedPassage]:
         """The documents in ranked order, the best first.
 
@@ -163,6 +165,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             doc_ids: the name of each; left out, its position.
             metadata: what to hand back with each.
             top_k: how many to give back; None for all (`k` does not count here).
+            scores: of the first stage, where "score" is a feature.
 
         Raises:
             InputError: as `forward`, or another number of ids or metadata than of documents.
@@ -173,7 +176,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 raise InputError(f"{name} has {len(along)} entries for {len(items)} documents; give one a document.")
         top_k = None if top_k is None else check_count(top_k, "top_k", 1)
         texts = _texts(items)
-        values = self._scores(check_text(query, "query"), texts, None)
+        values = self._scores(check_text(query, "query"), texts, checked_scores(scores, len(texts)))
         return [
             RankedPassage(
                 row if doc_ids is None else doc_ids[row],
@@ -282,6 +285,10 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             "ndcg": float(np.mean(found)) if useful else math.nan,
             "cosine_ndcg": float(np.mean(cosine)) if useful else math.nan,
         }
+
+    def unfit(self) -> None:
+        """Forget the learned order, and rank by cosine."""
+        self.ridge.unfit()
 
     # Inside
 
@@ -406,12 +413,19 @@ def _texts(passages: list[Any]) -> list[str]:
     return [passage_text(passage, f"passages[{row}]") for row, passage in enumerate(passages)]
 
 
-def _checked_scores(scores: Any, n_passages: int) -> Array | None:
+def checked_scores(scores: Any, n_passages: int, what: str = "scores") -> Array | None:
+    """First-stage scores, one a passage, or None.
+
+    Raises:
+        InputError: no list of finite numbers, too large ones, or another number than of passages.
+    """
     if scores is None:
         return None
     if isinstance(scores, str) or not isinstance(scores, Iterable):
-        raise InputError(f"scores must be a list of numbers, but got {type(scores).__name__}.")
-    numbers = [check_number(score, f"scores[{row}]") for row, score in enumerate(scores)]
+        raise InputError(f"{what} must be a list of numbers, but got {type(scores).__name__}.")
+    numbers = [check_number(score, f"{what}[{row}]") for row, score in enumerate(scores)]
+    if any(abs(number) > LARGEST_FIRST_SCORE for number in numbers):
+        raise InputError(f"{what} must lie within ±{LARGEST_FIRST_SCORE:g}; rescale the first stage's.")
     if len(numbers) != n_passages:
         raise InputError(f"there are {len(numbers)} scores for {n_passages} passages; give one a passage.")
     return np.array(numbers)

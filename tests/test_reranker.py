@@ -137,6 +137,9 @@ def test_the_first_stages_rank_and_score_are_features_where_they_are_asked_for()
     )
     ranked = by_score(query=example.query, passages=retrieved)
     assert [example.relevance[example.passages.index(p)] for p in ranked.passages] == sorted(example.relevance)[::-1]
+    assert [
+        found.score for found in by_score.rank(example.query, example.passages, scores=example.relevance)
+    ] == ranked.scores
     with pytest.raises(InputError, match="has the first stage's score among its features; give scores="):
         by_score(query=example.query, passages=example.passages)
     with pytest.raises(InputError, match="has the first stage's score among its features"):
@@ -226,6 +229,7 @@ def test_none_one_and_the_same_passages(fitted):
         (lambda r: r(query="q", passages=dspy.Prediction(x=1)), "the Prediction has no passages; it has x"),
         (lambda r: r(query="q", passages=["x"], scores=[1, 2]), "there are 2 scores for 1 passages"),
         (lambda r: r(query="q", passages=["x"], scores=[float("nan")]), r"scores\[0\] must be finite"),
+        (lambda r: r(query="q", passages=["x"], scores=[1e20]), "scores must lie within"),
         (lambda r: r.rank("q", ["x"], doc_ids=[]), "doc_ids has 0 entries for 1 documents"),
         (lambda r: r.rank("q", ["x"], top_k=0), "top_k must be a whole number of at least 1"),
         (lambda r: r.query_vector("q"), "'overlap', 'length', 'value' cannot be had from the passage's vector alone"),
@@ -442,7 +446,7 @@ def test_another_model_and_damaged_states_are_refused_and_nothing_is_lost(fitted
     assert reranker(query=NEW[0].query, passages=NEW[0].passages).scores == before
     reranker.reset_copy()
     assert reranker(query=NEW[0].query, passages=NEW[0].passages).scores == before
-    reranker.ridge.unfit()
+    reranker.unfit()
     assert reranker(query=NEW[0].query, passages=NEW[0].passages).scores != before
 
 
