@@ -215,6 +215,14 @@ class Features:
 
     def _of_pairs(self, name: str, texts: Sequence[str], embedded: Vectors, queries: Queries) -> Vectors:
         """The columns of a block of queries and texts, (n, k)."""
+        d, d_asked = embedded.shape[1], queries.vectors.shape[1]
+        if name == COSINE and d > d_asked:  # a subclass put columns behind the text's vector
+            embedded, d = embedded[:, :d_asked], d_asked
+        if name in (PRODUCT, COSINE) and d != d_asked:
+            raise FeatureError(
+                f"the feature block {name!r} needs vectors of one length, but a query has {d_asked} columns and a text "
+                f"{d}; leave it out where _get_embedding_vector changes them."
+            )
         if name == PRODUCT:
             return queries.vectors * embedded
         if name == COSINE:

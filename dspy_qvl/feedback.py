@@ -61,6 +61,8 @@ def failed(reason: str) -> str:
 
 def _neighbor(example: RankingExample, side: str, quote: int, score: str) -> str:
     said = f'Rated {side}, at {score}, and of those the most like it: "{_cut(example.text, quote)}"'
+    if example.query is not None and quote:
+        said += f' (for: "{_cut(example.query, quote)}")'
     if quote == 0:
         said = f"Of the texts rated {side}, the most like it was rated {score}."
     reason = (example.metadata or {}).get(REASON)

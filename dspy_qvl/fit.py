@@ -3,6 +3,7 @@
 What is read is checked as if a stranger had written it.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,11 @@ class Fit:
     def scores(self) -> Array:
         """The scores of `rated`, (n_texts,)."""
         return np.array([example.score for example in self.rated], dtype=np.float64)
+
+    @property
+    def digest(self) -> str:
+        """A short stand-in for the coefficients."""
+        return hashlib.blake2b(self.line.coef.tobytes(), digest_size=16).hexdigest()
 
     @property
     def line(self) -> ridge.Linear:

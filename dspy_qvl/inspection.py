@@ -14,7 +14,7 @@ from dspy_qvl.features import Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.moments import slices
-from dspy_qvl.text import Item, RankingExample
+from dspy_qvl.text import Item, RankingExample, query_of, text_of
 from dspy_qvl.uncertainty import Posterior, posterior
 
 Array = NDArray[np.float64]
@@ -47,6 +47,7 @@ class Inspection:
         fit: the fit, its rated texts kept.
         vectors: gives the embedding of texts, (n, dim).
         columns: gives all columns of texts.
+        asked: gives the vectors of queries, (n, dim).
         keep: whether a text always has the same columns, so that what follows from them may be kept.
     """
 
@@ -56,9 +57,11 @@ class Inspection:
         vectors: Callable[[Sequence[str], Fit], Vectors],
         columns: Callable[[Sequence[Item], Fit], Table],
         *,
+        asked: Callable[[Sequence[str], Fit], Vectors],
         keep: bool,
     ) -> None:
         self.fit = fit
+        self._asked = asked
         self._keep = keep
         self._vectors = vectors
         self._columns = columns
@@ -98,13 +101,19 @@ class Inspection:
 
     # Which rated texts it is like
 
-    def cosines(self, text: str) -> Array:
-        """The cosine of a text with every rated text, (n_texts,)."""
-        return dot_rows(self._rated, unit(self._vectors([text], self.fit))[0])
+    def cosines(self, item: Item) -> Array:
+        """The cosine of a text with every rated text, (n_texts,); of a text for a query, the mean of both sides'."""
+        cosines = dot_rows(self._rated, unit(self._vectors([text_of(item)], self.fit))[0])
+        query = query_of(item)
+        if query is None:
+            return cosines
+        queries = [example.query or "" for example in self.fit.rated]
+        rated = self.fit.memo.once("queries", lambda: self._asked(queries, self.fit))
+        return (cosines + dot_rows(rated, self._asked([query], self.fit)[0])) / 2
 
-    def nearest(self, text: str, n_neighbors: int) -> list[tuple[RankingExample, float]]:
+    def nearest(self, item: Item, n_neighbors: int) -> list[tuple[RankingExample, float]]:
         """The rated texts with the highest cosine, and that cosine, highest first."""
-        cosines = self.cosines(text)
+        cosines = self.cosines(item)
         order = np.argsort(-cosines, kind="stable")[:n_neighbors]
         return [(self.fit.rated[row], float(cosines[row])) for row in order.tolist()]
 

@@ -113,10 +113,11 @@ class Judge:
         ranked = np.sort(fit.scores) if fit.n_texts else fit.quantiles
         if fit.n_texts:
             inspection = learner.inspection()
-            std, cosines = inspection.std(item), inspection.cosines(text)
+            std, cosines = inspection.std(item), inspection.cosines(item)
             likeness = float(cosines.max())
             far = inspection.fit_variance(item) > np.quantile(inspection.posterior.fit_variances, 1 - RARE)
-            if not is_blank(text) and (far or likeness < np.quantile(inspection.nearest_other(), RARE)):
+            lonely = query is None and likeness < np.quantile(inspection.nearest_other(), RARE)
+            if not is_blank(text) and (far or lonely):
                 marks.append(UNLIKE)
             if likeness > COPY:
                 marks.append(COPIED)

@@ -157,8 +157,10 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 f"{type(program).__name__} has no Reranker in it, so there is nothing to fit with passages=; make one "
                 "an attribute of the program."
             )
-        judged = self._judged(trainset, "trainset")
-        unseen = [] if valset is None or not len(valset) else self._judged(valset, "valset")
+        scored = any("score" in reranker.features for reranker in rerankers.values())
+        judged = self._judged(trainset, "trainset", scored=scored)
+        nothing = valset is None or (isinstance(valset, Sequence) and not valset)
+        unseen = [] if nothing else self._judged(valset, "valset", scored=scored)
         report = {}
         for name, reranker in rerankers.items():
             report[name] = reranker.learn(judged, cv=self.cv)
@@ -167,7 +169,7 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             logger.info("fitted %s on %d queries: %s", name, report[name]["n_queries"], report[name]["features"])
         return report
 
-    def _judged(self, examples: Any, what: str) -> list[JudgedQuery]:
+    def _judged(self, examples: Any, what: str, *, scored: bool) -> list[JudgedQuery]:
         """Judged queries from examples."""
         judged = []
         for row, example in enumerate(_checked_list(examples, what)):
@@ -177,10 +179,13 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             relevance = _taken(self.relevance, example, "relevance", at)
             if isinstance(relevance, str) or not isinstance(relevance, Iterable):
                 raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
-            numbers = [check_score(one, f"the relevance of {at}") for one in relevance]
+            numbers = [
+                float(one) if isinstance(one, bool | np.bool_) else check_score(one, f"the relevance of {at}")
+                for one in relevance
+            ]
             if len(numbers) != len(passages):
                 raise InputError(f"{at} has {len(passages)} passages but {len(numbers)} relevances; each needs one.")
-            given = example.get("scores")
+            given = example.get("scores") if scored else None
             judged.append(
                 JudgedQuery(
                     query,

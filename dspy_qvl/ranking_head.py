@@ -9,13 +9,24 @@ from dspy.predict.parameter import Parameter
 from numpy.typing import NDArray
 
 from dspy_qvl.embedding import Probe
-from dspy_qvl.errors import QVLError, StateError, check_count, check_number, check_text
+from dspy_qvl.errors import QVLError, StateError, check_count, check_text, shown
+from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT
 from dspy_qvl.fit import checked_identity, checked_probe, dumped_probe
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.moments import Array, Rows
 from dspy_qvl.state import SCHEMA, decode_array, encode_array, take
 
 Vectors = NDArray[np.float32]
+
+TEXT, VALUE, RANK, SCORE = "text", "value", "rank", "score"
+BLOCKS = (COSINE, OVERLAP, LENGTH, VALUE, RANK, SCORE, TEXT, PRODUCT)  # in the order of the columns, the prior first
+FOLDED = 1024  # columns at most that are learned of a vector
+LARGEST_COEF = 1e100
+
+
+def width_of(name: str, d: int) -> int:
+    """The columns of a block beside vectors of d columns."""
+    return {OVERLAP: 3, TEXT: min(d, FOLDED), PRODUCT: min(d, FOLDED)}.get(name, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +40,7 @@ class Order:
         identity: what makes the embedding model's vectors its own; None for an anonymous callable.
         probe: what that model gave for the probe texts.
         n_queries: queries it was learned from.
+        value_of: the digest of the value function whose values are a feature; None where they are none.
     """
 
     coef: Array
@@ -37,6 +49,7 @@ class Order:
     identity: Mapping[str, str] | None
     probe: Probe
     n_queries: int
+    value_of: str | None = None
 
     def scores(self, X: Rows) -> Array:
         """Scores of passages, (n, d) -> (n,), the same bits for a passage in any batch; higher is better."""
@@ -83,6 +96,7 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
                 "identity": None if order.identity is None else dict(order.identity),
                 "probe": dumped_probe(order.probe),
                 "n_queries": order.n_queries,
+                "value_of": order.value_of,
             },
         }
 
@@ -114,16 +128,21 @@ def _checked(state: object) -> Order | None:
     blocks = take(entry, "blocks", list, what)
     names = tuple(check_text(take(block, "name", str, what)) for block in blocks)
     widths = tuple(check_count(take(block, "width", int, what), "width", 1) for block in blocks)
-    if len(set(names)) != len(names):
-        raise StateError(f"{what} has a block twice.")
+    probe = checked_probe(entry, what)
+    d = probe.vectors.shape[1]
+    if names[:1] != (COSINE,) or names != tuple(name for name in BLOCKS if name in names):
+        raise StateError(f"{what} has the blocks {shown(names)}; there are {', '.join(BLOCKS)}, in this order.")
+    if widths != tuple(width_of(name, d) for name in names):
+        raise StateError(f"{what} has blocks of {shown(widths)} columns, which do not go with vectors of {d}.")
     coef = decode_array(take(entry, "coef", Mapping, what), "coef", "float64", (sum(widths),))
-    if len(coef):
-        check_number(float(np.abs(coef).max()), "a coefficient")
+    if np.abs(coef).max() > LARGEST_COEF:
+        raise StateError(f"{what} has a coefficient beyond ±{LARGEST_COEF:g}.")
     return Order(
         coef,
         names,
         widths,
         checked_identity(entry, what),
-        checked_probe(entry, what),
+        probe,
         check_count(take(entry, "n_queries", int, what), "n_queries", 0),
+        take(entry, "value_of", (str, type(None)), what),
     )

@@ -10,20 +10,21 @@ Before anything was learned it ranks by cosine, and what is learned departs from
 import asyncio
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import InputError, StateError, check_count, check_number, check_text, shown
+from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_number, check_text, shown
 from dspy_qvl.features import COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
 from dspy_qvl.folds import make_folds
 from dspy_qvl.moments import slices
 from dspy_qvl.ranking import RankingFit, fit_ranking
-from dspy_qvl.ranking_head import Order, RankingHead
+from dspy_qvl.ranking_head import BLOCKS, FOLDED, RANK, SCORE, TEXT, VALUE, Order, RankingHead, width_of
 from dspy_qvl.scores import ndcg
 from dspy_qvl.text import passage_text
 from dspy_qvl.values import ValueFunction
@@ -31,13 +32,10 @@ from dspy_qvl.values import ValueFunction
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 
-TEXT, VALUE, RANK, SCORE = "text", "value", "rank", "score"
-BLOCKS = (COSINE, OVERLAP, LENGTH, VALUE, RANK, SCORE, TEXT, PRODUCT)  # in the order of the columns, the prior first
 DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)
 OF_PAIRS = (COSINE, OVERLAP, LENGTH, PRODUCT)  # made by `features.py`
 LINEAR = (COSINE, TEXT, PRODUCT)  # of the passage's vector
 LARGEST_FIRST_SCORE = 1e15  # of a first stage: float32 must hold its squares
-FOLDED = 1024  # columns at most that are learned of a vector
 AT_ONCE = 1024  # passages whose columns are in memory together
 
 
@@ -105,6 +103,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         self.features = _checked_features(features)
         self.learner = learner
         self.ridge = RankingHead()
+        self._warned: str | None = None  # the digest of the learner's fit that was warned of
         self._blocks = Features([name for name in OF_PAIRS if name in self.features], beside_lexical=True)
 
     # Ranking
@@ -126,6 +125,9 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             InputError: something that is no passage, or first-stage scores that are missing or too many.
             StateError: fitted with another embedding model, or with a value function that is not there.
         """
+        return self._ranked(query, passages, scores)
+
+    def _ranked(self, query: str, passages: Any, scores: Sequence[float] | None) -> dspy.Prediction:
         query = check_text(query, "query")
         given = passages if isinstance(passages, dspy.Prediction) else None
         if given is not None:
@@ -133,7 +135,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 raise InputError(f"the Prediction has no passages; it has {', '.join(given.keys()) or 'nothing'}.")
             passages = given["passages"]
         items = as_list(passages)
-        if scores is None and given is not None:
+        if scores is None and given is not None and SCORE in self._names():
             scores = given.get("scores")
         values = self._scores(query, _texts(items), checked_scores(scores, len(items)))
         order = np.argsort(-values, kind="stable")[: self.k].tolist()
@@ -146,7 +148,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     async def aforward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop."""
-        return await asyncio.to_thread(self.forward, query, passages, scores)
+        return await asyncio.to_thread(self._ranked, query, passages, scores)
 
     def rank(
         self,
@@ -191,6 +193,8 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def _scores(self, query: str, texts: list[str], given: Array | None) -> Array:
         """Scores of passages, (n,)."""
         order = self._ready()
+        if given is not None and len(given):
+            given = given - given.mean()
         values = np.empty(len(texts))
         for part in slices(len(texts), AT_ONCE):
             names = (COSINE,) if order is None else order.names
@@ -209,7 +213,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Raises:
             InputError: a feature that is no linear function of the passage's vector.
         """
-        others = [name for name in self.features if name not in LINEAR]
+        others = [name for name in self._names() if name not in LINEAR]
         if others:
             raise InputError(
                 f"{', '.join(map(repr, others))} cannot be had from the passage's vector alone, so no index can rank "
@@ -247,35 +251,38 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             InputError: fewer than 2 queries that teach anything, or first-stage scores that are missing.
             EmbeddingError: the model failed; an earlier order stays, and what was embedded is not asked for again.
         """
-        useful = [one for one in judged if len(one.relevance) and np.ptp(one.relevance) > 0]
-        if len(useful) < 2:
+        cv, random_state = check_count(cv, "cv", 2), check_count(random_state, "random_state", 0)
+        useful = [one for one in _checked_judged(judged) if len(one.relevance) and np.ptp(one.relevance) > 0]
+        if len({one.query for one in useful}) < 2:
             raise InputError(
                 f"{len(useful)} of {len(judged)} queries have passages of different relevance; an order is learned "
-                "from at least 2."
+                "from at least 2 different ones."
             )
         self._embedded([text for one in useful for text in one.passages])
         self.learner.embed([one.query for one in useful])
         names = tuple(name for name in BLOCKS if name in self.features)
-        if VALUE in names and self.learner.ridge.fitted is None:
+        if VALUE in names and not self._may_use_value([text for one in useful for text in one.passages]):
             names = tuple(name for name in names if name != VALUE)
-        d = min(self.learner.embed([useful[0].query]).shape[1], FOLDED)
-        widths = tuple({OVERLAP: 3, TEXT: d, PRODUCT: d}.get(name, 1) for name in names)
+        d = self.learner.embed([useful[0].query]).shape[1]
+        widths = tuple(width_of(name, d) for name in names)
         ends = np.cumsum((0, *widths)).tolist()
         fitted = fit_ranking(
             lambda number: self._columns(
-                useful[number].query, useful[number].passages, names, 0, useful[number].scores
+                useful[number].query, useful[number].passages, names, 0, _centred(useful[number].scores)
             ),
             [one.relevance for one in useful],
             [slice(start, end) for start, end in itertools.pairwise(ends)],
             make_folds([one.query for one in useful], cv, np.random.default_rng(random_state)),
         )
         fitted.coef.setflags(write=False)
-        self.ridge.fitted = Order(fitted.coef, names, widths, self.learner.identity, self.learner.probe(), len(useful))
+        value_of = self.learner.current_fit().digest if VALUE in names else None
+        identity, probe = self.learner.identity, self.learner.probe()
+        self.ridge.fitted = Order(fitted.coef, names, widths, identity, probe, len(useful), value_of)
         return _report(fitted, names, sum(len(one.passages) for one in useful))
 
     def judge(self, judged: Sequence[JudgedQuery]) -> dict[str, Any]:
         """How good the order is on judged queries: `n_queries` that tell, mean `ndcg`, and cosine's, `cosine_ndcg`."""
-        useful = [one for one in judged if len(one.relevance) and np.ptp(one.relevance) > 0]
+        useful = [one for one in _checked_judged(judged) if len(one.relevance) and np.ptp(one.relevance) > 0]
         found = [ndcg(one.relevance, self._scores(one.query, one.passages, one.scores)) for one in useful]
         cosine = [
             ndcg(one.relevance, self._columns(one.query, one.passages, (COSINE,), 0, None)[:, 0]) for one in useful
@@ -302,7 +309,41 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                     "this reranker was fitted with the learner's value as a feature, but the learner has learned "
                     "nothing; load it as well, or fit the reranker again."
                 )
+            if VALUE in order.names and self._other_value(order):
+                warnings.warn(
+                    "the learner has learned anew since this reranker was fitted with its value as a feature; fit the "
+                    "reranker again.",
+                    QVLWarning,
+                    stacklevel=4,
+                )
         return order
+
+    def _names(self) -> tuple[str, ...]:
+        """The features of the learned order, or those to learn from."""
+        return self.features if self.ridge.fitted is None else self.ridge.fitted.names
+
+    def _other_value(self, order: Order) -> bool:
+        """Whether the learner is not the one that the order was learned with, the first time that is seen."""
+        digest = self.learner.current_fit().digest
+        if digest in (order.value_of, self._warned):
+            return False
+        self._warned = digest
+        return True
+
+    def _may_use_value(self, texts: Sequence[str]) -> bool:
+        """Whether the learner's values can be learned from: it is fitted, and did not learn from these passages."""
+        if self.learner.ridge.fitted is None:
+            return False
+        rated = set(self.learner.current_fit().texts)
+        n_known = sum(text in rated for text in texts)
+        if n_known:
+            warnings.warn(
+                f"{n_known} of {len(texts)} judged passages are texts the learner was rated on, so its values know "
+                "more of them than of new ones; 'value' is left out. Rate other texts to have it.",
+                QVLWarning,
+                stacklevel=4,
+            )
+        return not n_known
 
     def _embedded(self, texts: list[str]) -> Vectors:
         order = self.ridge.fitted
@@ -394,6 +435,27 @@ def _checked_features(features: object) -> tuple[str, ...]:
     if COSINE not in names:
         raise InputError("features must have 'cosine': it is the order that what is learned departs from.")
     return names
+
+
+def _checked_judged(judged: Sequence[JudgedQuery]) -> list[JudgedQuery]:
+    """Judged queries with a relevance, and first-stage scores, for each passage.
+
+    Raises:
+        InputError: other things than JudgedQuery, or numbers that do not go with the passages.
+    """
+    checked = []
+    for row, one in enumerate(judged):
+        if not isinstance(one, JudgedQuery):
+            raise InputError(f"judged[{row}] must be a JudgedQuery, but got {type(one).__name__}.")
+        relevance = np.asarray(one.relevance, dtype=np.float64)
+        if relevance.shape != (len(one.passages),) or not np.isfinite(relevance).all():
+            raise InputError(f"judged[{row}] must have one finite relevance for each of {len(one.passages)} passages.")
+        checked.append(replace(one, relevance=relevance, scores=checked_scores(one.scores, len(one.passages))))
+    return checked
+
+
+def _centred(given: Array | None) -> Array | None:
+    return None if given is None else given - given.mean()
 
 
 def as_list(passages: Any, what: str = "passages") -> list[Any]:

@@ -184,6 +184,9 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
         `std` is as `predict_std` gives it, or None where the rated texts were not kept.
         """
+        return self._answer(text, query)
+
+    def _answer(self, text: str, query: str | None) -> dspy.Prediction:
         text, fit = check_text(text), self._ready()
         item = _item(text, query, fit)
         std = self._inspection(fit).std(item) if fit.n_texts else None
@@ -191,7 +194,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop."""
-        return await asyncio.to_thread(self.forward, text, query)
+        return await asyncio.to_thread(self._answer, text, query)
 
     def _get_embedding_vector(self, text: str) -> Vectors:
         """Features of one text, (n_features,); override it to change or extend them.
@@ -231,13 +234,16 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """
         return self.inspection().leave_one_out()
 
-    def nearest(self, text: str, n_neighbors: int = 5) -> list[tuple[RankingExample, float]]:
+    def nearest(self, text: str, n_neighbors: int = 5, query: str | None = None) -> list[tuple[RankingExample, float]]:
         """The rated texts whose embeddings are most like that of a text, and their cosine with it, nearest first.
+
+        Where texts were rated for queries, the mean of the texts' cosine and the queries'.
 
         Raises:
             InputError, NotFittedError, StateError: as `predict_std`.
         """
-        return self.inspection().nearest(check_text(text), check_count(n_neighbors, "n_neighbors", 1))
+        text, n_neighbors, inspection = check_text(text), check_count(n_neighbors, "n_neighbors", 1), self.inspection()
+        return inspection.nearest(_item(text, query, inspection.fit), n_neighbors)
 
     def inspection(self) -> Inspection:
         """The current fit, looked at through the texts it was learned from.
@@ -248,7 +254,10 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return self._inspection(self._with_examples())
 
     def _inspection(self, fit: Fit) -> Inspection:
-        return Inspection(fit, self._vectors, self._columns, keep=not self._overridden())
+        def asked(queries: Sequence[str], fit: Fit) -> Vectors:
+            return self._embedding(queries, expect=fit.probe)
+
+        return Inspection(fit, self._vectors, self._columns, asked=asked, keep=not self._overridden())
 
     def current_fit(self) -> Fit:
         """The fit that texts are valued by, known to belong to this embedding model.

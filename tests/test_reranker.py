@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from dspy.dsp.utils import dotdict
 
-from dspy_qvl import FitValue, InputError, Qwen3EmbeddingValueLearner, Reranker, StateError, scores
+from dspy_qvl import FitValue, InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, StateError, scores
 from dspy_qvl.reranker import JudgedQuery, folded, unfolded
+from dspy_qvl.state import encode_array
 from tests.conftest import CountingModel, rated
 
 THINGS = "lamp chair kettle phone blender bag cup shoe clock desk".split()
@@ -121,6 +122,29 @@ def test_the_value_of_a_fitted_learner_is_a_feature():
     reranker.learner.unfit()
     with pytest.raises(StateError, match="fitted with the learner's value as a feature, but the learner has learned"):
         reranker(query="q", passages=["p"])
+
+
+def test_values_that_know_the_judged_passages_are_left_out():
+    learner = lexical()
+    learner.add_training_examples(
+        [(text, score) for row in JUDGED for text, score in zip(row.passages, row.relevance, strict=True)]
+    )
+    learner.train()
+    with pytest.warns(QVLWarning, match="480 of 480 judged passages are texts the learner was rated on"):
+        reranker = fit().compile(Reranker(learner), trainset=JUDGED)
+    assert "value" not in reranker.ridge.fitted.names
+
+
+def test_a_learner_that_learned_anew_is_warned_of_once():
+    learner = lexical()
+    learner.add_training_examples([(text, float("step" in text)) for row in shelf(20, seed=3) for text in row.passages])
+    learner.train()
+    reranker = fit().compile(Reranker(learner, features=("cosine", "value")), trainset=JUDGED)
+    reranker(query="q", passages=["p"])
+    reranker.learner.update("something else", 0.5)
+    with pytest.warns(QVLWarning, match="the learner has learned anew since"):
+        reranker(query="q", passages=["p"])
+    reranker(query="q", passages=["p"])
 
 
 def test_the_first_stages_rank_and_score_are_features_where_they_are_asked_for():
@@ -440,6 +464,9 @@ def test_another_model_and_damaged_states_are_refused_and_nothing_is_lost(fitted
         {"order": {**state["order"], "probe": {"texts": [], "vectors": None}}},
         {"order": {**state["order"], "identity": {"model": 3}}},
         {"order": {**state["order"], "n_queries": -1}},
+        {"order": {**state["order"], "blocks": [{"name": "zz", "width": 1}, *state["order"]["blocks"][1:]]}},
+        {"order": {**state["order"], "blocks": [{**block, "width": 2} for block in state["order"]["blocks"]]}},
+        {"order": {**state["order"], "coef": encode_array(np.full(len(fitted.ridge.fitted.coef), 1e200))}},
     ):
         with pytest.raises(StateError):
             reranker.ridge.load_state({**state, **damage})
@@ -448,6 +475,52 @@ def test_another_model_and_damaged_states_are_refused_and_nothing_is_lost(fitted
     assert reranker(query=NEW[0].query, passages=NEW[0].passages).scores == before
     reranker.unfit()
     assert reranker(query=NEW[0].query, passages=NEW[0].passages).scores != before
+
+
+def test_an_index_is_told_the_features_of_the_order_and_not_of_the_constructor(fitted):
+    other = Reranker(lexical(), features=("cosine", "text"))
+    other.ridge.load_state(fitted.ridge.dump_state())
+    with pytest.raises(InputError, match="'overlap', 'length' cannot be had from the passage's vector alone"):
+        other.query_vector("q")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda r: r.learn([JudgedQuery("q", ["a", "b"], [0.0, 1.0])] * 3, cv=1),
+            "cv must be a whole number of at least 2",
+        ),
+        (lambda r: r.learn([{"query": "q"}]), r"judged\[0\] must be a JudgedQuery, but got dict"),
+        (
+            lambda r: r.learn([JudgedQuery("q", ["a", "b"], [1.0])]),
+            r"judged\[0\] must have one finite relevance for each of 2",
+        ),
+        (lambda r: r.learn([JudgedQuery("q", ["a", "b"], [0.0, 1.0])] * 3), "from at least 2 different ones"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call(Reranker(lexical()))
+
+
+def test_large_first_stage_scores_keep_their_differences():
+    judged = [
+        dspy.Example(query=e.query, passages=e.passages, relevance=e.relevance, scores=[1e9 + r for r in e.relevance])
+        for e in JUDGED
+    ]
+    optimizer = fit()
+    optimizer.compile(Reranker(lexical(), features=("cosine", "score")), trainset=judged)
+    assert optimizer.report["self"]["cv_ndcg"] > 0.99
+
+
+def test_yes_and_no_are_relevances_too():
+    judged = [dspy.Example(query=e.query, passages=e.passages, relevance=[r > 0 for r in e.relevance]) for e in JUDGED]
+    by_bool = fit().compile(Reranker(lexical()), trainset=judged)
+    assert (
+        by_bool.ridge.fitted.coef.tobytes()
+        == fit().compile(Reranker(lexical()), trainset=JUDGED).ridge.fitted.coef.tobytes()
+    )
 
 
 def test_the_instruction_stands_before_the_query_only():
@@ -461,7 +534,7 @@ def test_the_instruction_stands_before_the_query_only():
 
 def test_a_learner_in_a_reranker_is_fitted_by_ratings_and_the_reranker_by_judgements():
     program = Reranker(lexical())
-    rows = [dspy.Example(text=text, score=float("step" in text)) for e in JUDGED[:20] for text in e.passages]
+    rows = [dspy.Example(text=text, score=float("step" in text)) for e in shelf(20, seed=3) for text in e.passages]
     with_value = FitValue(alphas=[0.3]).compile(program, trainset=rows)
     assert with_value.learner.ridge.fitted is not None
     assert with_value.ridge.fitted is None
