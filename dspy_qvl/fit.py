@@ -186,9 +186,9 @@ def checked(
         take(state, "template", (str, type(None)), what),
         take(state, "query_template", (str, type(None)), what),
     )
-    for template in templates:
+    for template, side in zip(templates, ("text", "query"), strict=True):
         if template is not None:
-            Rendering(template)
+            Rendering(template, what=side)
     examples = _checked_examples(take(state, "examples", (Mapping, type(None)), what))
     fit = take(state, "fit", (Mapping, type(None)), what)
     return alpha, tuned, weights, templates, examples, None if fit is None else _checked_fit(fit, examples)

@@ -267,7 +267,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         with self._changing:
             fit = self._with_examples()
             arriving = [*self.ridge.examples[fit.n_texts :], example]
-            _check_queries(arriving, paired=fit.paired)
+            _check_queries(arriving, paired=fit.paired, first=fit.n_texts)
             vectors = None if fit.vectors is None else self._vectors([item.text for item in arriving], fit)
             self.ridge.update(arriving, vectors, self._features_of(fit), self._queried(arriving))
             self._embedding.accepted.add(self.ridge.fit_or_refuse())
@@ -297,8 +297,10 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             if not rows and self.ridge.fitted is not None:
                 self._with_examples()
             if not rows:
+                asked = "" if query is None else f" for {shown(query)}"
                 raise InputError(
-                    f"{shown(text)} was never rated; training_texts lists the {len(self.ridge.examples)} that were."
+                    f"{shown(text)} was never rated{asked}; "
+                    f"training_texts lists the {len(self.ridge.examples)} that were."
                 )
             fit = self._with_examples()
             self.ridge.forget(rows, self._features_of(fit))
@@ -450,13 +452,13 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         return {**settings, "model_name": self._settings["model_name"]}, now, blocks
 
 
-def _check_queries(examples: Sequence[RankingExample], *, paired: bool) -> None:
+def _check_queries(examples: Sequence[RankingExample], *, paired: bool, first: int = 0) -> None:
     """Refuse rated texts of which some have a query and some have not.
 
     Raises:
         InputError: with the position of the first that differs.
     """
-    for row, example in enumerate(examples):
+    for row, example in enumerate(examples, start=first):
         if (example.query is not None) != paired:
             has, others = ("no", "have one") if paired else ("a", "have none")
             raise InputError(

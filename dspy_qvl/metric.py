@@ -310,7 +310,7 @@ def _query(query: str | None, learned: str | None, *, paired: bool) -> Rendering
     template = learned if query is None else query
     if template is None:
         raise InputError("the value function values a text for a query; say which field holds it with query=.")
-    return Rendering(template)
+    return Rendering(template, what="query")
 
 
 def _sendable(text: str) -> str:

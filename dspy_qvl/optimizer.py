@@ -85,7 +85,7 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 raise InputError(f"{name} must be the name of a field, but got {shown(field)}.")
         if query is not None and not isinstance(query, str):
             raise InputError(f"query must be the name of a field or a format string, but got {shown(query)}.")
-        self._asked = None if query is None else Rendering(query)
+        self._asked = None if query is None else Rendering(query, what="query")
         if passages is not None and query is None:
             raise InputError("passages are ranked for a query; say which field it is with query=.")
         self.query, self.passages, self.relevance = query, passages, relevance

@@ -173,6 +173,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             InputError: as `forward`, or another number of ids or metadata than of documents.
         """
         items = as_list(docs)
+        doc_ids, metadata = (None if along is None else list(along) for along in (doc_ids, metadata))
         for name, along in (("doc_ids", doc_ids), ("metadata", metadata)):
             if along is not None and len(along) != len(items):
                 raise InputError(f"{name} has {len(along)} entries for {len(items)} documents; give one a document.")

@@ -117,20 +117,21 @@ class Rendering:
     Args:
         text: one of these.
         usual: with None, the field that is taken wherever a prediction has it.
+        what: how an error names it; a "query" may be of the example alone.
 
     Raises:
         InputError: none of them, or a format string with more than field names in it.
     """
 
-    def __init__(self, text: AsText | None, usual: str | None = None) -> None:
+    def __init__(self, text: AsText | None, usual: str | None = None, *, what: str = "text") -> None:
         if text is not None and not isinstance(text, str) and not callable(text):
             raise InputError(
-                f"text must be a field name, a format string such as 'Question: {{question}} Answer: {{answer}}', "
+                f"{what} must be a field name, a format string such as 'Question: {{question}} Answer: {{answer}}', "
                 f"or a callable, but got {type(text).__name__}: {shown(text)}."
             )
         self.text = text
         self.usual = usual
-        self._parts = _parts(check_text(text, "the format string")) if isinstance(text, str) else ()
+        self._parts = _parts(check_text(text, "the format string"), what) if isinstance(text, str) else ()
 
     @property
     def shape(self) -> tuple[str, ...] | None:
@@ -242,27 +243,27 @@ def is_blank(text: str) -> bool:
     return not any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
-def _parts(text: str) -> tuple[tuple[str, str], ...]:
+def _parts(text: str, what: str) -> tuple[tuple[str, str], ...]:
     """What is written before each field and the field, of a field name or a format string; "" where none follows."""
     if "{" not in text and "}" not in text:
         if not text.isidentifier():
             raise InputError(
-                f"text={shown(text)} is neither the name of a field nor a format string; a format string names fields "
-                "in braces, for instance 'Question: {question} Answer: {answer}'."
+                f"{what}={shown(text)} is neither the name of a field nor a format string; a format string names "
+                "fields in braces, for instance 'Question: {question} Answer: {answer}'."
             )
         return (("", text),)
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise InputError(f"text={shown(text)} is no format string: {error}.") from None
+        raise InputError(f"{what}={shown(text)} is no format string: {error}.") from None
     names = [name for _, name, _, _ in parts if name is not None]
     plain = all(name.removeprefix(OF_EXAMPLE).isidentifier() for name in names)
     if not names or not plain or any(spec or how for _, _, spec, how in parts):
         raise InputError(
-            f"text={shown(text)} must hold nothing but names of fields in braces, for instance "
+            f"{what}={shown(text)} must hold nothing but names of fields in braces, for instance "
             "'Question: {question} Answer: {answer}'; a brace of the text itself is doubled."
         )
-    if all(name.startswith(OF_EXAMPLE) for name in names):
+    if what == "text" and all(name.startswith(OF_EXAMPLE) for name in names):
         raise InputError(
             f"text={shown(text)} names no field of the prediction, so every answer would be worth the same."
         )

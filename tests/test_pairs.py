@@ -105,7 +105,7 @@ def test_updating_and_forgetting_pairs_is_learning_anew(trained):
     assert learner.predict("x y", query="z") != trained.predict("x y", query="z")
     learner.forget("We have sent the pink plant", query="Where is my pink plant?")
     assert learner.predict("x y", query="z") == pytest.approx(trained.predict("x y", query="z"), rel=1e-9)
-    with pytest.raises(InputError, match="was never rated"):
+    with pytest.raises(InputError, match="was never rated for"):
         learner.forget(ROWS[0].text, query="another question")
 
 
@@ -171,9 +171,9 @@ def test_a_query_too_many_or_too_few_is_refused(trained):
         (lambda: trained.predict_many(["x"]), "values a text for a query"),
         (lambda: trained.predict_many(["x"], ["a", "b"]), "there are 2 queries for 1 texts"),
         (lambda: trained.predict("x", query=3), "query must be a string, but got int"),
-        (lambda: trained.update("x", 1.0), "rated text 0 has no query, but the others have one"),
+        (lambda: trained.update("x", 1.0), "rated text 120 has no query, but the others have one"),
         (lambda: plain.predict("x", query="q"), "values texts by themselves, as they were rated; leave out query="),
-        (lambda: plain.update("x", 1.0, query="q"), "rated text 0 has a query, but the others have none"),
+        (lambda: plain.update("x", 1.0, query="q"), "rated text 120 has a query, but the others have none"),
         (lambda: ValueMetric(plain, query="question"), "values texts by themselves"),
         (lambda: ValueMetric(trained), "say which field holds it with query="),
         (
