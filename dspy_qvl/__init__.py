@@ -13,6 +13,7 @@ from dspy_qvl.errors import (
     QVLError,
     QVLWarning,
     StateError,
+    TextsRefusedError,
 )
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
@@ -37,6 +38,7 @@ __all__ = [
     "Reranker",
     "RidgeHead",
     "StateError",
+    "TextsRefusedError",
     "ValueMetric",
 ]
 

@@ -63,6 +63,12 @@ class Backend:
         embed: list of texts -> (n, size); a `dspy.Embedder`, or what can be handed to one.
         batch_size: texts a call.
         keep_on_disk: whether a vector is worth storing.
+        slots: batches that run well at once.
+        width: how many of them one caller may have.
+        is_async: whether `embed` has an `acall` that does not block.
+        is_served: whether another process may change the model under its name.
+        tells_texts_apart: whether a failure tells the texts it is about from the others of the batch.
+        measure: list of texts -> what they cost, or None where they are only counted.
     """
 
     name: str
@@ -73,6 +79,12 @@ class Backend:
     default_dim: int | None = None
     batch_size: int = 32
     keep_on_disk: bool = True
+    slots: int = 1
+    width: int = 1
+    is_async: bool = False
+    is_served: bool = False
+    tells_texts_apart: bool = False
+    measure: Callable[[list[str]], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,18 @@ is asked for it (most refuse it); its vector is zero, so its value is what the o
 without any feature, and rating one teaches what nothing is worth.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import logging
+import threading
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dspy
 import numpy as np
@@ -27,20 +30,24 @@ from tqdm import tqdm
 
 from dspy_qvl.backends import LEXICAL, ModelSpec
 from dspy_qvl.cache import EmbeddingCache
+from dspy_qvl.coalescing import Coalescer, Key, Wanted, by_caller
 from dspy_qvl.errors import (
     EmbeddingError,
     InputError,
     ModelUnavailableError,
     QVLWarning,
+    TextsRefusedError,
     check_count,
     check_text,
     check_vectors,
     other_model,
+    shown,
 )
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.text import instructed
 
 Vectors = NDArray[np.float32]
+Done = Callable[[Sequence[Wanted], dict[Key, Any]], dict[Key, Any]]
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -73,6 +80,12 @@ class Probe:
     def digest(self) -> bytes:
         """A short stand-in for the whole."""
         return hashlib.blake2b("\0".join(self.texts).encode() + self.vectors.tobytes(), digest_size=16).digest()
+
+
+class Refused(NamedTuple):
+    """Why a model gave no vector for one text of a batch."""
+
+    reason: str
 
 
 class Embedding:
@@ -113,9 +126,13 @@ class Embedding:
         self._size: int | None = None  # of a full vector, once one was seen
         self.dim = spec.embedding_dim if spec.embedding_dim is not None else backend.default_dim
         self._backend = backend
-        self._embedder = backend.embed if isinstance(backend.embed, dspy.Embedder) else _embedder(backend.embed)
+        self._embedder = backend.embed if isinstance(backend.embed, dspy.Embedder) else _Embedder(backend.embed)
         if backend.size is not None:
             self._settle_dim(backend.size)
+        self._coalescer = Coalescer(backend.slots, self.batch_size)
+        self._is_the_same = False  # whether a server was seen to give what is stored under its name
+        self._warned_of_length = False
+        self._meeting = threading.RLock()
         self._trusted: set[bytes] = set()  # probes this model has given, or was seen to give
         self.accepted: weakref.WeakSet[Any] = weakref.WeakSet()  # fits known to belong to this model
         in_files = backend.keep_on_disk and cache_dir is not None
@@ -165,23 +182,25 @@ class Embedding:
             (n_texts, dim) float32.
 
         Raises:
-            EmbeddingError: the model failed or answered wrongly; batches before that one are stored.
+            EmbeddingError: the model failed or answered wrongly; what it gave before is stored.
+            TextsRefusedError: it refused some of the texts, named by position; the others are stored.
             StateError: the model is not the one that `expect` came from.
         """
-        sent = [self._sent(text, instruct) for text in texts]
-        keys = [self.cache.key(text) for text in sent]
-        found = {key: self.cache.memory.get(key) for key in keys}
-        missing = {key: text for key, text in zip(keys, sent, strict=True) if found[key] is None and text}
+        keys, found, missing = self._look(texts, instruct)
         if missing:
             found.update(self._fetch(missing, expect))
         if self.dim is None:  # only blank texts so far: any other text tells how long a vector is
-            self._fetch({self.cache.key(PROBE_TEXTS[0]): PROBE_TEXTS[0]}, None)
-        vectors = np.zeros((len(keys), self.dim or 0), dtype=np.float32)
-        for row, key in enumerate(keys):
-            vector = found[key]
-            if vector is not None:
-                vectors[row] = vector
-        return vectors
+            self._fetch(self._any_text(), None)
+        return self._rows(texts, keys, found)
+
+    async def acall(self, texts: Sequence[str], *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
+        """As `__call__`, without blocking the event loop: a hosted model is awaited, one in process has a thread."""
+        keys, found, missing = self._look(texts, instruct)
+        if missing:
+            found.update(await self._afetch(missing, expect))
+        if self.dim is None:
+            await self._afetch(self._any_text(), None)
+        return self._rows(texts, keys, found)
 
     def vector(self, text: str, *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
         """The unit vector of one checked text, (dim,), read-only."""
@@ -206,65 +225,244 @@ class Embedding:
             if text.strip():
                 self.cache.memory.put(self.cache.key(self._sent(text, instruct)), vector)
 
+    # What is known, what is missing
+
     def _sent(self, text: str, instruct: bool) -> str:
         """What the model is sent for a text."""
         if not text.strip():
             return ""
         return instructed(text, self.instruction) if instruct else text
 
-    def _fetch(self, missing: Mapping[bytes, str], expect: Probe | None) -> dict[bytes, Vectors]:
+    def _look(self, texts: Sequence[str], instruct: bool) -> tuple[list[Key], dict[Key, Any], dict[Key, str]]:
+        """The key of every text, what memory has of them, and what is sent for those it has not."""
+        sent = [self._sent(text, instruct) for text in texts]
+        keys = [self.cache.key(text) for text in sent]
+        found: dict[Key, Any] = {key: self.cache.memory.get(key) for key in keys}
+        missing = {key: text for key, text in zip(keys, sent, strict=True) if found[key] is None and text}
+        return keys, found, missing
+
+    def _any_text(self) -> dict[Key, str]:
+        return {self.cache.key(PROBE_TEXTS[0]): PROBE_TEXTS[0]}
+
+    def _rows(self, texts: Sequence[str], keys: Sequence[Key], found: Mapping[Key, Any]) -> Vectors:
+        """The vectors of texts, a row each.
+
+        Raises:
+            TextsRefusedError: the model refused some.
+        """
+        refused = {row: found[key].reason for row, key in enumerate(keys) if isinstance(found[key], Refused)}
+        if refused:
+            row, reason = next(iter(refused.items()))
+            more = (
+                f" and {len(refused) - 1} more ({', '.join(map(str, list(refused)[1:9]))})" if len(refused) > 1 else ""
+            )
+            raise TextsRefusedError(
+                f"{self.name} refused text {row}{more} of {len(texts)} ({shown(texts[row])}): {reason}. Leave it out "
+                f"or change it; the {len(texts) - len(refused)} others are embedded{self._where()}.",
+                refused=refused,
+            )
+        vectors = np.zeros((len(keys), self.dim or 0), dtype=np.float32)
+        for row, key in enumerate(keys):
+            vector = found[key]
+            if vector is not None:
+                vectors[row] = vector
+        return vectors
+
+    # Disk, then model
+
+    def _fetch(self, missing: Mapping[Key, str], expect: Probe | None) -> dict[Key, Any]:
         """Unit vectors from disk, and of the rest from the model; all of them are in memory afterwards."""
-        fetched: dict[bytes, Vectors] = {}
+        fetched, unpaid = self._read(missing)
+        if unpaid:
+            wanted = self._prepare(unpaid, expect)
+            with self._progress(unpaid) as done:
+
+                def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
+                    return done(batch, self._answer(batch))
+
+                fetched.update(self._coalescer(wanted, self.cache.memory.get, run, width=self._backend.width))
+        return fetched
+
+    async def _afetch(self, missing: Mapping[Key, str], expect: Probe | None) -> dict[Key, Any]:
+        fetched, unpaid = await asyncio.to_thread(self._read, missing)
+        if unpaid:
+            wanted = await asyncio.to_thread(self._prepare, unpaid, expect)
+            with self._progress(unpaid) as done:
+
+                async def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
+                    return done(batch, await self._aanswer(batch))
+
+                known, width = self.cache.memory.get, self._backend.width
+                fetched.update(await self._coalescer.acall(wanted, known, run, width=width))
+        return fetched
+
+    def _read(self, missing: Mapping[Key, str]) -> tuple[dict[Key, Any], dict[Key, str]]:
+        """What is on disk, and what is not."""
+        fetched: dict[Key, Any] = {}
         if self.cache.store is not None:
             keys = list(missing)
             for start in range(0, len(keys), READ_AT_ONCE):
                 self._keep(self.cache.store.read(keys[start : start + READ_AT_ONCE]), fetched)
             logger.debug("read %d of %d vectors from %s", len(fetched), len(missing), self.cache.store.path)
-        unpaid = sorted(((text, key) for key, text in missing.items() if key not in fetched), key=lambda p: len(p[0]))
-        if not unpaid:
-            return fetched
-        if expect is not None and expect.digest not in self._trusted:
-            self._check_model(expect)
-        batches = [unpaid[start : start + self.batch_size] for start in range(0, len(unpaid), self.batch_size)]
-        quiet = len(batches) == 1 or not logger.isEnabledFor(logging.WARNING)
-        n_done = 0
-        with tqdm(total=len(unpaid), desc="embedding", unit="text", delay=BAR_AFTER_SECONDS, disable=quiet) as bar:
-            for number, batch in enumerate(batches, start=1):
-                texts, keys = [text for text, _ in batch], [key for _, key in batch]
-                try:
-                    vectors = self._ask(texts)
-                except EmbeddingError as error:
-                    kept = "" if self.cache.store is None else f" and stored in {self.cache.store.path}"
-                    raise type(error)(
-                        f"{error} (batch {number} of {len(batches)}; the {n_done} texts before it are embedded{kept}, "
-                        "so trying again asks only for the rest.)"
-                    ) from error.__cause__
-                fresh = dict(zip(keys, vectors, strict=True))
-                if self.cache.store is not None:
-                    fresh.update(self.cache.store.write(keys, vectors))
-                self._keep(fresh, fetched)
-                n_done += len(batch)
-                bar.update(len(batch))
-        logger.debug("embedded %d texts with %s in %d batches", n_done, self.name, len(batches))
-        return fetched
+        return fetched, {key: text for key, text in missing.items() if key not in fetched}
 
-    def _ask(self, texts: list[str]) -> Vectors:
-        """Full-size vectors of texts from the model itself, checked."""
+    def _prepare(self, unpaid: Mapping[Key, str], expect: Probe | None) -> list[tuple[Key, str, int]]:
+        """Texts with what each costs the model, which is the one that is expected."""
+        if expect is not None and expect.digest not in self._trusted:
+            with self._meeting:
+                if expect.digest not in self._trusted:
+                    self._check_model(expect)
+        if self._backend.measure is None:
+            return [(key, text, len(text)) for key, text in unpaid.items()]
+        measured = self._backend.measure(list(unpaid.values()))
+        self._coalescer.budget = measured.budget
+        if measured.warning is not None and (len(unpaid) > 1 or not self._warned_of_length):
+            self._warned_of_length = True
+            warnings.warn(measured.warning, QVLWarning, stacklevel=2)
+        return [(key, text, cost) for (key, text), cost in zip(unpaid.items(), measured.tokens, strict=True)]
+
+    @contextlib.contextmanager
+    def _progress(self, unpaid: Mapping[Key, str]) -> Iterator[Done]:
+        """A bar over the texts of a call, and of a failure how far the call came."""
+        quiet = len(unpaid) <= self.batch_size or not logger.isEnabledFor(logging.WARNING)
+        with tqdm(total=len(unpaid), desc="embedding", unit="text", delay=BAR_AFTER_SECONDS, disable=quiet) as bar:
+
+            def done(batch: Sequence[Wanted], outcome: dict[Key, Any]) -> dict[Key, Any]:
+                bar.update(sum(wanted.key in unpaid for wanted in batch))
+                return outcome
+
+            try:
+                yield done
+            except EmbeddingError as error:
+                n_done = sum(self.cache.memory.get(key) is not None for key in unpaid)
+                raise type(error)(
+                    f"{error} ({n_done} of {len(unpaid)} new texts are embedded{self._where()}; trying again asks only "
+                    "for the rest.)"
+                ) from error.__cause__
+        logger.debug("embedded %d texts with %s", len(unpaid), self.name)
+
+    def _where(self) -> str:
+        return "" if self.cache.store is None else f" and stored in {self.cache.store.path}"
+
+    # One batch
+
+    def _answer(self, batch: Sequence[Wanted]) -> dict[Key, Any]:
+        """What becomes of each text of a batch: its unit vector, stored; why it was refused; or what went wrong."""
+        try:
+            texts, keys = self._with_probe(batch)
+            return self._accept(keys, self._ask(texts))
+        except EmbeddingError:
+            parts = by_caller(batch)
+            if self._backend.tells_texts_apart or len(parts) == 1:
+                raise
+        outcome: dict[Key, Any] = {}
+        for part in parts:  # the text of one caller may be at fault: the others must not hear of it
+            try:
+                outcome.update(self._answer(part))
+            except EmbeddingError as error:
+                outcome.update({wanted.key: error for wanted in part})
+        return outcome
+
+    async def _aanswer(self, batch: Sequence[Wanted]) -> dict[Key, Any]:
+        if not self._backend.is_async:
+            return await asyncio.to_thread(self._answer, batch)
+        texts, keys = await asyncio.to_thread(self._with_probe, batch)
+        try:
+            answer = await self._embedder.acall(texts, batch_size=len(texts), caching=False)
+        except Exception as error:
+            answer = self._understood(error, len(texts))
+        return await asyncio.to_thread(self._accept, keys, self._checked(answer, len(texts)))
+
+    def _ask(self, texts: list[str]) -> "list[Vectors | Refused]":
+        """The full-size vector of each text from the model itself, checked, or why it was refused."""
         try:
             answer = self._embedder(texts, batch_size=len(texts), caching=False)
-        except ModelUnavailableError:
-            raise
-        except EmbeddingError as error:
-            raise EmbeddingError(f"{self.name} failed: {error}") from error.__cause__
         except Exception as error:
-            if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
-                raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
-            raise EmbeddingError(f"{self.name} failed: {type(error).__name__}: {error}") from error
-        vectors = check_vectors(answer, len(texts), self.name)
-        self._check_size(vectors.shape[1])
-        return vectors
+            answer = self._understood(error, len(texts))
+        return self._checked(answer, len(texts))
 
-    def _keep(self, vectors: Mapping[bytes, Vectors], fetched: dict[bytes, Vectors]) -> None:
+    def _understood(self, error: Exception, n_texts: int) -> list[Any]:
+        """What a failure leaves of a batch: the vectors of the texts that were not refused.
+
+        Raises:
+            EmbeddingError: nothing, said in this package's words.
+        """
+        if isinstance(error, TextsRefusedError):
+            return [
+                error.vectors[row] if row in error.vectors else Refused(error.refused[row]) for row in range(n_texts)
+            ]
+        if isinstance(error, ModelUnavailableError):
+            raise error
+        if isinstance(error, EmbeddingError):
+            raise EmbeddingError(f"{self.name} failed: {error}") from error.__cause__
+        if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
+            raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
+        raise EmbeddingError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+
+    def _checked(self, answer: Any, n_texts: int) -> "list[Vectors | Refused]":
+        """The rows of an answer, each a vector of the model's own length, or a refusal.
+
+        Raises:
+            EmbeddingError: the model answered wrongly.
+        """
+        refused = {}
+        if isinstance(answer, list):
+            refused = {row: given for row, given in enumerate(answer) if isinstance(given, Refused)}
+            answer = [given for given in answer if not isinstance(given, Refused)]
+        if len(refused) == n_texts:
+            return list(refused.values())
+        vectors = check_vectors(answer, n_texts - len(refused), self.name)
+        self._check_size(vectors.shape[1])
+        rows = iter(vectors)
+        return [refused[row] if row in refused else next(rows) for row in range(n_texts)]
+
+    def _accept(self, keys: Sequence[Key], rows: "Sequence[Vectors | Refused]") -> dict[Key, Any]:
+        """Store what the model gave; the vector of a text is the first that was stored."""
+        given = {key: row for key, row in zip(keys, rows, strict=True) if not isinstance(row, Refused)}
+        outcome: dict[Key, Any] = {key: row for key, row in zip(keys, rows, strict=True) if isinstance(row, Refused)}
+        if given:
+            self._check_still_the_same(given)
+            if self.cache.store is not None:
+                given.update(self.cache.store.write(list(given), np.stack(list(given.values()))))
+            self._keep(given, outcome)
+        return outcome
+
+    # Is it the model that it says?
+
+    def _with_probe(self, batch: Sequence[Wanted]) -> tuple[list[str], list[Key]]:
+        """What a batch asks for. The first that a process asks of a server has a probe text along."""
+        texts, keys = [wanted.text for wanted in batch], [wanted.key for wanted in batch]
+        if self._backend.is_served and self.cache.store is not None and not self._is_the_same:
+            key = self.cache.key(PROBE_TEXTS[0])
+            if key not in keys:
+                return [*texts, PROBE_TEXTS[0]], [*keys, key]
+        return texts, keys
+
+    def _check_still_the_same(self, given: Mapping[Key, Vectors]) -> None:
+        """Refuse the vectors of a server that runs another model than when those on disk were stored.
+
+        Raises:
+            EmbeddingError: the vector of the probe text is another; nothing of the batch is stored.
+        """
+        key = self.cache.key(PROBE_TEXTS[0])
+        if self._is_the_same or self.cache.store is None or not self._backend.is_served or key not in given:
+            return
+        for stored in self.cache.store.read([key]).values():
+            cosine = 0.0
+            if len(stored) == len(given[key]):
+                cosine = float(dot_rows(unit(stored[None]), unit(given[key][None]))[0])
+            if not cosine >= SAME_MODEL_COSINE:
+                raise EmbeddingError(
+                    f"{self.name} gives other vectors than those stored under its name in {self.cache.store.path} "
+                    f"(cosine {cosine:.3f} for a probe text, needed {SAME_MODEL_COSINE}): the server's model was "
+                    "changed. Give this learner another cache_dir, or drop the old vectors with "
+                    "embedding_cache.prune(model=…)."
+                )
+        self._is_the_same = True
+
+    # Vectors as they are used
+
+    def _keep(self, vectors: Mapping[Key, Vectors], fetched: dict[Key, Any]) -> None:
         """Cut to `dim`, scale to unit length, and keep in memory; the first vector of a text stays."""
         if not vectors:
             return
@@ -303,7 +501,10 @@ class Embedding:
 
     def _check_model(self, expect: Probe) -> None:
         """Refuse to value texts with a model whose vectors are not those the value function was fitted on."""
-        vectors = unit(self._ask(list(expect.texts))[:, : expect.vectors.shape[1]])
+        rows = self._ask(list(expect.texts))
+        if any(isinstance(row, Refused) for row in rows):
+            raise EmbeddingError(f"{self.name} refuses the probe texts, so it cannot be told from another model.")
+        vectors = unit(np.stack(rows)[:, : expect.vectors.shape[1]])
         if vectors.shape != expect.vectors.shape:
             raise other_model(f"it has {expect.vectors.shape[1]} columns, {self.name} gives {vectors.shape[1]}")
         cosine = float(dot_rows(vectors, expect.vectors).min())
@@ -337,10 +538,19 @@ def is_unit(vectors: Vectors) -> NDArray[np.bool_]:
     return close
 
 
-def _embedder(embed: Any) -> dspy.Embedder:
-    # DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors,
-    # see test_two_models_never_share_a_vector.
-    return dspy.Embedder(embed, caching=False)
+class _Embedder(dspy.Embedder):  # type: ignore[misc]  # dspy ships no types
+    """`dspy.Embedder` over a callable; its `acall` would call that on the event loop.
+
+    DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors, see
+    test_two_models_never_share_a_vector.
+    """
+
+    def __init__(self, embed: Any) -> None:
+        super().__init__(embed, caching=False)
+
+    async def acall(self, inputs: list[str], batch_size: int | None = None, caching: bool | None = None) -> Any:
+        """What the callable gives, awaited."""
+        return await self.model.acall(inputs)
 
 
 def _remake(spec: ModelSpec, cache_dir: str | Path | None, instruction: str | None, batch_size: int) -> Embedding:

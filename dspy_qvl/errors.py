@@ -5,7 +5,8 @@
     │   └── MissingTextError               an example or a prediction has not the text that is valued
     ├── NotFittedError (RuntimeError)      a value was asked for before anything was learned
     ├── EmbeddingError (RuntimeError)      the embedding model failed, or answered wrongly
-    │   └── ModelUnavailableError          the embedding model cannot be loaded here
+    │   ├── ModelUnavailableError          the embedding model cannot be loaded here
+    │   └── TextsRefusedError              the embedding model refused single texts; the others have their vectors
     ├── FeatureError (RuntimeError)        a block of features failed, or answered wrongly
     └── StateError (ValueError)            a saved state is damaged, foreign, or of another model
 
@@ -50,6 +51,22 @@ class EmbeddingError(QVLError, RuntimeError):
 
 class ModelUnavailableError(EmbeddingError):
     """The embedding model cannot be loaded here."""
+
+
+class TextsRefusedError(EmbeddingError):
+    """The embedding model refused single texts of a batch.
+
+    Attributes:
+        refused: position of each refused text -> the reason.
+        vectors: position of each other text -> its vector, where they are handed on; stored ones are not.
+    """
+
+    def __init__(
+        self, message: str, refused: Mapping[int, str], vectors: Mapping[int, Sequence[float]] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.refused = dict(refused)
+        self.vectors = dict(vectors or {})
 
 
 class FeatureError(QVLError, RuntimeError):

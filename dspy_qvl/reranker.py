@@ -128,13 +128,8 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return self._ranked(query, passages, scores)
 
     def _ranked(self, query: str, passages: Any, scores: Sequence[float] | None) -> dspy.Prediction:
-        query = check_text(query, "query")
+        query, items = check_text(query, "query"), as_list(passages)
         given = passages if isinstance(passages, dspy.Prediction) else None
-        if given is not None:
-            if "passages" not in given:
-                raise InputError(f"the Prediction has no passages; it has {', '.join(given.keys()) or 'nothing'}.")
-            passages = given["passages"]
-        items = as_list(passages)
         if scores is None and given is not None and SCORE in self._names():
             scores = given.get("scores")
         values = self._scores(query, _texts(items), checked_scores(scores, len(items)))
@@ -147,7 +142,11 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return dspy.Prediction(scores=[float(values[row]) for row in order], **fields)
 
     async def aforward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
-        """As `forward`, off the event loop."""
+        """As `forward`, off the event loop; a hosted model is awaited."""
+        query, texts = check_text(query, "query"), _texts(as_list(passages))
+        expect = None if self.ridge.fitted is None else self.ridge.fitted.probe
+        await self.learner.aembed(texts, instruct=False, expect=expect)
+        await self.learner.aembed([query], expect=expect)
         return await asyncio.to_thread(self._ranked, query, passages, scores)
 
     def rank(
@@ -466,7 +465,9 @@ def as_list(passages: Any, what: str = "passages") -> list[Any]:
         InputError: a single passage, or something that cannot be iterated.
     """
     if isinstance(passages, dspy.Prediction):
-        passages = passages.get("passages")
+        if "passages" not in passages:
+            raise InputError(f"the Prediction has no passages; it has {', '.join(passages.keys()) or 'nothing'}.")
+        passages = passages["passages"]
     if isinstance(passages, str | bytes | Mapping) or not isinstance(passages, Iterable):
         raise InputError(f"{what} must be a list, but got {type(passages).__name__}: {shown(passages)}.")
     return list(passages)

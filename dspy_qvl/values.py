@@ -193,7 +193,13 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return dspy.Prediction(score=self._predict(item, fit), std=std)
 
     async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
-        """As `forward`, off the event loop."""
+        """As `forward`, off the event loop; a hosted model is awaited, with as many requests at once as it may have."""
+        text, fit = check_text(text), self._ready()
+        _item(text, query, fit)
+        if not self._overridden():
+            await self.aembed([text], instruct=not fit.paired, expect=fit.probe)
+            if query is not None:
+                await self.aembed([query], expect=fit.probe)
         return await asyncio.to_thread(self._answer, text, query)
 
     def _get_embedding_vector(self, text: str) -> Vectors:
@@ -278,6 +284,10 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             expect: what the model must give for the probe texts.
         """
         return self._embedding(check_texts(texts), expect=expect, instruct=instruct)
+
+    async def aembed(self, texts: Sequence[str], *, instruct: bool = True, expect: Probe | None = None) -> Vectors:
+        """As `embed`, off the event loop."""
+        return await self._embedding.acall(check_texts(texts), expect=expect, instruct=instruct)
 
     @property
     def identity(self) -> dict[str, str] | None:

@@ -184,7 +184,7 @@ def test_batches_before_a_failure_are_kept_and_only_the_rest_is_asked_again(tmp_
 
     model = Failing()
     embedding = make(model, tmp_path, batch_size=10)
-    with pytest.raises(EmbeddingError, match=r"line dropped \(batch 4 of 4; the 30 texts before it are embedded"):
+    with pytest.raises(EmbeddingError, match=r"line dropped \(30 of 40 new texts are embedded"):
         embedding(TEXTS)
     assert embedding.cache.info().rows == 30
     model.healthy = True

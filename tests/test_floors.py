@@ -28,6 +28,7 @@ FLOORS = [
     "sharing",
     "state",
     "cache",
+    "coalescing",
     "lexical",
     "features",
     "text",
@@ -67,6 +68,7 @@ ONLY = {
     "scale": {"errors"},
     "state": {"errors"},
     "cache": {"errors"},
+    "coalescing": set(),
     "lexical": {"errors"},
     "features": {"errors", "moments", "linear", "cache", "lexical"},
     "tuning": {"ridge", "moments", "features", "weighting"},
@@ -138,6 +140,7 @@ def test_the_public_names_are_these():
         "Reranker",
         "RidgeHead",
         "StateError",
+        "TextsRefusedError",
         "ValueMetric",
     ]
     assert all(hasattr(dspy_qvl, name) for name in dspy_qvl.__all__)
