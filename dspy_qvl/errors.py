@@ -6,7 +6,7 @@
     ├── NotFittedError (RuntimeError)      a value was asked for before anything was learned
     ├── EmbeddingError (RuntimeError)      the embedding model failed, or answered wrongly
     │   ├── ModelUnavailableError          the embedding model cannot be loaded here
-    │   └── TextsRefusedError              the embedding model refused single texts; the others have their vectors
+    │   └── TextsRefusedError              the provider refuses some texts; the others have their vectors
     ├── FeatureError (RuntimeError)        a block of features failed, or answered wrongly
     └── StateError (ValueError)            a saved state is damaged, foreign, or of another model
 
@@ -46,7 +46,15 @@ class NotFittedError(QVLError, RuntimeError):
 
 
 class EmbeddingError(QVLError, RuntimeError):
-    """The embedding model failed, or answered wrongly."""
+    """The embedding model failed, or answered wrongly.
+
+    Attributes:
+        vectors: position in the batch -> vector, of the texts that did get one before it failed.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.vectors: dict[int, NDArray[np.float32]] = {}
 
 
 class ModelUnavailableError(EmbeddingError):
@@ -54,19 +62,15 @@ class ModelUnavailableError(EmbeddingError):
 
 
 class TextsRefusedError(EmbeddingError):
-    """The embedding model refused single texts of a batch.
+    """The provider refuses some texts of a batch.
 
     Attributes:
-        refused: position of each refused text -> the reason.
-        vectors: position of each other text -> its vector, where they are handed on; stored ones are not.
+        refused: position in the batch -> why.
     """
 
-    def __init__(
-        self, message: str, refused: Mapping[int, str], vectors: Mapping[int, Sequence[float]] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, refused: Mapping[int, str] | None = None) -> None:
         super().__init__(message)
-        self.refused = dict(refused)
-        self.vectors = dict(vectors or {})
+        self.refused = dict(refused or {})
 
 
 class FeatureError(QVLError, RuntimeError):
@@ -231,6 +235,18 @@ def check_count(count: object, what: str, at_least: int) -> int:
     if isinstance(count, bool | np.bool_) or not isinstance(count, Integral) or count < at_least:
         raise InputError(f"{what} must be a whole number of at least {at_least}, but got {shown(count)}.")
     return int(count)
+
+
+def check_positive(number: object, what: str) -> float:
+    """A finite number above 0.
+
+    Raises:
+        InputError: not a number, not finite, or not above 0.
+    """
+    value = check_number(number, what)
+    if value <= 0:
+        raise InputError(f"{what} must be above 0, but got {value:g}.")
+    return value
 
 
 def check_fraction(fraction: object, what: str) -> float:
