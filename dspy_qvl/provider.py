@@ -1,0 +1,310 @@
+"""One request to a provider, through litellm: vectors in the order of the texts, or what went wrong in plain terms.
+
+    route, texts ─► address (model, key, server) ─► litellm ─► Answer   a row a text: a vector, or why it has none
+                                                       └─────► Failure  HTTP status, may it pass, when to come back
+
+litellm leads to every provider, but hides what a polite caller has to know: it guesses error classes from words, so
+that a 400 that mentions "rate limit" is a RateLimitError and a lost connection an InternalServerError. So the status
+is read from the response itself, further down the chain of errors. Nothing is raised here: litellm's errors, and the
+frames they carry, hold the key.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import re
+import ssl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+
+LONGEST_REASON = 300  # characters of a provider's message
+MAY_PASS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # 52x: Cloudflare's; 529: overloaded
+
+# litellm sends these through OpenAI's client without handing `max_retries` on, so the client would retry by itself;
+# asked as "openai" they are sent alike: see test_a_request_is_never_repeated_behind_our_back.
+RETRIED_BY_THE_CLIENT = {"fireworks_ai", "mistral", "nebius"}
+# litellm falls back to OPENAI_API_KEY for most of these, which would hand one provider's key to another:
+# see test_no_provider_is_sent_the_key_of_another.
+NEEDS_ITS_OWN_KEY = RETRIED_BY_THE_CLIENT | {"dashscope", "nvidia_nim", "together_ai"}
+# Servers of one's own (LM Studio, TEI, vLLM) often need no key, but OpenAI's client does.
+MAY_NEED_NO_KEY = {"openai", "litellm_proxy"}
+NO_KEY = "none"
+
+
+class NoRetries(int):
+    """0 for OpenAI's client, but true: litellm says `max_retries or 2`."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A text the provider gives no vector for."""
+
+    reason: str
+
+
+class Unusable(Refused):
+    """A text whose vector cannot be used."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        rows: a vector of the full size, (d,) float32, or why it cannot be used; in the order of the texts.
+        tokens: as the provider counted them.
+        cost: US dollars, or None where litellm does not know the price.
+    """
+
+    rows: list[Vector | Refused]
+    tokens: int
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a request that gave no vectors.
+
+    Attributes:
+        what: "HTTP 503 (Service Unavailable)", "a timeout" and the like.
+        reason: the provider's or the system's words, without anything secret.
+        status: the HTTP status, or None without an answer.
+        may_pass: whether the same request may succeed later.
+        retry_after: seconds the provider asks to wait, or None.
+        unreadable: whether there was an answer that could not be read.
+    """
+
+    what: str
+    reason: str
+    status: int | None = None
+    may_pass: bool = False
+    retry_after: float | None = None
+    unreadable: bool = False
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, as a sentence after a space, or nothing."""
+        if self.status in (401, 403):
+            return " Check api_key, or the provider's environment variable."
+        if self.status == 404:
+            return " Check the name of the model, and api_base."
+        if self.unreadable:
+            return " Check api_base: this may be no embedding endpoint."
+        return ""
+
+
+async def ask(
+    route: str, texts: list[str], *, key: str | None, api_base: str | None, timeout: float
+) -> Answer | Failure:
+    """One request, never repeated.
+
+    Args:
+        route: provider and model, as litellm names them.
+        texts: at least one.
+        key: the provider's key, or None for its environment variable.
+        api_base: where it is served, or None for the provider's own address.
+        timeout: seconds.
+    """
+    import litellm
+
+    litellm.suppress_debug_info = True  # its advice would be printed to stdout at every error
+    with contextlib.suppress(ImportError):
+        # Keeps litellm's log worker out: it serves one event loop a process, and the caller's may be another.
+        from litellm._internal_context import is_internal_call
+
+        is_internal_call.set(True)
+    address = _address(route, key, api_base)
+    if isinstance(address, Failure):
+        return address
+    try:
+        # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
+        request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address)
+        response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
+    except Exception as error:
+        return _failure(error, key, timeout)
+    try:
+        return _answer(route, response)
+    except (ValueError, TypeError, KeyError) as error:
+        return Failure("an answer that cannot be read", _reason(str(error), key), unreadable=True)
+
+
+def _address(route: str, key: str | None, api_base: str | None) -> "dict[str, str | None] | Failure":
+    """What litellm needs for a route: model, api_key, api_base."""
+    import litellm
+
+    provider = route.split("/")[0]
+    model = route
+    if provider in NEEDS_ITS_OWN_KEY or provider == "litellm_proxy":
+        bare, _, own, address = litellm.get_llm_provider(route, api_key=key, api_base=api_base)
+        key = own or litellm.api_key
+        if provider in RETRIED_BY_THE_CLIENT:
+            model, api_base = f"openai/{bare}", address
+        if key is None and provider in NEEDS_ITS_OWN_KEY:
+            names = " or ".join(litellm.validate_environment(route)["missing_keys"]) or "its environment variable"
+            return Failure("a missing key", f"give api_key, or set {names}")
+    elif provider == "openai":
+        key = key or litellm.api_key or litellm.openai_key or os.environ.get("OPENAI_API_KEY")
+    if provider in MAY_NEED_NO_KEY and api_base is not None:
+        key = key or NO_KEY
+    return {"model": model, "api_key": key, "api_base": api_base}
+
+
+# Answers
+
+
+def _answer(route: str, response: Any) -> Answer:
+    """What litellm's response holds.
+
+    Raises:
+        ValueError, TypeError, KeyError: something that is no vector.
+    """
+    rows = [_vector(row["embedding"]) for row in _in_order(response.data)]
+    return Answer(rows, int(getattr(response.usage, "total_tokens", 0) or 0), _price(route, response))
+
+
+def _in_order(rows: Sequence[Any]) -> Sequence[Any]:
+    """Rows by their index; as they came where a server leaves it out or writes 0 everywhere."""
+    try:
+        numbered = sorted(rows, key=lambda row: int(row["index"]))
+        return numbered if [row["index"] for row in numbered] == list(range(len(rows))) else rows
+    except (KeyError, AttributeError, TypeError):
+        return rows
+
+
+def _vector(embedding: Any) -> "Vector | Refused":
+    """One row as float32, (d,); base64 is OpenAI's other form of it, float32 little endian.
+
+    Raises:
+        ValueError: neither numbers nor base64 of them.
+    """
+    if isinstance(embedding, str):
+        vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
+    else:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            vector = np.asarray(embedding, dtype=np.float32)
+    if vector.ndim != 1:
+        raise ValueError(f"an array of {vector.ndim} dimensions")
+    if not np.isfinite(vector).all():
+        return Unusable("its vector holds NaN or infinity")
+    return vector if vector.any() else Unusable("its vector is all zeros")
+
+
+def _price(route: str, response: Any) -> float | None:
+    """US dollars of a response, or None where litellm does not know."""
+    import litellm
+
+    known = response._hidden_params.get("response_cost")
+    if known is None and route.split("/")[0] in RETRIED_BY_THE_CLIENT:  # litellm looked under "openai"
+        with contextlib.suppress(Exception):
+            tokens = response.usage.prompt_tokens
+            known, _ = litellm.cost_per_token(model=route, prompt_tokens=tokens, call_type="embedding")
+    return None if known is None else float(known)
+
+
+# Failures
+
+
+def _failure(error: BaseException, key: str | None, timeout: float) -> Failure:
+    """What an error of litellm means."""
+    import httpx
+
+    chain = list(_chain(error))
+    lost = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, ConnectionError)
+    response = next((link.response for link in reversed(chain) if isinstance(link, httpx.HTTPStatusError)), None)
+    status = response.status_code if response is not None else _status_inside(chain[-1])
+    if status is not None:
+        text = _said(response, error) if response is not None else str(chain[-1])
+        return Failure(
+            f"HTTP {status}",
+            _reason(text, key),
+            status=status,
+            may_pass=status in MAY_PASS and "insufficient_quota" not in text,  # a 429 that only money ends
+            retry_after=_retry_after(response.headers) if response is not None else None,
+        )
+    if any(isinstance(link, httpx.TimeoutException | TimeoutError | asyncio.TimeoutError) for link in chain):
+        return Failure("a timeout", f"no answer within {timeout:g} s", may_pass=True)
+    for link in chain:
+        if isinstance(link, lost):
+            refused_certificate = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain)
+            text = str(chain[-1]) or str(link)
+            what = f"a connection error ({type(link).__name__})"
+            return Failure(what, _reason(text, key), may_pass=not refused_certificate)
+    for link in chain:
+        if isinstance(link, json.JSONDecodeError | UnicodeDecodeError | AttributeError | KeyError | TypeError):
+            reason = _reason(f"{type(link).__name__}: {link}", key)
+            return Failure("an answer that cannot be read", reason, unreadable=True)
+    return Failure(type(error).__name__, _reason(str(error), key))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, and so on; hidden contexts too, since they hold what really happened."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def _status_inside(root: BaseException) -> int | None:
+    """The code of an error that came as a body with status 200, as OpenRouter does; litellm makes it an Exception."""
+    status = getattr(root, "status_code", None)
+    return status if type(root) is Exception and isinstance(status, int) else None
+
+
+def _said(response: Any, error: BaseException) -> str:
+    """The message inside a refusal."""
+    try:
+        text: str = response.text
+        body = json.loads(text)
+        found = body.get("error") or body.get("message") or body.get("detail") or text
+        return str(found.get("message") or found) if isinstance(found, dict) else str(found)
+    except (ValueError, AttributeError):
+        return text.strip() or type(error).__name__
+    except Exception:  # a body that was never read
+        return type(error).__name__
+
+
+def _reason(text: str, key: str | None) -> str:
+    line = " ".join(without_secrets(text, key).split()).rstrip(".")
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
+
+
+def without_secrets(text: str, key: str | None = None) -> str:
+    """A message without the key, the values of secret environment variables, and logins of addresses."""
+    secret = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.I)
+    secrets = {value for name, value in os.environ.items() if secret.search(name) and len(value) >= 8}
+    for value in sorted(secrets | ({key} if key and len(key) >= 4 else set()), key=len, reverse=True):
+        text = text.replace(value, "<key>")
+    text = re.sub(r"(?i)\bbearer\s+[^\s'\",}]+", "Bearer <key>", text)
+    text = re.sub(r"(?i)([?&](?:api_?)?(?:key|token)=)[^&\s'\"]+", r"\1<key>", text)
+    return re.sub(r"://[^/\s@]+@", "://<login>@", text)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds a provider asks to wait: Retry-After as seconds or as a date, or OpenAI's retry-after-ms."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except KeyError:
+            continue
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(headers[name]).timestamp() - time.time()
+            except (ValueError, TypeError):
+                continue
+        if np.isfinite(seconds):
+            return max(seconds, 0.0)
+    return None
