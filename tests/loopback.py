@@ -87,6 +87,7 @@ class Loopback:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # header and body are two writes: the second would wait 40 ms
 
             def do_POST(self) -> None:
                 loopback._serve(self)
@@ -182,9 +183,9 @@ def too_many_texts(limit: int, code: int = 400) -> Fault:
     return lambda request: refuse(request) if len(request.texts) > limit else None
 
 
-def poison(*texts: str, code: int = 400) -> Fault:
+def poison(*texts: str, code: int = 400, message: str = "input cannot be processed") -> Fault:
     """Refuses batches that hold one of the texts."""
-    refuse = status(code, "input cannot be processed")
+    refuse = status(code, message)
     return lambda request: refuse(request) if set(texts) & set(request.texts) else None
 
 
