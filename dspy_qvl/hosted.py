@@ -1,12 +1,13 @@
 """Texts -> vectors over the network: one embedding route of litellm, asked politely and paid for once.
 
-    texts ─► batches the provider takes ─► turn (pace) ─► provider ─► rows in order, checked ─► usage counted
-                     ▲                                       │
-                     └── halves, where a batch was refused ◄─┴─► the same again, where the failure may pass
+    texts ─► batches the provider takes ─► turn (pace) ─► provider ─► rows, checked ─► usage counted
+                        ▲                      ▲              │
+                        │                      └── again ─────┤ what may pass: rate limit, server error, timeout
+                        └───────────────────────── halves ────┘ what texts may cause: too many, or one unusable
 
-A failure that may pass (rate limit, server error, timeout, lost connection) is tried again, with jitter and bounds.
-A refused batch is halved until it is clear whether it was too large or which text it was: that text is named, the
-others keep their vectors. Everything else fails at once, in words that hold no key.
+What may pass is asked again, with jitter and bounds; a provider's Retry-After holds back every request. A refused
+batch is halved until it is clear whether it was too large or which text it was: that text is named, the others keep
+their vectors. Everything else fails at once, in words that hold no key.
 
 All requests of a process run on one event loop of our own, in a thread of its own; callers wait for it, in threads or
 in loops of theirs. litellm keeps connections and a log worker a process, which break where loops change or run side by
@@ -15,6 +16,7 @@ by one thread only, so it needs no lock.
 """
 
 import asyncio
+import logging
 import os
 import random
 import re
@@ -31,6 +33,8 @@ from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, chec
 from dspy_qvl.provider import Answer, Failure, Refused, Unusable, Vector, ask
 
 T = TypeVar("T")
+
+logger = logging.getLogger("dspy_qvl")
 
 BATCH_SIZE = 64
 BATCH_SIZES = {"dashscope": 10}  # providers that take fewer texts a request
@@ -231,7 +235,7 @@ class HostedModel:
         shown = "; ".join(f"text {place} ({reason})" for place, reason in list(refused.items())[:3])
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         rest = f"; the other {n_texts - len(refused)} have their vectors" if len(refused) < n_texts else ""
-        return f"the route {self.name!r} refused {len(refused)} of {n_texts} texts: {shown}{more}{rest}."
+        return f"the route {self.name!r} refused {len(refused)} of {_counted(n_texts, 'text')}: {shown}{more}{rest}."
 
     # One request
 
@@ -245,17 +249,17 @@ class HostedModel:
             retry=retry_if_result(lambda outcome: isinstance(outcome, Failure) and outcome.may_pass),
             wait=self._wait,
             stop=lambda state: state.attempt_number >= self.limits.max_attempts or self._waited_enough(state),
-            before_sleep=lambda state: self._count(Usage(retries=1)),
-            retry_error_callback=lambda state: state,  # out of tries: the state knows how many
+            before_sleep=self._again,
+            retry_error_callback=_outcome,  # out of tries
         )
         started = time.monotonic()
-        outcome: Answer | Failure | RetryCallState = await tries(self._try, texts)
-        if isinstance(outcome, RetryCallState):
-            raise EmbeddingError(self._failed(_outcome(outcome), outcome, time.monotonic() - started))
+        outcome: Answer | Failure = await tries(self._try, texts)
         if isinstance(outcome, Failure):
             if outcome.status in TOO_LARGE_OR_UNUSABLE:
                 return outcome
-            raise EmbeddingError(self._failed(outcome))
+            said = tries.statistics
+            seconds = time.monotonic() - started
+            raise EmbeddingError(self._failed(outcome, said["attempt_number"], seconds, waited=said["idle_for"]))
         self._answers = True
         if len(outcome.rows) != len(texts):
             counts = f"{_counted(len(outcome.rows), 'vector')} for {_counted(len(texts), 'text')}"
@@ -278,23 +282,27 @@ class HostedModel:
         return outcome
 
     def _wait(self, state: RetryCallState) -> float:
-        failure = _outcome(state)
-        if failure.retry_after is not None:
-            return failure.retry_after
         longest = min(self.limits.first_wait * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT)
-        return longest * self._random.uniform(0.5, 1.0)
+        return max(longest * self._random.uniform(0.5, 1.0), _outcome(state).retry_after or 0.0)
 
     def _waited_enough(self, state: RetryCallState) -> bool:
         return state.idle_for + state.upcoming_sleep > self.limits.max_wait
 
+    def _again(self, state: RetryCallState) -> None:
+        self._count(Usage(retries=1))
+        failure = _outcome(state)
+        logger.info(
+            "%s: %s (%s); asking again in %.1f s", self.name, failure.what, failure.reason, state.upcoming_sleep
+        )
+
     def _count(self, more: Usage) -> None:
         self.usage += more
 
-    def _failed(self, failure: Failure, state: RetryCallState | None = None, seconds: float = 0.0) -> str:
+    def _failed(self, failure: Failure, attempts: int = 1, seconds: float = 0.0, *, waited: float = 0.0) -> str:
         """What a user is told of a failure: route, what happened, tries and seconds, what to do."""
-        tries = "" if state is None else f" after {_counted(state.attempt_number, 'attempt')} in {seconds:.1f} s"
+        tries = f" after {_counted(attempts, 'attempt')} in {seconds:.1f} s" if failure.may_pass or attempts > 1 else ""
         advice = failure.advice
-        if state is not None and failure.retry_after is not None and self._waited_enough(state):
+        if failure.may_pass and waited + (failure.retry_after or 0.0) > self.limits.max_wait:
             advice = (
                 f" It asks to wait {failure.retry_after:g} s, and one request may wait {self.limits.max_wait:g} s "
                 "(max_wait): try again later."

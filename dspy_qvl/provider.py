@@ -36,9 +36,7 @@ RETRIED_BY_THE_CLIENT = {"fireworks_ai", "mistral", "nebius"}
 # litellm falls back to OPENAI_API_KEY for most of these, which would hand one provider's key to another:
 # see test_no_provider_is_sent_the_key_of_another.
 NEEDS_ITS_OWN_KEY = RETRIED_BY_THE_CLIENT | {"dashscope", "nvidia_nim", "together_ai"}
-# Servers of one's own (LM Studio, TEI, vLLM) often need no key, but OpenAI's client does.
-MAY_NEED_NO_KEY = {"openai", "litellm_proxy"}
-NO_KEY = "none"
+NO_KEY = "none"  # servers of one's own (LM Studio, TEI, vLLM) often need no key, but OpenAI's client does
 
 
 class NoRetries(int):
@@ -150,6 +148,8 @@ def _address(route: str, key: str | None, api_base: str | None) -> "dict[str, st
     if provider in NEEDS_ITS_OWN_KEY or provider == "litellm_proxy":
         bare, _, own, address = litellm.get_llm_provider(route, api_key=key, api_base=api_base)
         key = own or litellm.api_key
+        if address is None and provider == "litellm_proxy":  # litellm would send the texts to OpenAI
+            return Failure("a missing address", "give api_base, or set LITELLM_PROXY_API_BASE")
         if provider in RETRIED_BY_THE_CLIENT:
             model, api_base = f"openai/{bare}", address
         if key is None and provider in NEEDS_ITS_OWN_KEY:
@@ -157,7 +157,7 @@ def _address(route: str, key: str | None, api_base: str | None) -> "dict[str, st
             return Failure("a missing key", f"give api_key, or set {names}")
     elif provider == "openai":
         key = key or litellm.api_key or litellm.openai_key or os.environ.get("OPENAI_API_KEY")
-    if provider in MAY_NEED_NO_KEY and api_base is not None:
+    if provider == "litellm_proxy" or (provider == "openai" and api_base is not None):
         key = key or NO_KEY
     return {"model": model, "api_key": key, "api_base": api_base}
 
@@ -226,12 +226,12 @@ def _failure(error: BaseException, key: str | None, timeout: float) -> Failure:
     response = next((link.response for link in reversed(chain) if isinstance(link, httpx.HTTPStatusError)), None)
     status = response.status_code if response is not None else _status_inside(chain[-1])
     if status is not None:
-        text = _said(response, error) if response is not None else str(chain[-1])
+        body = _body(response) if response is not None else str(chain[-1])
         return Failure(
             f"HTTP {status}",
-            _reason(text, key),
+            _reason(_message(body) or type(error).__name__, key),
             status=status,
-            may_pass=status in MAY_PASS and "insufficient_quota" not in text,  # a 429 that only money ends
+            may_pass=status in MAY_PASS and "insufficient_quota" not in body,  # a 429 that only money ends
             retry_after=_retry_after(response.headers) if response is not None else None,
         )
     if any(isinstance(link, httpx.TimeoutException | TimeoutError | asyncio.TimeoutError) for link in chain):
@@ -264,17 +264,24 @@ def _status_inside(root: BaseException) -> int | None:
     return status if type(root) is Exception and isinstance(status, int) else None
 
 
-def _said(response: Any, error: BaseException) -> str:
-    """The message inside a refusal."""
+def _body(response: Any) -> str:
     try:
         text: str = response.text
-        body = json.loads(text)
-        found = body.get("error") or body.get("message") or body.get("detail") or text
-        return str(found.get("message") or found) if isinstance(found, dict) else str(found)
-    except (ValueError, AttributeError):
-        return text.strip() or type(error).__name__
-    except Exception:  # a body that was never read
-        return type(error).__name__
+        return text
+    except RuntimeError:  # httpx: it was never read
+        return ""
+
+
+def _message(body: str) -> str:
+    """The words inside the body of a refusal: OpenAI's error.message, FastAPI's detail, or all of it."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return body.strip()
+    if not isinstance(said, dict):
+        return body
+    found = said.get("error") or said.get("message") or said.get("detail") or body
+    return str(found.get("message") or found) if isinstance(found, dict) else str(found)
 
 
 def _reason(text: str, key: str | None) -> str:

@@ -154,6 +154,10 @@ class TestRoutes:
         with pytest.raises(EmbeddingError, match=r"^the route 'openai/x' failed with .*OPENAI_API_KEY"):
             HostedModel("openai/x", limits=QUICK)(TEXTS[:1])
 
+    def test_a_proxy_without_an_address_is_not_taken_for_openai(self, server):
+        with pytest.raises(EmbeddingError, match="a missing address: give api_base, or set LITELLM_PROXY_API_BASE"):
+            HostedModel("litellm_proxy/x", api_key=KEY, limits=QUICK)(TEXTS[:1])
+
     def test_a_provider_litellm_cannot_ask_is_named(self, server):
         with pytest.raises(EmbeddingError, match=r"^the route 'deepinfra/x' failed with LiteLLMUnknownProvider"):
             hosted(server, "deepinfra/x")(TEXTS[:2])
@@ -258,6 +262,19 @@ class TestFailuresThatMayPass:
         assert server.asked == [TEXTS[:4]] * 2
         assert model.usage.retries == 1
 
+    def test_a_failure_that_does_not_pass_after_some_that_may_counts_them_all(self, server):
+        server.next(status(500), status(503), status(403))
+        with pytest.raises(
+            EmbeddingError, match=r"failed with HTTP 403 after 3 attempts in \d\.\d s: no\. Check api_key"
+        ):
+            hosted(server)(TEXTS[:1])
+
+    def test_a_retry_is_logged(self, server, caplog):
+        caplog.set_level("INFO", logger="dspy_qvl")
+        server.next(status(503, "busy"))
+        hosted(server)(TEXTS[:1])
+        assert re.search(r"openai/small-embedding: HTTP 503 \(busy\); asking again in 0\.0 s", caplog.text)
+
     @pytest.mark.parametrize("fault", PASSING)
     def test_the_last_failure_names_route_type_attempts_and_seconds(self, server, ask, fault):
         server.rule = PASSING[fault]
@@ -314,7 +331,8 @@ class TestFailuresThatDoNotPass:
         assert len(server.requests) == 1
 
     def test_a_rate_limit_that_only_money_ends_is_not_waited_for(self, server, ask):
-        server.rule = status(429, "You exceeded your current quota: insufficient_quota")
+        error = {"message": "You exceeded your current quota", "code": "insufficient_quota"}
+        server.rule = lambda request: Reply(429, json.dumps({"error": error}).encode())
         with pytest.raises(EmbeddingError, match="HTTP 429: You exceeded your current quota"):
             ask(hosted(server), TEXTS[:4])
         assert len(server.requests) == 1
@@ -358,10 +376,11 @@ class TestRetryAfter:
             ask(hosted(server), TEXTS[:2])
         assert len(server.requests) == 1
 
-    @pytest.mark.parametrize("nonsense", ["soon", "-5", "nan", ""])
-    def test_nonsense_is_ignored(self, server, nonsense):
+    @pytest.mark.parametrize("nonsense", ["soon", "-5", "nan", "", "0", "Wed, 21 Oct 2015 07:28:00 GMT"])
+    def test_less_than_our_own_wait_does_not_shorten_it(self, server, nonsense):
         server.next(status(429, retry_after=nonsense))
-        assert_vectors_of(hosted(server)(TEXTS[:2]), TEXTS[:2])
+        assert_vectors_of(hosted(server, limits=Limits(first_wait=0.2))(TEXTS[:2]), TEXTS[:2])
+        assert np.diff([request.at for request in server.requests]) >= 0.1
 
     def test_it_holds_back_every_request_of_the_model(self, server):
         model = hosted(server)
@@ -453,7 +472,7 @@ class TestBatches:
 
     def test_a_lone_text_is_blamed_once_a_harmless_one_passes(self, server, ask):
         server.rule = poison(TEXTS[0])
-        with pytest.raises(TextsRefusedError, match=r"refused 1 of 1 texts: text 0 \(HTTP 400") as caught:
+        with pytest.raises(TextsRefusedError, match=r"refused 1 of 1 text: text 0 \(HTTP 400") as caught:
             ask(hosted(server), TEXTS[:1])
         assert caught.value.vectors == {}
         assert server.asked == [TEXTS[:1], [PROBE]]
