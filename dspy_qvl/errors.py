@@ -93,6 +93,15 @@ def other_model(difference: str) -> StateError:
     )
 
 
+def unavailable(problem: str) -> ModelUnavailableError:
+    """The refusal to embed with a model that cannot run here, with the three ways out."""
+    return ModelUnavailableError(
+        f"{problem} Three ways out: pip install 'dspy_qvl[local]' on a machine that has or can fetch the weights; "
+        "model_name='openrouter/qwen/qwen3-embedding-8b' with api_key or the provider's environment variable; "
+        "or model_name='lexical', which needs nothing."
+    )
+
+
 def shown(value: object, limit: int = 60) -> str:
     """A value as it appears inside an error message: its repr, cut to `limit` characters."""
     text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
