@@ -121,9 +121,10 @@ async def ask(
     litellm.suppress_debug_info = True  # its advice would be printed to stdout at every error
     with contextlib.suppress(ImportError):
         # Keeps litellm's log worker out: it serves one event loop a process, and the caller's may be another.
+        # Where somebody listens to litellm, it is let in.
         from litellm._internal_context import is_internal_call
 
-        is_internal_call.set(True)
+        is_internal_call.set(not (litellm.callbacks or litellm.success_callback or litellm.failure_callback))
     address = _address(route, key, api_base)
     if isinstance(address, Failure):
         return address

@@ -750,6 +750,22 @@ class TestLoops:
 
 
 class TestInsideDspy:
+    def test_who_listens_to_litellm_hears_of_embeddings(self, server, monkeypatch):
+        import litellm
+        from litellm.integrations.custom_logger import CustomLogger
+
+        heard = threading.Event()
+
+        class Listener(CustomLogger):
+            async def async_log_success_event(self, *event, **more):
+                heard.set()
+
+        for name in ("callbacks", "success_callback", "_async_success_callback", "failure_callback"):
+            monkeypatch.setattr(litellm, name, [])
+        monkeypatch.setattr(litellm, "callbacks", [Listener()])
+        hosted(server)(TEXTS[:1])
+        assert heard.wait(5)
+
     def test_the_embedder_hands_texts_and_errors_through(self, server):
         embedder = dspy.Embedder(hosted(server), caching=False, batch_size=8)
         assert_vectors_of(list(embedder(TEXTS[:20])), TEXTS[:20])
