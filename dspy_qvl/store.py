@@ -3,8 +3,9 @@
 The first stored vector of a text is its vector: a second one, from another process or another batch, is ignored
 and the first is read back.
 
-The file is a convenience, never a condition: damaged, it is set aside and begun anew; where it cannot be
-written, vectors live in memory. Both are said once.
+The file is a convenience, never a condition. Damaged, it is set aside and begun anew. Where it cannot be written
+(a full disk, a read-only folder, a lock that is never released), what it holds can still be read, and new vectors
+live in memory. Each is said once.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import sqlite3
 import threading
 import time
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +26,30 @@ from numpy.typing import NDArray
 from dspy_qvl.errors import QVLWarning
 
 Vector = NDArray[np.float32]
+Row = tuple[bytes, int, int, bytes]  # key, created, checksum, vector
 T = TypeVar("T")
+
+APPLICATION_ID = 0x71766C31  # "qvl1": the schema's number is its last character
+PAGE_SIZE = 32768
+SCHEMA = {
+    "models": "CREATE TABLE models(id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE)",
+    "vectors": """CREATE TABLE vectors(
+        key BLOB NOT NULL PRIMARY KEY,
+        model INTEGER NOT NULL REFERENCES models(id),
+        created INTEGER NOT NULL,
+        checksum INTEGER NOT NULL,
+        vector BLOB NOT NULL
+    )""",
+}
+READ_ONE = "SELECT checksum, vector FROM vectors WHERE key = ?"
+INSERT_ONE = (
+    "INSERT OR IGNORE INTO vectors(model, key, created, checksum, vector) "
+    "SELECT id, ?, ?, ?, ? FROM models WHERE identity = ?"
+)
+
+FLOAT32 = np.dtype("<f4")
+HALF = b"h"  # begins a float16 row, whose length is odd by it; a float32 row is 4 bytes a column and nothing else
+HALF_ERROR = 2.0**-10  # of the largest entry; twice what rounding to float16 costs where float16 has all its digits
 
 
 class StoreInfo(NamedTuple):
@@ -33,64 +58,186 @@ class StoreInfo(NamedTuple):
     Attributes:
         rows: number of vectors.
         bytes: their size, without SQLite's own pages.
-        path: the file, or None without one.
+        path: the file.
     """
 
     rows: int
     bytes: int
-    path: Path | None
+    path: Path
+
+
+class Opened(NamedTuple):
+    """A connection, and what tells that it is no longer the right one.
+
+    Attributes:
+        connection: to the file.
+        inode: of the file; another one means that the file was replaced.
+        modified: when the file last changed, where the connection cannot notice it by itself; else None.
+    """
+
+    connection: sqlite3.Connection
+    inode: int
+    modified: int | None
+
+
+class Desk:
+    """A thread's place at a store: its connection, and the lock that it holds while it works with it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.opened: Opened | None = None
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        opened, self.opened = self.opened, None
+        if opened is not None:
+            opened.connection.close()
+
+
+def encode(vectors: Vector, *, half: bool) -> list[bytes]:
+    """The rows of (n, d) as they are stored.
+
+    With `half` as float16, but for rows that float16 cannot hold: an entry is too large, or all of them are so
+    small that it has lost its digits.
+    """
+    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    if not half:
+        return [row.tobytes() for row in rows]
+    with np.errstate(over="ignore"):
+        rounded = rows.astype("<f2")
+        error = np.abs(rounded - rows).max(axis=1, initial=0.0)
+    held = error <= HALF_ERROR * np.abs(rows).max(axis=1, initial=0.0)
+    return [
+        HALF + short.tobytes() if fits else row.tobytes() for short, row, fits in zip(rounded, rows, held, strict=True)
+    ]
+
+
+def checksum(key: bytes, blob: bytes) -> int:
+    """What a row says of itself, so that a damaged one is a miss and not a wrong vector."""
+    return zlib.crc32(blob, zlib.crc32(key))
+
+
+def decode(key: bytes, told: int, blob: object) -> Vector | None:
+    """The vector of a row, (d,) float32 and read-only, or None where the row is damaged.
+
+    Args:
+        key: of the row.
+        told: the row's checksum.
+        blob: the row's vector as it is stored.
+    """
+    if not isinstance(blob, bytes) or zlib.crc32(blob, zlib.crc32(key)) != told or len(blob) < 2:
+        return None
+    if len(blob) % 4 == 0:
+        return np.frombuffer(blob, FLOAT32)
+    if len(blob) % 2 == 0 or blob[:1] != HALF:
+        return None
+    vector: Vector = np.frombuffer(blob[1:], dtype="<f2").astype(np.float32)
+    vector.setflags(write=False)
+    return vector
 
 
 class VectorStore:
     """Key -> float32 vector of any length, in one SQLite file in WAL mode.
 
-    A rowid table with 32 KiB pages, `synchronous=NORMAL` and memory-mapped reads: 8 µs to read a vector of
-    1,024, 46 µs to write one. Each thread of each process has a connection of its own. Each row carries a
-    checksum of its key and vector, so that a damaged row is a miss and not a wrong vector.
+    A rowid table with 32 KiB pages, `synchronous=NORMAL` and memory-mapped reads: see tests/benchmarks/cache.py.
+    Each thread of each process has a connection of its own.
 
     The file is made at the first write; only its own kind of file is ever written to.
+
+    Args:
+        path: the file.
+        identity: what makes the model's vectors its own.
+        half: store float16, half the bytes; rows of either kind are read whatever this says.
     """
 
-    APPLICATION_ID = 0x71766C31  # "qvl1": the schema's number is its last character
-    PAGE_SIZE = 32768
     MMAP_BYTES = 2**30
+    JOURNAL_PAGES = 2000  # 64 MiB; a single write costs a quarter less than with half of it, and a batch a third
     LOCK_SECONDS = 60.0
+    RETRY_SECONDS = 60.0  # after a failure; a full disk or a held lock would make every batch wait
     KEYS_A_QUERY = 500
 
-    def __init__(self, path: Path, identity: str) -> None:
+    def __init__(self, path: Path, identity: str, *, half: bool = False) -> None:
         self.path = path
+        self._file = str(path)  # a string is looked up faster than a Path
         self._identity = identity
+        self._half = half
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._usable = True
+        self._read_from = self._written_from = 0.0  # monotonic time until which the file is left alone
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, Vector]:
         """The stored vectors among `keys`, read-only and full-size; what is missing or damaged is left out."""
-        if not keys or not self._usable or not self.path.exists():
-            return {}
-        return self._attempt(lambda connection: self._read(connection, keys), {})
+        nothing: dict[bytes, Vector] = {}
+        if not keys:
+            return nothing
+        return self.attempt(self._read_one if len(keys) == 1 else self._read, keys, otherwise=nothing)
 
     def write(self, keys: Sequence[bytes], vectors: Vector) -> dict[bytes, Vector]:
-        """Store vectors, (n, d), in one transaction; returns those that differ because another came first."""
-        if not keys or not self._usable:
+        """Store vectors, (n, d), in one transaction.
+
+        Returns:
+            Those that are not what was given: another came first, or they are stored as float16 and these are
+            the rounded ones, bit for bit what a later read gives.
+        """
+        if not keys:
             return {}
-        return self._attempt(lambda connection: self._write(connection, keys, vectors), {}, create=True)
+        now = int(time.time())
+        blobs = encode(vectors, half=self._half)
+        rows = [(key, now, checksum(key, blob), blob) for key, blob in zip(keys, blobs, strict=True)]
+        kept: dict[bytes, Vector] = {}
+        first = self.attempt(self._write, rows, otherwise=kept, writes=True)
+        if self._half:
+            kept = {key: vector for key, _, told, blob in rows if (vector := decode(key, told, blob)) is not None}
+        return {**kept, **first}
 
     def info(self) -> StoreInfo:
         """Rows and bytes stored for this model."""
-        nothing = StoreInfo(0, 0, self.path)
-        if not self._usable or not self.path.exists():
-            return nothing
+        rows, size = self.attempt(self._count, otherwise=(0, 0))
+        return StoreInfo(rows, size, self.path)
 
-        def count(connection: sqlite3.Connection) -> StoreInfo:
-            rows, size = connection.execute(
-                "SELECT count(*), coalesce(sum(length(vector)), 0) FROM vectors "
-                "WHERE model = (SELECT id FROM models WHERE identity = ?)",
-                (self._identity,),
-            ).fetchone()
-            return StoreInfo(rows, size, self.path)
+    def attempt(self, action: Callable[..., T], *details: object, otherwise: T, writes: bool = False) -> T:
+        """Run an action on this thread's connection.
 
-        return self._attempt(count, nothing)
+        A damaged file is set aside. After any other fault this kind of work is left alone for a while.
+
+        Args:
+            action: called with the connection and `details`; it may not use the store itself.
+            details: what else the action needs.
+            otherwise: the answer where there is no file or the file fails.
+            writes: whether the action writes; the file is made for it where there is none.
+        """
+        pause = self._written_from if writes else self._read_from
+        if pause and time.monotonic() < pause:
+            return otherwise
+        try:
+            desk: Desk = self._local.desk
+        except AttributeError:
+            desk = self._local.desk = _new_desk()
+        with desk.lock:
+            try:
+                return action(self._connection(desk, writes), *details)
+            except (sqlite3.DatabaseError, UnicodeDecodeError, OSError) as error:  # a damaged name is no UTF-8
+                if isinstance(error, FileNotFoundError) and not writes:
+                    return otherwise
+                fault: Exception = error
+            try:
+                if is_damage(fault):
+                    self._set_aside(desk, fault)
+                    return action(self._connection(desk, writes), *details) if writes else otherwise
+            except (sqlite3.DatabaseError, UnicodeDecodeError, OSError) as error:
+                fault = error
+            self._pause(desk, writes, fault)
+            return otherwise
+
+    def _read_one(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
+        row = connection.execute(READ_ONE, keys).fetchone()
+        if row is None:
+            return {}
+        vector = decode(keys[0], *row)
+        if vector is None:
+            self._drop(connection, keys)
+            return {}
+        return {keys[0]: vector}
 
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
         found: dict[bytes, Vector] = {}
@@ -98,98 +245,104 @@ class VectorStore:
         for start in range(0, len(keys), self.KEYS_A_QUERY):
             some = keys[start : start + self.KEYS_A_QUERY]
             query = f"SELECT key, checksum, vector FROM vectors WHERE key IN ({','.join('?' * len(some))})"
-            for key, checksum, blob in connection.execute(query, some):
-                if not isinstance(blob, bytes) or zlib.crc32(blob, zlib.crc32(key)) != checksum or len(blob) % 4:
+            for key, told, blob in connection.execute(query, some):
+                vector = decode(key, told, blob)
+                if vector is None:
                     damaged.append(key)
                 else:
-                    found[key] = np.frombuffer(blob, dtype="<f4")
+                    found[key] = vector
         if damaged:
-            _warn(f"{len(damaged)} damaged vector(s) in {self.path} were dropped, to be embedded again.")
-            with _transaction(connection):
-                connection.executemany("DELETE FROM vectors WHERE key = ?", [(key,) for key in damaged])
+            self._drop(connection, damaged)
         return found
 
-    def _write(self, connection: sqlite3.Connection, keys: Sequence[bytes], vectors: Vector) -> dict[bytes, Vector]:
-        now = int(time.time())
-        blobs = [row.tobytes() for row in np.ascontiguousarray(vectors, dtype="<f4")]
-        with _transaction(connection):
-            connection.execute("INSERT OR IGNORE INTO models(identity) VALUES (?)", (self._identity,))
-            (model,) = connection.execute("SELECT id FROM models WHERE identity = ?", (self._identity,)).fetchone()
-            before = connection.total_changes
-            connection.executemany(
-                "INSERT OR IGNORE INTO vectors(key, model, created, checksum, vector) VALUES (?, ?, ?, ?, ?)",
-                [
-                    (key, model, now, zlib.crc32(blob, zlib.crc32(key)), blob)
-                    for key, blob in zip(keys, blobs, strict=True)
-                ],
-            )
-            added = connection.total_changes - before
-        return {} if added == len(keys) else self._read(connection, keys)
+    def _drop(self, connection: sqlite3.Connection, damaged: Sequence[bytes]) -> None:
+        warn(f"{len(damaged)} damaged vector(s) in {self.path} were dropped, to be embedded again.")
+        try:
+            with transaction(connection):
+                connection.executemany("DELETE FROM vectors WHERE key = ?", [(key,) for key in damaged])
+        except sqlite3.OperationalError as error:
+            if is_damage(error):
+                raise  # else they stay, and are a miss again: a file that cannot be written is still read
 
-    def _attempt(self, action: Callable[[sqlite3.Connection], T], otherwise: T, *, create: bool = False) -> T:
-        """Run an action on this thread's connection; a damaged file is set aside, any other fault ends disk use."""
-        for attempt in (1, 2):
-            try:
-                return action(self._connection(create))
-            except (sqlite3.DatabaseError, UnicodeDecodeError, OSError) as error:  # a damaged name is no UTF-8
-                if attempt == 2 or not _is_damage(error):
-                    self._degrade(error)
-                    return otherwise
-                try:
-                    self._set_aside(error)
-                except OSError as fault:
-                    self._degrade(fault)
-                    return otherwise
-                if not create:
-                    return otherwise
-        raise AssertionError("unreachable")
+    def _write(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[bytes, Vector]:
+        # By far the most common single write is of a model that is there: one statement is its own transaction.
+        if len(rows) == 1 and connection.execute(INSERT_ONE, (*rows[0], self._identity)).rowcount == 1:
+            return {}
+        with transaction(connection):
+            added = insert(connection, self._identity, rows)
+        return {} if added == len(rows) else self._read(connection, [row[0] for row in rows])
 
-    def _degrade(self, error: Exception) -> None:
+    def _count(self, connection: sqlite3.Connection) -> tuple[int, int]:
+        rows, size = connection.execute(
+            "SELECT count(*), coalesce(sum(length(vector)), 0) FROM vectors "
+            "WHERE model = (SELECT id FROM models WHERE identity = ?)",
+            (self._identity,),
+        ).fetchone()
+        return rows, size
+
+    def _pause(self, desk: Desk, writes: bool, error: Exception) -> None:
+        """Leave the file alone for a while, and say so the first time."""
+        if desk.opened is not None and desk.opened.modified is not None:
+            desk.close()  # it can never write
+        until = time.monotonic() + self.RETRY_SECONDS
         with self._lock:
-            first, self._usable = self._usable, False
+            if writes:
+                first, self._written_from = not self._written_from, until
+            else:
+                first, self._read_from = not self._read_from, until
         if first:
-            _warn(f"{self.path} cannot be used ({error}); vectors are kept in memory only and will be lost on exit.")
+            what, lost = ("written", "new vectors") if writes else ("read", "vectors")
+            warn(f"{self.path} cannot be {what} ({error}); {lost} are kept in memory only and will be lost on exit.")
 
-    def _connection(self, create: bool) -> sqlite3.Connection:
-        local = self._local
-        if getattr(local, "process", None) == os.getpid():  # a connection must not cross a fork
-            with contextlib.suppress(OSError):
-                if os.stat(self.path).st_ino == local.inode:
-                    connection: sqlite3.Connection = local.connection
-                    return connection
-        if create and not self.path.exists():
+    def _connection(self, desk: Desk, create: bool) -> sqlite3.Connection:
+        """This thread's connection.
+
+        Raises:
+            FileNotFoundError: there is no file, and none is to be made.
+        """
+        try:
+            stat = os.stat(self._file)
+        except FileNotFoundError:
+            if not create:
+                raise
             self._create()
-        connection = _open(self.path)
-        local.connection, local.process, local.inode = connection, os.getpid(), os.stat(self.path).st_ino
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        if application != self.APPLICATION_ID:
+            stat = os.stat(self._file)
+        if desk.opened is not None:
+            connection, inode, modified = desk.opened
+            if inode == stat.st_ino and (modified is None or modified == stat.st_mtime_ns):
+                return connection
+            desk.close()
+        connection, frozen = self._open()
+        desk.opened = Opened(connection, stat.st_ino, stat.st_mtime_ns if frozen else None)
+        if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
             raise sqlite3.DatabaseError("it is not a vector cache of this version of dspy_qvl")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA mmap_size = {self.MMAP_BYTES}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {self.JOURNAL_PAGES}")
         return connection
+
+    def _open(self) -> tuple[sqlite3.Connection, bool]:
+        """A connection that never makes a file and waits for other writers, and whether it takes it as frozen.
+
+        Where SQLite cannot make its shared memory (a read-only folder, a full disk), a file without anything in
+        its journal is whole, and is read as one that nobody writes to.
+        """
+        connection = connect(self.path, "mode=rw", self.LOCK_SECONDS)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if is_damage(error) or "locked" in str(error) or _size(f"{self._file}-wal"):
+                raise
+            return connect(self.path, "mode=ro&immutable=1", self.LOCK_SECONDS), True
+        return connection, False
 
     def _create(self) -> None:
         """Make the file under another name and move it into place whole, unless another process was faster."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}-{threading.get_ident()}.new")
+        draft = draft_of(self.path)
         try:
-            connection = sqlite3.connect(draft, isolation_level=None)
-            connection.executescript(
-                f"""
-                PRAGMA page_size = {self.PAGE_SIZE};
-                PRAGMA journal_mode = WAL;
-                PRAGMA application_id = {self.APPLICATION_ID};
-                CREATE TABLE models(id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE);
-                CREATE TABLE vectors(
-                    key BLOB NOT NULL PRIMARY KEY,
-                    model INTEGER NOT NULL REFERENCES models(id),
-                    created INTEGER NOT NULL,
-                    checksum INTEGER NOT NULL,
-                    vector BLOB NOT NULL
-                );
-                """
-            )
-            connection.close()
+            make_file(draft, "WAL").close()
             try:
                 os.link(draft, self.path)  # unlike a rename, never replaces another process's file
             except FileExistsError:
@@ -197,16 +350,13 @@ class VectorStore:
             except OSError:  # a file system without hard links
                 os.replace(draft, self.path)
         finally:
-            draft.unlink(missing_ok=True)
+            remove_draft(draft)
 
-    def _set_aside(self, error: Exception) -> None:
+    def _set_aside(self, desk: Desk, error: Exception) -> None:
         """Rename a damaged or foreign file, with its journal, unless another thread or process did so already."""
         with self._lock:
-            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-            inode = getattr(self._local, "inode", None)
-            if connection is not None:
-                connection.close()
-            self._local.__dict__.clear()
+            inode = None if desk.opened is None else desk.opened.inode
+            desk.close()
             if not self.path.exists() or (inode is not None and os.stat(self.path).st_ino != inode):
                 return
             number = 1
@@ -215,10 +365,104 @@ class VectorStore:
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
-        _warn(f"{self.path} could not be read ({error}); it was set aside as {aside.name} and a new cache was begun.")
+        warn(f"{self.path} could not be read ({error}); it was set aside as {aside.name} and a new cache was begun.")
 
 
-def _is_damage(error: Exception) -> bool:
+# SQLite must not cross a fork with a file open: the child would take the locks of its parent for its own, so that
+# whoever closes last deletes a journal the other still writes to
+# (see test_rows_written_after_a_fork_survive_the_parent_closing_the_file).
+_DESKS: "weakref.WeakSet[Desk]" = weakref.WeakSet()
+_DESKS_LOCK = threading.Lock()
+_held_for_fork: list[Desk] = []
+FORK_SECONDS = 5.0  # how long a fork waits for other threads at work
+
+
+def _new_desk() -> Desk:
+    desk = Desk()
+    with _DESKS_LOCK:
+        _DESKS.add(desk)
+    return desk
+
+
+def _before_fork() -> None:
+    """Close every connection of every thread, and let none be opened until the fork is over."""
+    _DESKS_LOCK.acquire()
+    last = time.monotonic() + FORK_SECONDS
+    for desk in list(_DESKS):
+        if desk.lock.acquire(timeout=max(0.0, last - time.monotonic())):
+            _held_for_fork.append(desk)
+            desk.close()
+
+
+def _after_fork() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().lock.release()
+    _DESKS_LOCK.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+def insert(connection: sqlite3.Connection, identity: str, rows: Sequence[Row]) -> int:
+    """Store rows of a model within a transaction; returns how many were new."""
+    connection.execute("INSERT OR IGNORE INTO models(identity) VALUES (?)", (identity,))
+    (model,) = connection.execute("SELECT id FROM models WHERE identity = ?", (identity,)).fetchone()
+    before = connection.total_changes
+    connection.executemany(
+        "INSERT OR IGNORE INTO vectors(model, key, created, checksum, vector) VALUES (?, ?, ?, ?, ?)",
+        [(model, *row) for row in rows],
+    )
+    return connection.total_changes - before
+
+
+def make_file(path: Path, journal_mode: str) -> sqlite3.Connection:
+    """A new file of vectors without any, open."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+        connection.execute(f"PRAGMA journal_mode = {journal_mode}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        for statement in SCHEMA.values():
+            connection.execute(statement)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def draft_of(path: Path) -> Path:
+    """Where a file is written before it is moved into place whole."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new")
+
+
+def remove_draft(draft: Path) -> None:
+    """Leave nothing of a draft, nor of what SQLite puts beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        Path(f"{draft}{suffix}").unlink(missing_ok=True)
+
+
+def connect(path: Path, options: str, lock_seconds: float) -> sqlite3.Connection:
+    """A connection that leaves transactions to us."""
+    uri = f"{path.absolute().as_uri()}?{options}"
+    # The connection belongs to one thread; garbage collection may close it from another.
+    return sqlite3.connect(uri, uri=True, timeout=lock_seconds, isolation_level=None, check_same_thread=False)
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing; waits for other writers."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk has rolled back already
+            connection.execute("ROLLBACK")
+        raise
+
+
+def is_damage(error: Exception) -> bool:
     """Whether the file is at fault, rather than a full disk, a read-only folder or a lock that was never released.
 
     SQLite reports damage as a plain DatabaseError and the others as its subclass OperationalError, but for a
@@ -229,26 +473,13 @@ def _is_damage(error: Exception) -> bool:
     return not isinstance(error, OSError)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """A connection that never makes a file and waits for other writers."""
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    # The connection belongs to one thread; garbage collection may close it from another.
-    return sqlite3.connect(
-        uri, uri=True, timeout=VectorStore.LOCK_SECONDS, isolation_level=None, check_same_thread=False
-    )
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(sqlite3.OperationalError):  # a full disk has rolled back already
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Say that something was lost, while the call goes on."""
     warnings.warn(message, QVLWarning, stacklevel=2)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
