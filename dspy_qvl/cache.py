@@ -28,6 +28,7 @@ from dspy_qvl.store import (
     Row,
     Vector,
     VectorStore,
+    bytes_at,
     connect,
     decode,
     draft_of,
@@ -45,6 +46,7 @@ BYTES_AT_ONCE = 2**24
 LONGEST_VECTOR = 2**20  # bytes that are read of a row of somebody else's file
 LONGEST_IDENTITY = 2**16
 GIVE_BACK_SECONDS = 2.0  # how long to wait for other processes before freed space is left in the file
+LARGEST_REWRITE = 2**32  # bytes; to shrink a larger file would keep other processes from writing for too long
 SECONDS_A_DAY = 86400.0
 
 
@@ -138,7 +140,7 @@ class EmbeddingCache:
             return CacheInfo(0, 0, None, 0, ())
         models = tuple(model for _, model in self._models())
         path = self.store.path
-        size = sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.exists())
+        size = bytes_at(str(path)) + bytes_at(f"{path}-wal")
         return CacheInfo(sum(model.rows for model in models), sum(model.bytes for model in models), path, size, models)
 
     def prune(
@@ -148,7 +150,9 @@ class EmbeddingCache:
         older_than: timedelta | float | None = None,
         model: str | None = None,
     ) -> Pruned:
-        """Remove vectors from disk, and give their space back unless another process stands in the way.
+        """Remove vectors from disk, and give their space back.
+
+        Where another process stands in the way, or more than 4 GiB stay, new vectors use the space instead.
 
         All conditions hold together: `model` and `older_than` select rows, and all of them leave; with `max_bytes`
         only the oldest of them leave, until the rest is small enough. What leaves the disk leaves this cache's
@@ -451,18 +455,27 @@ def _oldest(connection: sqlite3.Connection, start: int) -> list[tuple[bytes, int
     ).fetchall()
 
 
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
+    return value
+
+
 def _give_back(connection: sqlite3.Connection) -> None:
     """Forget models without rows and shrink the file; where others use it, its free pages are used again instead."""
-    (wait,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    wait = _pragma(connection, "busy_timeout")
     connection.execute(f"PRAGMA busy_timeout = {int(GIVE_BACK_SECONDS * 1000)}")
     try:
         with contextlib.suppress(sqlite3.OperationalError):
             with transaction(connection):
                 connection.execute("DELETE FROM models WHERE id NOT IN (SELECT DISTINCT model FROM vectors)")
-            connection.execute("VACUUM")
+            n_pages, n_free, size = (
+                _pragma(connection, name) for name in ("page_count", "freelist_count", "page_size")
+            )
+            if (n_pages - n_free) * size <= LARGEST_REWRITE:
+                connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
-        connection.execute(f"PRAGMA busy_timeout = {int(wait)}")
+        connection.execute(f"PRAGMA busy_timeout = {wait}")
 
 
 def _copy(connection: sqlite3.Connection, copy: sqlite3.Connection, chosen: Sequence[int] | None) -> int:
@@ -504,7 +517,7 @@ def _foreign(path: Path) -> Iterator[sqlite3.Connection]:
     """
     if not path.is_file():
         raise InputError(f"path must be a file that export() wrote, but {path} is {_kind(path)}.")
-    if any(_has_bytes(Path(f"{path}{end}")) for end in ("-wal", "-journal")):
+    if any(bytes_at(f"{path}{end}") for end in ("-wal", "-journal")):
         raise InputError(f"{path} is a cache in use, so a copy of it may be torn; use export() to make a whole one.")
     try:
         # Frozen, so that SQLite makes no file beside it and takes none that lies there.
@@ -531,10 +544,6 @@ def _bare(tables: Iterable[tuple[object, object]]) -> set[tuple[str, str]]:
 
 def _kind(path: Path) -> str:
     return "a folder" if path.is_dir() else "no file" if path.exists() else "not there"
-
-
-def _has_bytes(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
 
 
 def _names(connection: sqlite3.Connection) -> dict[int, str]:

@@ -332,7 +332,7 @@ class VectorStore:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
             connection.close()
-            if is_damage(error) or "locked" in str(error) or _size(f"{self._file}-wal"):
+            if is_damage(error) or "locked" in str(error) or bytes_at(f"{self._file}-wal"):
                 raise
             return connect(self.path, "mode=ro&immutable=1", self.LOCK_SECONDS), True
         return connection, False
@@ -478,7 +478,8 @@ def warn(message: str) -> None:
     warnings.warn(message, QVLWarning, stacklevel=2)
 
 
-def _size(path: str) -> int:
+def bytes_at(path: str) -> int:
+    """Size of a file; 0 where there is none."""
     try:
         return os.stat(path).st_size
     except OSError:
