@@ -1,6 +1,6 @@
 """What a stored vector costs, beside diskcache and beside a plain file.
 
-    python tests/benchmarks/cache.py [--rounds 15]
+    python tests/benchmarks/cache.py [--rounds 7]
 
 The same 1,024-column float32 vectors in fresh folders of one disk; ours and theirs in turn, after a round that is
 not counted; medians of the rounds. diskcache stores the bytes, and `np.frombuffer` makes them a vector again. The
@@ -8,6 +8,7 @@ plain file is one .npy, read whole: it has no keys, no checksums and no second p
 """
 
 import argparse
+import hashlib
 import statistics
 import tempfile
 import time
@@ -21,11 +22,13 @@ from dspy_qvl.cache import MemoryCache
 from dspy_qvl.store import VectorStore
 
 SIZE, BATCH = 1024, 256
-N_SINGLE, N_BATCHED = 1_000, 10_000
+N_WRITES, N_READS, READ_ROUNDS, N_BATCHED = 2_000, 100, 200, 10_000
 
 
-def keys(n: int, round_number: int = 0) -> list[bytes]:
-    return [bytes([round_number % 256, round_number // 256]) + number.to_bytes(14, "big") for number in range(n)]
+def keys(n: int, round_number: int = 0, start: int = 0) -> list[bytes]:
+    """Keys as a text's digest makes them, in no order."""
+    texts = [f"{round_number} {number}" for number in range(start, start + n)]
+    return [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
 
 
 def each(function: Callable[..., object], *columns: list) -> float:
@@ -43,25 +46,25 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def single(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """One vector at a time: written, read from disk, found in memory."""
-    vectors = np.random.default_rng(0).normal(size=(N_SINGLE, SIZE)).astype(np.float32)
-    rows, blobs = [vectors[i : i + 1] for i in range(N_SINGLE)], [row.tobytes() for row in vectors]
+    """One vector at a time: written, read from disk, found in memory; a round of writes merges a journal or two."""
+    vectors = np.random.default_rng(0).normal(size=(N_WRITES, SIZE)).astype(np.float32)
+    rows, blobs = [vectors[i : i + 1] for i in range(N_WRITES)], [row.tobytes() for row in vectors]
     store, peer, memory = VectorStore(folder / "ours.sqlite", "m"), diskcache.Cache(folder / "peer"), MemoryCache(2**30)
     times: dict[str, list[float]] = {name: [] for name in ("write", "set", "read", "get", "memory")}
-    order = np.random.default_rng(1).permutation(N_SINGLE)
     for number in range(rounds + 1):
-        mine = keys(N_SINGLE, number)
-        lists = [[key] for key in mine]
-        times["write"].append(each(store.write, lists, rows))
+        mine = keys(N_WRITES, number)
+        times["write"].append(each(store.write, [[key] for key in mine], rows))
         times["set"].append(each(peer.set, mine, blobs))
-        shuffled, shuffled_lists = [mine[i] for i in order], [lists[i] for i in order]
-        times["read"].append(each(store.read, shuffled_lists))
-        times["get"].append(each(lambda key: np.frombuffer(peer.get(key), dtype=np.float32), shuffled))
-        for key, vector in zip(mine, vectors, strict=True):
-            memory.put(key, vector)
-        times["memory"].append(each(memory.get, shuffled))
-        for key, vector in zip(shuffled[:20], vectors[order[:20]], strict=True):
-            assert (store.read([key])[key] == vector).all()
+    rng = np.random.default_rng(1)
+    for key, vector in zip(mine, vectors, strict=True):
+        memory.put(key, vector)
+    for _ in range(READ_ROUNDS + 1):
+        numbers, at = rng.integers(0, rounds + 1, N_READS), rng.integers(0, N_WRITES, N_READS)
+        some = [keys(1, number, start)[0] for number, start in zip(numbers.tolist(), at.tolist(), strict=True)]
+        times["read"].append(each(store.read, [[key] for key in some]))
+        times["get"].append(each(lambda key: np.frombuffer(peer.get(key), dtype=np.float32), some))
+        times["memory"].append(each(memory.get, [mine[start] for start in at]))
+        assert (store.read(some[:1])[some[0]] == vectors[at[0]]).all()
     peer.close()
     return {name: found[1:] for name, found in times.items()}
 
@@ -94,11 +97,11 @@ def line(name: str, ours: float, theirs: float, unit: str, bound: float | None =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         one = {name: statistics.median(found) for name, found in single(Path(folder), options.rounds).items()}
-        many, sizes = batched(Path(folder), max(3, options.rounds // 3))
+        many, sizes = batched(Path(folder), options.rounds)
     of = {name: statistics.median(found) for name, found in many.items()}
     per_vector = {name: found / N_BATCHED * 1e6 for name, found in of.items()}
     print(f"{f'vectors of {SIZE:,} columns':<52}{'ours':>9}{'theirs':>10}    {'ratio':>7}")
