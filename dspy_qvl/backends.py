@@ -9,21 +9,22 @@
 Each becomes a `Backend`: a callable to hand to `dspy.Embedder`, and the identity that keeps its vectors apart.
 """
 
+import functools
 import hashlib
+import os
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import dspy
-import numpy as np
-from numpy.typing import NDArray
 
-from dspy_qvl.errors import EmbeddingError, InputError, ModelUnavailableError, shown
+from dspy_qvl.errors import InputError, check_count, check_optional_string, shown
+from dspy_qvl.hosted import HostedModel, Limits, Usage, batch_size
 from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.local import LocalModel
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 HOSTED_QWEN = "openrouter/qwen/qwen3-embedding-8b"
@@ -47,7 +48,33 @@ CHAT_NAME = re.compile(
     re.I,
 )
 
+# Settings of a model, by where it runs; each left out means what suits the model.
+OF_LOCAL = ("device", "precision", "backend", "revision", "long_text")
+OF_HOSTED = ("requests_per_minute", "timeout")
+OF_ANY = ("max_concurrency",)
+THAT_CHANGE_VECTORS = ("precision", "revision", "long_text")
+
+LOCAL = "sentence-transformers"  # in identities
+
+LOCAL_BATCH = 256  # texts a batch in process, where the budget of tokens allows so many
+# Batches at once in process: one is tokenized, or waits for Python, while the other is in the processor's hands.
+LOCAL_SLOTS = 2
+
 Embed = Callable[[list[str]], Any]
+
+
+class Measured(NamedTuple):
+    """What texts cost a model in process.
+
+    Attributes:
+        tokens: of each text, as the model sees it.
+        budget: padded tokens of a batch.
+        warning: what is lost of texts longer than the model's window, or None.
+    """
+
+    tokens: Sequence[int]
+    budget: int
+    warning: str | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +96,7 @@ class Backend:
         is_served: whether another process may change the model under its name.
         tells_texts_apart: whether a failure tells the texts it is about from the others of the batch.
         measure: list of texts -> what they cost, or None where they are only counted.
+        usage: what was asked of a provider so far, or None where nobody is paid.
     """
 
     name: str
@@ -84,7 +112,8 @@ class Backend:
     is_async: bool = False
     is_served: bool = False
     tells_texts_apart: bool = False
-    measure: Callable[[list[str]], Any] | None = None
+    measure: Callable[[Sequence[str]], Measured] | None = None
+    usage: Callable[[], Usage] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +126,7 @@ class ModelSpec:
         api_base: where a hosted model is served, or None for the provider's own address.
         api_key: the provider's key, or None for its environment variable.
         embedder: a `dspy.Embedder` or callable that takes the place of `model_name`.
+        settings: of the model, by the names in `OF_LOCAL`, `OF_HOSTED` and `OF_ANY`; only what the caller gave.
     """
 
     model_name: str
@@ -104,6 +134,7 @@ class ModelSpec:
     api_base: str | None = field(default=None, repr=False)  # may hold a user and password
     api_key: str | None = field(default=None, repr=False)
     embedder: Any = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "api_key": None, "api_base": _public_address(self.api_base) or None}
@@ -114,31 +145,113 @@ class ModelSpec:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
+    def like(self, identity: Mapping[str, str] | None) -> "ModelSpec":
+        """The same model, in process as the one that `identity` belongs to, where the caller left that open."""
+        if identity is None or identity.get("backend") != LOCAL or self.embedder is not None:
+            return self
+        plain = {"precision": "float32"}
+        theirs = {name: identity.get(name, plain.get(name)) for name in THAT_CHANGE_VECTORS}
+        settings = {**{name: value for name, value in theirs.items() if value is not None}, **self.settings}
+        return replace(self, settings=settings)
+
     def backend(self) -> Backend:
         """The backend this describes; nothing is loaded or sent yet.
 
         Raises:
-            InputError: a chat model, an unusable name, or an embedder that cannot be called.
+            InputError: a chat model, an unusable name, an embedder that cannot be called, or a setting that the
+                model has not.
         """
         if self.embedder is not None:
-            return _custom(self.embedder)
+            self._check_settings("an embedder of one's own", OF_ANY)
+            return _custom(self.embedder, self._slots(1))
         if not isinstance(self.model_name, str) or not self.model_name.strip():
             raise InputError(f"model_name must be the name of an embedding model, but got {shown(self.model_name)}.")
         if self.model_name.strip().lower() == LEXICAL:
+            self._check_settings("the lexical model", OF_ANY)
             return _lexical(LEXICAL_DIM if self.embedding_dim is None else self.embedding_dim)
         if Path(self.model_name).is_dir():
-            return _folder(Path(self.model_name))
+            self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
+            return self._folder(Path(self.model_name))
         refuse_chat_model(self.model_name)
         if self.api_base is not None and "@" in urlsplit(self.api_base).netloc:
             raise InputError("api_base must not hold a user or password, which would show in errors; use api_key.")
         if self.model_name.split("/")[0] in PROVIDERS:
-            return _hosted(self)
+            self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY))
+            return self._hosted()
         if self.api_base is not None:
             raise InputError(
                 f"api_base was given, but {self.model_name!r} names no provider; put one first, for instance "
                 f"'openai/{self.model_name}' for any server that speaks OpenAI's protocol."
             )
-        return _from_hub(self.model_name)
+        self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
+        return self._from_hub()
+
+    def _check_settings(self, what: str, allowed: Sequence[str]) -> None:
+        """Refuse a setting that would have no effect.
+
+        Raises:
+            InputError: names it, and whose it is.
+        """
+        for name, value in self.settings.items():
+            if name not in allowed:
+                where = "a model in process" if name in OF_LOCAL else "a hosted model"
+                raise InputError(f"{name}={value!r} is a setting of {where}, but this is {what}; leave {name} out.")
+
+    def _slots(self, default: int) -> int:
+        n_slots = self.settings.get("max_concurrency")
+        return default if n_slots is None else check_count(n_slots, "max_concurrency", 1)
+
+    # In process
+
+    def _from_hub(self) -> Backend:
+        name = self.model_name
+        return self._local(repr(name), {"model": name}, name, _qwen3_size(name))
+
+    def _folder(self, folder: Path) -> Backend:
+        if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
+            raise InputError(
+                f"{str(folder)!r} holds no embedding model: neither config.json nor modules.json is in it."
+            )
+        identity = {"model": folder.name, "content": _fingerprint(folder)}
+        return self._local(f"the model in {folder.name!r}", identity, str(folder.resolve()), None)
+
+    def _local(self, name: str, identity: dict[str, str], source: str, size: int | None) -> Backend:
+        given = {setting: value for setting, value in self.settings.items() if setting in OF_LOCAL}
+        for setting in given:
+            check_optional_string(given[setting], setting)
+        model = LocalModel(source, **given)
+        return Backend(
+            name=name,
+            identity={**identity, "backend": LOCAL, **model.identity},
+            embed=model,
+            size=size,
+            default_dim=_qwen3_dim(identity["model"]),
+            batch_size=LOCAL_BATCH,
+            slots=self._slots(min(LOCAL_SLOTS, os.cpu_count() or 1)),
+            measure=functools.partial(_measured, model),
+        )
+
+    # Hosted
+
+    def _hosted(self) -> Backend:
+        given = {name: value for name, value in self.settings.items() if name in (*OF_HOSTED, *OF_ANY)}
+        limits = Limits(**given)
+        model = HostedModel(self.model_name, api_key=self.api_key, api_base=self.api_base, limits=limits)
+        return Backend(
+            name=f"the route {self.model_name!r}",
+            identity={"model": self.model_name, "backend": "litellm"},
+            embed=model,
+            endpoint=_public_address(self.api_base),
+            size=_qwen3_size(self.model_name),
+            default_dim=_qwen3_dim(self.model_name),
+            batch_size=batch_size(self.model_name),
+            slots=limits.max_concurrency,
+            width=limits.max_concurrency,
+            is_async=True,
+            is_served=True,
+            tells_texts_apart=True,
+            usage=lambda: model.usage,
+        )
 
 
 def refuse_chat_model(model_name: str) -> None:
@@ -172,72 +285,10 @@ def _lexical(n_features: int) -> Backend:
 
 # In process
 
-_LOADED: dict[str, Any] = {}
-_LOADING = threading.Lock()
 
-
-class LocalModel:
-    """A sentence-transformers model in this process, loaded at first use, once per process.
-
-    Args:
-        source: a folder, or a name on the Hugging Face hub.
-    """
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of texts, (n, d), as the model gives them."""
-        vectors: NDArray[np.float32] = self._load().encode(
-            list(texts), batch_size=len(texts), convert_to_numpy=True, show_progress_bar=False
-        )
-        return vectors
-
-    def _load(self) -> Any:
-        with _LOADING:
-            if self.source not in _LOADED:
-                try:
-                    from sentence_transformers import SentenceTransformer
-                except ImportError as error:
-                    raise ModelUnavailableError(
-                        f"{self.source!r} runs in process and needs sentence-transformers. {_ways_out()}"
-                    ) from error
-                try:
-                    _LOADED[self.source] = SentenceTransformer(self.source)
-                except Exception as error:
-                    raise ModelUnavailableError(
-                        f"{self.source!r} could not be loaded ({type(error).__name__}: {error}). {_ways_out()}"
-                    ) from error
-            return _LOADED[self.source]
-
-
-def _ways_out() -> str:
-    return (
-        "Three ways out: pip install 'dspy_qvl[local]' on a machine that has or can fetch the weights; "
-        f"model_name={HOSTED_QWEN!r} with api_key or the provider's environment variable; "
-        f"or model_name={LEXICAL!r}, which needs nothing."
-    )
-
-
-def _from_hub(model_name: str) -> Backend:
-    return Backend(
-        name=repr(model_name),
-        identity={"model": model_name, "backend": "sentence-transformers"},
-        embed=LocalModel(model_name),
-        size=_qwen3_size(model_name),
-        default_dim=_qwen3_dim(model_name),
-    )
-
-
-def _folder(folder: Path) -> Backend:
-    if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
-        raise InputError(f"{str(folder)!r} holds no embedding model: neither config.json nor modules.json is in it.")
-    return Backend(
-        name=f"the model in {folder.name!r}",
-        identity={"model": folder.name, "backend": "sentence-transformers", "content": _fingerprint(folder)},
-        embed=LocalModel(str(folder.resolve())),
-        default_dim=_qwen3_dim(folder.name),
-    )
+def _measured(model: LocalModel, texts: Sequence[str]) -> Measured:
+    lengths = model.measure(texts)
+    return Measured(lengths.tokens, model.tokens_a_batch, model.warning_for(lengths))
 
 
 def _fingerprint(folder: Path) -> str:
@@ -265,61 +316,6 @@ def _qwen3_dim(model_name: str) -> int | None:
     return QWEN3_DIM if "qwen3-embedding" in model_name.lower() else None
 
 
-# Hosted
-
-
-class HostedModel:
-    """An embedding route of litellm.
-
-    Args:
-        spec: names the route, and carries its address and key.
-    """
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self._spec = spec
-
-    def __call__(self, texts: Sequence[str]) -> list[list[float]]:
-        """Full-size vectors of texts, in the order of the texts whatever the order of the answer."""
-        import litellm
-
-        litellm.suppress_debug_info = True  # its advice would be printed to stdout at every error
-        address: dict[str, Any] = {"api_key": self._spec.api_key, "api_base": self._spec.api_base}
-        try:
-            response = litellm.embedding(
-                model=self._spec.model_name,
-                input=list(texts),
-                **{name: value for name, value in address.items() if value is not None},
-            )
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            if self._spec.api_key:
-                message = message.replace(self._spec.api_key, "<key>")
-            # The original error would show the key in a traceback, so it is not chained.
-            raise EmbeddingError(message) from None
-        return [row["embedding"] for row in _in_order(response.data)]
-
-
-def _in_order(rows: Sequence[Any]) -> Sequence[Any]:
-    """Rows by their index; as they came where a server leaves it out or writes 0 everywhere."""
-    try:
-        numbered = sorted(rows, key=lambda row: int(row["index"]))
-        return numbered if [row["index"] for row in numbered] == list(range(len(rows))) else rows
-    except (KeyError, AttributeError, TypeError):
-        return rows
-
-
-def _hosted(spec: ModelSpec) -> Backend:
-    return Backend(
-        name=f"the route {spec.model_name!r}",
-        identity={"model": spec.model_name, "backend": "litellm"},
-        embed=HostedModel(spec),
-        endpoint=_public_address(spec.api_base),
-        size=_qwen3_size(spec.model_name),
-        default_dim=_qwen3_dim(spec.model_name),
-        batch_size=10 if spec.model_name.startswith("dashscope/") else 64,  # DashScope takes at most 10 a call
-    )
-
-
 def _public_address(api_base: str | None) -> str:
     """An address without user, password, query and fragment: nothing secret reaches a key or a file."""
     if not api_base:
@@ -331,7 +327,7 @@ def _public_address(api_base: str | None) -> str:
 # The caller's own
 
 
-def _custom(embedder: Any) -> Backend:
+def _custom(embedder: Any, n_slots: int) -> Backend:
     model = embedder.model if isinstance(embedder, dspy.Embedder) else embedder
     if not callable(embedder):
         raise InputError(f"embedder must be a dspy.Embedder or a callable, but got {type(embedder).__name__}.")
@@ -349,6 +345,7 @@ def _custom(embedder: Any) -> Backend:
         endpoint=_public_address(str(address) if address else None),
         batch_size=embedder.batch_size if isinstance(embedder, dspy.Embedder) else 64,
         keep_on_disk=name is not None,
+        slots=n_slots,
     )
 
 

@@ -43,6 +43,7 @@ from dspy_qvl.errors import (
     other_model,
     shown,
 )
+from dspy_qvl.hosted import Usage
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.text import instructed
 
@@ -88,6 +89,10 @@ class Refused(NamedTuple):
     reason: str
 
 
+NO_VECTOR = (Refused, EmbeddingError)
+Row = Vectors | Refused | EmbeddingError
+
+
 class Embedding:
     """Texts -> unit vectors of one model, each text paid for once.
 
@@ -99,6 +104,7 @@ class Embedding:
         cache_dir: folder of the file of vectors, or None for memory only.
         instruction: Qwen's task instruction, put before every text; None for none.
         batch_size: texts a call of the model, or None for what suits the model.
+        storage: "float32", or "float16" for a file of half the size.
 
     Raises:
         InputError: a model that cannot be used, more columns than it has, or a cache_dir that is a file.
@@ -111,6 +117,7 @@ class Embedding:
         cache_dir: str | Path | None,
         instruction: str | None = None,
         batch_size: int | None = None,
+        storage: str = "float32",
     ) -> None:
         if spec.embedding_dim is not None:
             check_count(spec.embedding_dim, "embedding_dim", 1)
@@ -122,6 +129,7 @@ class Embedding:
         self.spec = spec
         self.cache_dir = cache_dir
         self.instruction = instruction
+        self.storage = storage
         self.batch_size = backend.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
         self._size: int | None = None  # of a full vector, once one was seen
         self.dim = spec.embedding_dim if spec.embedding_dim is not None else backend.default_dim
@@ -139,6 +147,7 @@ class Embedding:
         self.cache = EmbeddingCache(
             json.dumps({**(backend.identity or {}), "endpoint": backend.endpoint}, sort_keys=True),
             Path(cache_dir) / CACHE_FILE if in_files and cache_dir is not None else None,
+            storage=storage,
         )
         if backend.identity is None and cache_dir is not None:
             warnings.warn(
@@ -157,6 +166,11 @@ class Embedding:
     def is_lexical(self) -> bool:
         """Whether the model is the built-in one."""
         return self.spec.embedder is None and self.spec.model_name.strip().lower() == LEXICAL
+
+    @property
+    def usage(self) -> Usage | None:
+        """What a hosted model was asked by this process so far: requests, texts, tokens, cost. None for the others."""
+        return None if self._backend.usage is None else self._backend.usage()
 
     @property
     def keeps_vectors(self) -> bool:
@@ -253,9 +267,7 @@ class Embedding:
         refused = {row: found[key].reason for row, key in enumerate(keys) if isinstance(found[key], Refused)}
         if refused:
             row, reason = next(iter(refused.items()))
-            more = (
-                f" and {len(refused) - 1} more ({', '.join(map(str, list(refused)[1:9]))})" if len(refused) > 1 else ""
-            )
+            more = "" if len(refused) == 1 else f" and {len(refused) - 1} more ({', '.join(map(str, refused))})"
             raise TextsRefusedError(
                 f"{self.name} refused text {row}{more} of {len(texts)} ({shown(texts[row])}): {reason}. Leave it out "
                 f"or change it; the {len(texts) - len(refused)} others are embedded{self._where()}.",
@@ -373,7 +385,7 @@ class Embedding:
             answer = self._understood(error, len(texts))
         return await asyncio.to_thread(self._accept, keys, self._checked(answer, len(texts)))
 
-    def _ask(self, texts: list[str]) -> "list[Vectors | Refused]":
+    def _ask(self, texts: list[str]) -> list[Row]:
         """The full-size vector of each text from the model itself, checked, or why it was refused."""
         try:
             answer = self._embedder(texts, batch_size=len(texts), caching=False)
@@ -399,27 +411,27 @@ class Embedding:
             raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
         raise EmbeddingError(f"{self.name} failed: {type(error).__name__}: {error}") from error
 
-    def _checked(self, answer: Any, n_texts: int) -> "list[Vectors | Refused]":
-        """The rows of an answer, each a vector of the model's own length, or a refusal.
+    def _checked(self, answer: Any, n_texts: int) -> list[Row]:
+        """The rows of an answer, each a vector of the model's own length or what became of it instead.
 
         Raises:
             EmbeddingError: the model answered wrongly.
         """
-        refused = {}
+        without: dict[int, Row] = {}
         if isinstance(answer, list):
-            refused = {row: given for row, given in enumerate(answer) if isinstance(given, Refused)}
-            answer = [given for given in answer if not isinstance(given, Refused)]
-        if len(refused) == n_texts:
-            return list(refused.values())
-        vectors = check_vectors(answer, n_texts - len(refused), self.name)
+            without = {row: given for row, given in enumerate(answer) if isinstance(given, NO_VECTOR)}
+            answer = [given for given in answer if not isinstance(given, NO_VECTOR)]
+        if len(without) == n_texts:
+            return list(without.values())
+        vectors = check_vectors(answer, n_texts - len(without), self.name)
         self._check_size(vectors.shape[1])
         rows = iter(vectors)
-        return [refused[row] if row in refused else next(rows) for row in range(n_texts)]
+        return [without[row] if row in without else next(rows) for row in range(n_texts)]
 
-    def _accept(self, keys: Sequence[Key], rows: "Sequence[Vectors | Refused]") -> dict[Key, Any]:
+    def _accept(self, keys: Sequence[Key], rows: Sequence[Row]) -> dict[Key, Any]:
         """Store what the model gave; the vector of a text is the first that was stored."""
-        given = {key: row for key, row in zip(keys, rows, strict=True) if not isinstance(row, Refused)}
-        outcome: dict[Key, Any] = {key: row for key, row in zip(keys, rows, strict=True) if isinstance(row, Refused)}
+        outcome: dict[Key, Any] = dict(zip(keys, rows, strict=True))
+        given = {key: row for key, row in outcome.items() if not isinstance(row, NO_VECTOR)}
         if given:
             self._check_still_the_same(given)
             if self.cache.store is not None:
@@ -501,8 +513,8 @@ class Embedding:
 
     def _check_model(self, expect: Probe) -> None:
         """Refuse to value texts with a model whose vectors are not those the value function was fitted on."""
-        rows = self._ask(list(expect.texts))
-        if any(isinstance(row, Refused) for row in rows):
+        rows = [row for row in self._ask(list(expect.texts)) if not isinstance(row, NO_VECTOR)]
+        if len(rows) < len(expect.texts):
             raise EmbeddingError(f"{self.name} refuses the probe texts, so it cannot be told from another model.")
         vectors = unit(np.stack(rows)[:, : expect.vectors.shape[1]])
         if vectors.shape != expect.vectors.shape:
@@ -519,7 +531,7 @@ class Embedding:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.spec, self.cache_dir, self.instruction, self.batch_size)
+        return _remake, (self.spec, self.cache_dir, self.instruction, self.batch_size, self.storage)
 
 
 def unit(vectors: Vectors) -> Vectors:
@@ -553,5 +565,7 @@ class _Embedder(dspy.Embedder):  # type: ignore[misc]  # dspy ships no types
         return await self.model.acall(inputs)
 
 
-def _remake(spec: ModelSpec, cache_dir: str | Path | None, instruction: str | None, batch_size: int) -> Embedding:
-    return Embedding(spec, cache_dir=cache_dir, instruction=instruction, batch_size=batch_size)
+def _remake(
+    spec: ModelSpec, cache_dir: str | Path | None, instruction: str | None, batch_size: int, storage: str
+) -> Embedding:
+    return Embedding(spec, cache_dir=cache_dir, instruction=instruction, batch_size=batch_size, storage=storage)

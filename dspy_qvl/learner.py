@@ -31,6 +31,7 @@ from dspy_qvl.features import AUTO, BUILT_IN, EMBEDDING, PAIRED, Features, Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.folds import joined
 from dspy_qvl.head import RidgeHead
+from dspy_qvl.hosted import Usage
 from dspy_qvl.state import read_file, take, write_file
 from dspy_qvl.text import RankingExample, rated_text
 from dspy_qvl.tuning import Fitted, refit
@@ -160,14 +161,17 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             blocks: for the embedding and each block of features its weight and, where cross-validation measured it,
                 what it adds: the share of the cross-validated error that it takes away.
             baselines: the same val_ figures of "mean", "length" and "nearest" (5 nearest neighbours).
+            usage: of a hosted model only: requests, texts, tokens and cost (US dollars, or None where litellm does not
+                know the price) of this call; `embedder.usage` has the sum.
 
         Raises:
             InputError: fewer than 2 texts, equal scores, or arguments out of range; an earlier fit stays.
             EmbeddingError: the model failed; an earlier fit stays, and what was embedded is not asked for again.
         """
         fraction, n_folds = check_fraction(validation_split, "validation_split"), check_count(cv_folds, "cv_folds", 2)
+        before = self._embedding.usage
         with self._changing:
-            return self._train(fraction, n_folds, groups)
+            return self._with_usage(self._train(fraction, n_folds, groups), before)
 
     def _train(self, fraction: float, n_folds: int, groups: Sequence[Any] | str | None) -> dict[str, Any]:
         examples = list(self.ridge.examples)
@@ -214,11 +218,13 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             results: for each alpha, mse_mean and mse_std over the folds.
             cv_folds: the folds used.
             blocks: as `train`; the weights are chosen together with alpha.
+            usage: as `train`.
 
         Raises:
             InputError: as `train`, or an empty or unusable range; an earlier fit stays.
         """
         alphas, n_folds = check_alphas(alpha_range), check_count(cv_folds, "cv_folds", 2)
+        before = self._embedding.usage
         with self._changing:
             table, y, members = self._training_table(list(self.ridge.examples), groups)
             chosen, tuned = choose_alpha(
@@ -241,7 +247,18 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
                 QVLWarning,
                 stacklevel=2,
             )
-        return chosen
+        return self._with_usage(chosen, before)
+
+    def _with_usage(self, report: dict[str, Any], before: Usage | None) -> dict[str, Any]:
+        """A report with what a hosted model was asked since `before`."""
+        now = self._embedding.usage
+        if now is None or before is None:
+            return report
+        spent = now - before
+        logger.info("asked %s: %s", self.model_name, spent)
+        cost = None if spent.unpriced and not spent.cost else spent.cost
+        usage = {"requests": spent.requests, "texts": spent.texts, "tokens": spent.tokens, "cost": cost}
+        return {**report, "usage": usage}
 
     def update(
         self, text: str, score: float, metadata: Mapping[str, Any] | None = None, query: str | None = None
@@ -404,7 +421,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         if fit is None:
             raise StateError(f"{path} holds no fitted value function.")
         try:
-            settings, embedding, blocks = self._adopted(take(content, "settings", Mapping, str(path)))
+            settings, embedding, blocks = self._adopted(take(content, "settings", Mapping, str(path)), fit.identity)
             check_blocks(blocks, fit)
         except (StateError, InputError) as error:
             raise StateError(f"{path} does not fit this learner: {error}") from error
@@ -412,7 +429,9 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         self._settings, self._embedding, self._blocks, self.ridge = settings, embedding, blocks, head
         logger.debug("loaded %r from %s", self, path)
 
-    def _adopted(self, saved: Mapping[str, Any]) -> tuple[dict[str, Any], Embedding, Features]:
+    def _adopted(
+        self, saved: Mapping[str, Any], identity: Mapping[str, str] | None
+    ) -> tuple[dict[str, Any], Embedding, Features]:
         """Settings, embedding and features as a file has them, where the caller said nothing else."""
         what = "the saved settings"
         settings = {
@@ -438,12 +457,14 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             raise StateError("it was saved with an embedder of its own; give that embedder to this learner.")
         chosen = spec.embedder is not None or self._settings["model_name"] is not None
         name = spec.model_name if chosen else settings["model_name"]
-        if (name, settings["embedding_dim"], settings["instruction"]) != (spec.model_name, now.dim, now.instruction):
+        wanted = replace(spec, model_name=name, embedding_dim=settings["embedding_dim"]).like(identity)
+        if (wanted, settings["instruction"]) != (replace(spec, embedding_dim=now.dim), now.instruction):
             now = Embedding(
-                replace(spec, model_name=name, embedding_dim=settings["embedding_dim"]),
+                wanted,
                 cache_dir=now.cache_dir,
                 instruction=settings["instruction"],
                 batch_size=self._batch_size,
+                storage=now.storage,
             )
         blocks = self._blocks
         mine = settings["features"] == self._settings["features"]  # then with the callables themselves

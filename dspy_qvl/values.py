@@ -71,6 +71,15 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         random_state: int = 0,
         keep_examples: bool = True,
         features: Any = AUTO,
+        device: str | None = None,
+        precision: str | None = None,
+        backend: str | None = None,
+        revision: str | None = None,
+        long_text: str | None = None,
+        requests_per_minute: float | None = None,
+        timeout: float | None = None,
+        max_concurrency: int | None = None,
+        storage: str = "float32",
     ) -> None:
         super().__init__()
         self._changing = Lock()  # rated texts and fits change one call at a time; values need not wait
@@ -89,14 +98,24 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             "ridge_alpha": check_alpha(ridge_alpha),
         }
         self._batch_size = batch_size
-        spec = ModelSpec(
-            DEFAULT_MODEL if model_name is None else model_name, embedding_dim, api_base, api_key, embedder
-        )
+        settings = {
+            "device": device,
+            "precision": precision,
+            "backend": backend,
+            "revision": revision,
+            "long_text": long_text,
+            "requests_per_minute": requests_per_minute,
+            "timeout": timeout,
+            "max_concurrency": max_concurrency,
+        }
+        given = {name: value for name, value in settings.items() if value is not None}
+        name = DEFAULT_MODEL if model_name is None else model_name
         self._embedding = Embedding(
-            spec,
+            ModelSpec(name, embedding_dim, api_base, api_key, embedder, given),
             cache_dir=None if cache_dir is None else Path(cache_dir),
             instruction=instruction,
             batch_size=batch_size,
+            storage=storage,
         )
         self._blocks = Features(features, beside_lexical=self._embedding.is_lexical)
         self._settings["instruction"] = self._embedding.instruction
@@ -141,8 +160,13 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         self.ridge.alpha, self.ridge.alpha_tuned, self.ridge.weights = check_alpha(alpha), False, None
 
     @property
+    def embedder(self) -> Embedding:
+        """Texts -> vectors: `usage` says what a hosted model was asked and what it cost."""
+        return self._embedding
+
+    @property
     def embedding_cache(self) -> EmbeddingCache:
-        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info()`)."""
+        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info`, `prune`, `export`, `import_`)."""
         return self._embedding.cache
 
     # Values

@@ -1,18 +1,19 @@
 """What a model name means."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import asyncio
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
+from dspy_qvl import InputError, QVLWarning, Qwen3EmbeddingValueLearner, StateError
 from dspy_qvl.backends import ModelSpec
 from dspy_qvl.lexical import LexicalModel
 from tests.conftest import rated
+from tests.tiny_qwen3 import build
 
 
 def test_the_lexical_model_gives_unit_vectors_of_the_wanted_size():
@@ -76,69 +77,44 @@ def test_dashscope_is_sent_ten_texts_at_a_time():
     assert ModelSpec("dashscope/text-embedding-v4").backend().batch_size == 10
 
 
-class Server(BaseHTTPRequestHandler):
-    """An OpenAI-shaped embedding server that shuffles its answer, or refuses the key."""
-
-    requests: ClassVar[list] = []
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).requests.append((body["input"], self.headers["Authorization"]))
-        if "wrong" in self.headers["Authorization"]:
-            status, answer = 401, {"error": {"message": f"bad key {self.headers['Authorization']}"}}
-        else:
-            rows = [{"index": i, "embedding": row.tolist()} for i, row in enumerate(LexicalModel(64)(body["input"]))]
-            usage = {"prompt_tokens": 1, "total_tokens": 1}
-            status, answer = 200, {"data": rows[::-1], "model": body["model"], "usage": usage, "object": "list"}
-        raw = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def address(monkeypatch):
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # importing litellm offline would retry a download
-    Server.requests.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (
+            "lexical",
+            {"device": "cpu"},
+            "device='cpu' is a setting of a model in process, but this is the lexical model",
+        ),
+        ("openai/x-embedding", {"long_text": "mean"}, "long_text='mean' is a setting of a model in process"),
+        (
+            "Qwen/Qwen3-Embedding-0.6B",
+            {"timeout": 3},
+            "timeout=3 is a setting of a hosted model, but this is a model in",
+        ),
+        ("Qwen/Qwen3-Embedding-0.6B", {"precision": "int8"}, r"precision must be one of .*cosine"),
+        ("Qwen/Qwen3-Embedding-0.6B", {"precision": 8}, "precision must be a string or None, but got int"),
+        ("Qwen/Qwen3-Embedding-0.6B", {"backend": "tensorrt"}, "backend must be one of"),
+        ("Qwen/Qwen3-Embedding-0.6B", {"long_text": "sum"}, "long_text must be one of"),
+        ("openai/x-embedding", {"requests_per_minute": 0}, "requests_per_minute must be above 0"),
+        ("openai/x-embedding", {"max_concurrency": 0}, "max_concurrency must be a whole number of at least 1"),
+        ("openai/x-embedding", {"timeout": "long"}, "timeout must be a number"),
+    ],
+)
+def test_a_setting_that_would_have_no_effect_or_cannot_be_used_is_refused(model, settings, message):
+    with pytest.raises(InputError, match=message):
+        Qwen3EmbeddingValueLearner(model, **settings)
 
 
-def test_a_hosted_model_is_asked_over_http_and_its_answer_put_in_order(address, tmp_path):
-    learner = Qwen3EmbeddingValueLearner(
-        "openai/small-embedding", api_base=address, api_key="sk-right", cache_dir=tmp_path, batch_size=16
-    )
-    learner.add_training_examples(rated(20))
-    learner.train()
-    assert learner.embedding_dim == 64
-    text = learner.training_texts[0]
-    np.testing.assert_allclose(learner._embedding.vector(text), LexicalModel(64)([text])[0], atol=1e-6)
-    assert sorted(len(texts) for texts, _ in Server.requests) == [3, 4, 16]
-    assert {key for _, key in Server.requests} == {"Bearer sk-right"}
+def test_what_changes_vectors_is_part_of_a_models_identity_and_what_does_not_is_not():
+    def identity(**settings):
+        return dict(ModelSpec("Qwen/Qwen3-Embedding-0.6B", settings=settings).backend().identity)
 
-
-def test_a_refused_key_is_not_shown(address, tmp_path):
-    learner = Qwen3EmbeddingValueLearner(
-        "openai/small-embedding", api_base=address, api_key="sk-wrong-123", cache_dir=tmp_path
-    )
-    learner.add_training_examples(rated(4))
-    with pytest.raises(
-        EmbeddingError, match=r"the route 'openai/small-embedding' failed: AuthenticationError"
-    ) as caught:
-        learner.train(cv_folds=2)
-    chain, error = "", caught.value
-    while error is not None:
-        chain, error = chain + str(error), error.__cause__
-    assert "sk-wrong-123" not in chain
-    assert "<key>" in chain
+    plain = identity(precision="float32")
+    assert identity(precision="float32", device="cpu", max_concurrency=3, long_text="cut") == plain
+    assert identity(backend="onnx") == plain  # the vectors of float32, to rounding
+    for changed in ({"precision": "bfloat16"}, {"revision": "abc", "precision": "float32"}):
+        assert identity(**changed) != plain
+    assert identity(precision="float32", long_text="mean") != plain
 
 
 @pytest.mark.local
@@ -169,24 +145,118 @@ class TestLocalModel:
         from sentence_transformers import SentenceTransformer
 
         texts = [text for text, _ in rated(12)]
-        mine = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)._embedding(texts)
+        mine = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path, precision="float32")._embedding(texts)
         theirs = SentenceTransformer(folder).encode(texts, normalize_embeddings=True)
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
     def test_it_is_loaded_once_and_its_vectors_are_stored(self, folder, tmp_path):
-        from dspy_qvl import backends
+        from dspy_qvl.local import _PROCESS
 
         first = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)
         vectors = first._embedding(["one", "two"])
-        loaded = dict(backends._LOADED)
+        loaded = dict(_PROCESS.models)
         second = Qwen3EmbeddingValueLearner(folder, 128, cache_dir=tmp_path)
         cut = second._embedding(["two", "one"])[::-1]
-        assert loaded == backends._LOADED
+        second._embedding(["three"])
+        assert loaded == _PROCESS.models
         np.testing.assert_allclose(cut, vectors[:, :128] / np.linalg.norm(vectors[:, :128], axis=1)[:, None], atol=1e-6)
-        assert first.embedding_cache.info().rows == 2
+        assert first.embedding_cache.info().rows == 3
 
     def test_more_columns_than_it_has_are_refused(self, folder, tmp_path):
         learner = Qwen3EmbeddingValueLearner(folder, 768, cache_dir=tmp_path)
         learner.add_training_examples(rated(4))
         with pytest.raises(ValueError, match=r"embedding_dim=768 is more than the model in 'model' has \(384\)"):
             learner.train(cv_folds=2)
+
+    def test_texts_of_many_threads_are_embedded_together_and_come_out_as_alone(self, folder, tmp_path):
+        texts = [f"{text} {'and so on ' * (row % 40)}" for row, (text, _) in enumerate(rated(96))]
+        alone = Qwen3EmbeddingValueLearner(folder, cache_dir=None, precision="float32").embed(texts)
+        shared = Qwen3EmbeddingValueLearner(folder, cache_dir=None, precision="float32")
+        with ThreadPoolExecutor(16) as pool:
+            together = np.concatenate(list(pool.map(lambda text: shared.embed([text]), texts)))
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+
+    def test_a_text_longer_than_the_window_is_cut_with_one_warning(self, folder, tmp_path):
+        learner = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)
+        long = "a very good cup " * 200
+        with pytest.warns(
+            QVLWarning, match=r"2 of 3 texts are longer than the model's window of .*long_text='mean'"
+        ) as said:
+            learner.embed([long, "short", long + "at last"])
+        assert len(said) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            learner.embed([long])  # known
+            learner.embed([long + "one more"])  # alone, and said before
+
+    def test_the_mean_over_windows_sees_the_end_of_a_long_text(self, folder, tmp_path):
+        long, end = "a very good cup " * 200, "but it broke and I hate it " * 60
+        cut = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path, precision="float32")
+        with pytest.warns(QVLWarning, match="were cut"):
+            one, other = cut.embed([long, long + end])
+        assert one @ other > 0.999
+        mean = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path, precision="float32", long_text="mean")
+        one, other, short = mean.embed([long, long + end, "short"])
+        assert one @ other < 0.99
+        np.testing.assert_allclose(short, cut.embed(["short"])[0], atol=1e-6)
+
+    def test_it_is_awaited_off_the_event_loop(self, folder, tmp_path):
+        learner = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)
+        learner.embed(["loaded"])
+        ticks = []
+
+        async def main():
+            async def tick():
+                while True:
+                    ticks.append(time.perf_counter())
+                    await asyncio.sleep(0.001)
+
+            ticking = asyncio.create_task(tick())
+            await asyncio.gather(*(learner.aembed([f"text {n} {'long ' * 200}"]) for n in range(40)))
+            ticking.cancel()
+
+        asyncio.run(main())
+        assert max(np.diff(ticks)) < 0.5 * (ticks[-1] - ticks[0])
+
+
+@pytest.mark.local
+class TestTinyQwen3:
+    """A learner over a tiny Qwen3 with random weights, in the true on-disk format; more of it in test_local.py."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return str(build(tmp_path / "Qwen3-Embedding-Tiny"))
+
+    def test_a_learner_learns_from_it_and_is_saved_with_it(self, folder, tmp_path):
+        learner = Qwen3EmbeddingValueLearner(folder, 32, cache_dir=tmp_path)
+        learner.add_training_examples(rated(30))
+        learner.train()
+        learner.save_model(tmp_path / "value.qvl")
+        again = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)
+        again.load_model(tmp_path / "value.qvl")
+        assert again.predict("a sturdy cup") == learner.predict("a sturdy cup")
+
+    def test_vectors_are_cut_then_scaled_and_the_instruction_is_the_querys_alone(self, folder, tmp_path):
+        from sentence_transformers import SentenceTransformer
+
+        learner = Qwen3EmbeddingValueLearner(
+            folder, 16, cache_dir=tmp_path, instruction="Judge it", precision="float32"
+        )
+        bare = SentenceTransformer(folder)
+        for instruct, sent in ((True, "Instruct: Judge it\nQuery:a cup"), (False, "a cup")):
+            expected = bare.encode([sent])[0][:16]
+            np.testing.assert_allclose(
+                learner.embed(["a cup"], instruct=instruct)[0], expected / np.linalg.norm(expected), atol=1e-5
+            )
+
+    def test_a_loaded_value_function_takes_over_the_precision_it_was_fitted_in(self, folder, tmp_path):
+        learner = Qwen3EmbeddingValueLearner(folder, 32, cache_dir=tmp_path, precision="float16", long_text="mean")
+        learner.add_training_examples(rated(30))
+        learner.train()
+        learner.save_model(tmp_path / "value.qvl")
+        again = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)
+        again.load_model(tmp_path / "value.qvl")
+        assert again.predict("a sturdy cup") == learner.predict("a sturdy cup")
+        other = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path, precision="float32")
+        with pytest.raises(StateError, match="precision: 'float16' saved, '' here"):
+            other.load_model(tmp_path / "value.qvl")
