@@ -15,10 +15,10 @@ import threading
 import time
 import warnings
 import weakref
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,11 +71,13 @@ class Opened(NamedTuple):
 
     Attributes:
         connection: to the file.
+        cursor: for queries that give one row; it then has no view of the file open any more.
         inode: of the file; another one means that the file was replaced.
         modified: when the file last changed, where the connection cannot notice it by itself; else None.
     """
 
     connection: sqlite3.Connection
+    cursor: sqlite3.Cursor
     inode: int
     modified: int | None
 
@@ -114,7 +116,7 @@ def encode(vectors: Vector, *, half: bool) -> list[bytes]:
 
 def checksum(key: bytes, blob: bytes) -> int:
     """What a row says of itself, so that a damaged one is a miss and not a wrong vector."""
-    return zlib.crc32(blob, zlib.crc32(key))
+    return crc32(blob, crc32(key))
 
 
 def decode(key: bytes, told: int, blob: object) -> Vector | None:
@@ -125,7 +127,7 @@ def decode(key: bytes, told: int, blob: object) -> Vector | None:
         told: the row's checksum.
         blob: the row's vector as it is stored.
     """
-    if not isinstance(blob, bytes) or zlib.crc32(blob, zlib.crc32(key)) != told or len(blob) < 2:
+    if not isinstance(blob, bytes) or crc32(blob, crc32(key)) != told or len(blob) < 2:
         return None
     if len(blob) % 4 == 0:
         return np.frombuffer(blob, FLOAT32)
@@ -151,6 +153,7 @@ class VectorStore:
     """
 
     MMAP_BYTES = 2**30
+    PAGES_KIB = 2**14  # of pages that are in the journal and not in the mapped file yet; a tenth off a single read
     JOURNAL_PAGES = 2000  # 64 MiB; a single write costs a quarter less than with half of it, and a batch a third
     LOCK_SECONDS = 60.0
     RETRY_SECONDS = 60.0  # after a failure; a full disk or a held lock would make every batch wait
@@ -167,10 +170,12 @@ class VectorStore:
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, Vector]:
         """The stored vectors among `keys`, read-only and full-size; what is missing or damaged is left out."""
+        if len(keys) == 1:
+            found = self._glance(keys)
+            if found is not None:
+                return found
         nothing: dict[bytes, Vector] = {}
-        if not keys:
-            return nothing
-        return self.attempt(self._read_one if len(keys) == 1 else self._read, keys, otherwise=nothing)
+        return self.attempt(self._read, keys, otherwise=nothing) if keys else nothing
 
     def write(self, keys: Sequence[bytes], vectors: Vector) -> dict[bytes, Vector]:
         """Store vectors, (n, d), in one transaction.
@@ -229,15 +234,25 @@ class VectorStore:
             self._pause(desk, writes, fault)
             return otherwise
 
-    def _read_one(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
-        row = connection.execute(READ_ONE, keys).fetchone()
-        if row is None:
-            return {}
-        vector = decode(keys[0], *row)
-        if vector is None:
-            self._drop(connection, keys)
-            return {}
-        return {keys[0]: vector}
+    def _glance(self, keys: Sequence[bytes]) -> dict[bytes, Vector] | None:
+        """What a read of one key finds, or None where anything is out of the ordinary: `attempt` sees to that."""
+        try:
+            desk: Desk = self._local.desk
+            with desk.lock:
+                if desk.opened is None:
+                    return None
+                _, cursor, inode, modified = desk.opened
+                if os.stat(self._file).st_ino != inode or modified is not None:
+                    return None
+                row = cursor.execute(READ_ONE, keys).fetchone()
+            if row is None:
+                return {}
+            (key,), (told, blob) = keys, row
+            if len(blob) % 4 or not blob or crc32(blob, crc32(key)) != told:
+                return None  # damaged, or float16
+            return {key: np.frombuffer(blob, FLOAT32)}
+        except (AttributeError, TypeError, OSError, sqlite3.Error):
+            return None
 
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Vector]:
         found: dict[bytes, Vector] = {}
@@ -308,16 +323,17 @@ class VectorStore:
             self._create()
             stat = os.stat(self._file)
         if desk.opened is not None:
-            connection, inode, modified = desk.opened
+            connection, _, inode, modified = desk.opened
             if inode == stat.st_ino and (modified is None or modified == stat.st_mtime_ns):
                 return connection
             desk.close()
         connection, frozen = self._open()
-        desk.opened = Opened(connection, stat.st_ino, stat.st_mtime_ns if frozen else None)
+        desk.opened = Opened(connection, connection.cursor(), stat.st_ino, stat.st_mtime_ns if frozen else None)
         if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
             raise sqlite3.DatabaseError("it is not a vector cache of this version of dspy_qvl")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA mmap_size = {self.MMAP_BYTES}")
+        connection.execute(f"PRAGMA cache_size = {-self.PAGES_KIB}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {self.JOURNAL_PAGES}")
         return connection
 

@@ -285,6 +285,18 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_still_read(open_to_others)
         folder.chmod(0o755)
 
 
+def test_a_single_read_leaves_no_view_of_the_file_open(path):
+    store = VectorStore(path, "m")
+    store.write(keys(range(9)), vectors(9))
+    assert store.read(keys(range(1))).keys() == set(keys(range(1)))
+    assert store.read(keys(range(1), b"missing")) == {}
+    VectorStore(path, "m").write(keys(range(9, 18)), vectors(9))
+    other = sqlite3.connect(path)
+    assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0  # nobody was in the way
+    other.close()
+    assert len(store.read(keys(range(18)))) == 18
+
+
 # float16
 
 
