@@ -47,6 +47,7 @@ LONGEST_VECTOR = 2**20  # bytes that are read of a row of somebody else's file
 LONGEST_IDENTITY = 2**16
 GIVE_BACK_SECONDS = 2.0  # how long to wait for other processes before freed space is left in the file
 LARGEST_REWRITE = 2**32  # bytes; to shrink a larger file would keep other processes from writing for too long
+LARGEST_FILE = 2**48  # bytes, by SQLite's own limits
 SECONDS_A_DAY = 86400.0
 
 
@@ -171,7 +172,7 @@ class EmbeddingCache:
         """
         if max_bytes is None and older_than is None and model is None:
             raise InputError("prune() would remove every vector; give max_bytes, older_than or model.")
-        most = None if max_bytes is None else check_count(max_bytes, "max_bytes", 0)
+        most = None if max_bytes is None else min(check_count(max_bytes, "max_bytes", 0), LARGEST_FILE)
         before = None if older_than is None else int(time.time() - _seconds(older_than))
         chosen = self._models_called(model)
         if self.store is None:
@@ -299,7 +300,7 @@ class EmbeddingCache:
             )
             (surplus,) = connection.execute("SELECT coalesce(sum(size), 0) - ? FROM leaving", (most or 0,)).fetchone()
             for start in range(0, _count(connection, "leaving"), ROWS_AT_ONCE):
-                gone = []
+                gone: dict[bytes, int] = {}
                 with transaction(connection):
                     for key, created, size in _oldest(connection, start):
                         if surplus <= 0:
@@ -308,9 +309,8 @@ class EmbeddingCache:
                         if connection.execute(
                             "DELETE FROM vectors WHERE key = ? AND created = ?", (key, created)
                         ).rowcount:
-                            gone.append(key)
-                            n_bytes += size
-                n_rows += len(gone)
+                            gone[key] = size
+                n_rows, n_bytes = n_rows + len(gone), n_bytes + sum(gone.values())
                 self.memory.drop(gone)
                 if surplus <= 0:
                     break
@@ -382,7 +382,7 @@ def _models(connection: sqlite3.Connection) -> list[tuple[int, ModelInfo]]:
     )
     models = []
     for number, identity, n_rows, size, oldest, newest in rows:
-        label, parsed = _label(identity)
+        label, parsed = _label(str(identity))
         models.append((number, ModelInfo(label, parsed, n_rows, size, _moment(oldest), _moment(newest))))
     return models
 

@@ -145,6 +145,8 @@ def test_prune_by_size_removes_the_oldest_until_the_rest_is_small_enough(path):
     assert set(one.store.read(old)) == set(old[7:])  # of one age, the first that came
     assert len(one.store.read(young)) == 10
     assert one.info().bytes == 13 * SIZE * 4
+    assert one.prune(max_bytes=10**30) == Pruned(0, 0)
+    assert one.prune(older_than=1e300) == Pruned(0, 0)
     assert one.prune(max_bytes=0).rows == 13
     assert one.info().models == ()
 
