@@ -44,6 +44,7 @@ NO_WINDOW = 10**9  # tokenizers without a limit state an absurd one
 ROOM_TO_SPARE = 3  # tokens a window may gain because it is cut where no word ends
 SMALLEST_ROOM = 8  # tokens a window must have left beside the instruction
 HUB_SECONDS = 10.0
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 QWEN3 = "qwen3"
 QWEN3_END = "<|endoftext|>"
@@ -544,7 +545,8 @@ def _loaded(wanted: LocalModel) -> Loaded:
         raise unavailable(f"{wanted.source!r} could not be loaded ({type(error).__name__}: {error}).") from error
     model.eval()
     window = getattr(model, "max_seq_length", None)
-    return Loaded(model, wanted.backend, int(window) if window is not None and window < NO_WINDOW else None)
+    countable = window is not None and window < NO_WINDOW and hasattr(model.tokenizer, "model_max_length")
+    return Loaded(model, wanted.backend, int(window) if countable else None)
 
 
 def _has_onnx() -> bool:
@@ -565,9 +567,14 @@ def _from_anywhere(wanted: LocalModel) -> Any:
     """The model from a folder, from the hub's cache if it is there, or else from the hub.
 
     A cached model is not asked about on the hub: its vectors would change under a value function's feet.
+
+    Raises:
+        ModelUnavailableError: it is nowhere.
     """
     if Path(wanted.source).is_dir():
         return _sentence_transformer(wanted, local_only=True)
+    if not HUB_NAME.fullmatch(wanted.source):
+        raise unavailable(f"there is no folder {wanted.source!r}, and a model of the hub is named owner/name.")
     if _is_cached(wanted):
         try:
             return _sentence_transformer(wanted, local_only=True)
