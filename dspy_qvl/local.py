@@ -278,8 +278,9 @@ class _Process:
 
     Rust tokenizers keep padding and truncation as a state: two callers at once raise "Already borrowed", see
     test_many_threads_embed_at_once. After a fork only the forking thread is left. OpenMP would wait for ever for
-    the others, so torch runs on one thread in a child that inherits it; locks held by others are made anew; and
-    the tokenizer is never in anyone's hands while a fork happens. See test_a_forked_worker_embeds.
+    the others, so torch runs on one thread in a child that inherits it (a setting of each thread that calls it);
+    locks held by others are made anew; and the tokenizer is never in anyone's hands while a fork happens. See
+    test_a_worker_embeds_what_its_parent_would.
     """
 
     def __init__(self) -> None:
@@ -288,6 +289,7 @@ class _Process:
         self.loading = threading.Lock()
         self.tokenizing = threading.RLock()
         self._lost_threads = False
+        self._settled = threading.local()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
                 before=self.tokenizing_acquire, after_in_parent=self.tokenizing_release, after_in_child=self.forked
@@ -302,18 +304,19 @@ class _Process:
     def forked(self) -> None:
         self.loading = threading.Lock()
         self.tokenizing = threading.RLock()
+        self._settled = threading.local()
         self._lost_threads = "torch" in sys.modules
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         for key in [key for key, loaded in self.models.items() if loaded.backend == "onnx"]:
             self.abandoned.append(self.models.pop(key))  # its threads are gone too; freeing it would wait for them
 
     def settle_threads(self) -> None:
-        """Keep torch from waiting for threads that a fork left behind."""
-        if self._lost_threads:
+        """Keep torch, in the thread that calls, from waiting for threads that a fork left behind."""
+        if self._lost_threads and not hasattr(self._settled, "done"):
             import torch
 
             torch.set_num_threads(1)
-            self._lost_threads = False
+            self._settled.done = True
 
 
 _PROCESS = _Process()
@@ -545,8 +548,9 @@ def _loaded(wanted: LocalModel) -> Loaded:
         raise unavailable(f"{wanted.source!r} could not be loaded ({type(error).__name__}: {error}).") from error
     model.eval()
     window = getattr(model, "max_seq_length", None)
-    countable = window is not None and window < NO_WINDOW and hasattr(model.tokenizer, "model_max_length")
-    return Loaded(model, wanted.backend, int(window) if countable else None)
+    if window is None or window >= NO_WINDOW or not hasattr(model.tokenizer, "model_max_length"):
+        return Loaded(model, wanted.backend, None)
+    return Loaded(model, wanted.backend, int(window))
 
 
 def _has_onnx() -> bool:
