@@ -394,19 +394,20 @@ class Embedding:
         return self._checked(answer, len(texts))
 
     def _understood(self, error: Exception, n_texts: int) -> list[Any]:
-        """What a failure leaves of a batch: the vectors of the texts that were not refused.
+        """What a failure leaves of a batch: the vectors that came before it, and what became of each other text.
 
         Raises:
             EmbeddingError: nothing, said in this package's words.
         """
-        if isinstance(error, TextsRefusedError):
-            return [
-                error.vectors[row] if row in error.vectors else Refused(error.refused[row]) for row in range(n_texts)
-            ]
         if isinstance(error, ModelUnavailableError):
             raise error
         if isinstance(error, EmbeddingError):
-            raise EmbeddingError(f"{self.name} failed: {error}") from error.__cause__
+            refused = error.refused if isinstance(error, TextsRefusedError) else {}
+            failure = EmbeddingError(str(error) if self._backend.is_served else f"{self.name} failed: {error}")
+            if not error.vectors and not refused:
+                raise failure from error.__cause__
+            kept = {**dict.fromkeys(range(n_texts), failure), **error.vectors}
+            return [Refused(refused[row]) if row in refused else kept[row] for row in range(n_texts)]
         if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
             raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
         raise EmbeddingError(f"{self.name} failed: {type(error).__name__}: {error}") from error

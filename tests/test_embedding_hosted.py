@@ -111,6 +111,21 @@ def test_a_batch_that_is_too_large_is_split_and_later_ones_beforehand(server, tm
     assert max(map(len, server.asked)) <= 8
 
 
+def test_parts_of_a_batch_that_came_before_a_failure_are_kept(server, tmp_path):
+    server.rule = too_many_texts(8)
+    learner = make(server, tmp_path, batch_size=40, max_concurrency=1)
+    learner.embed([f"{text} again" for text in TEXTS])  # requests are of at most 8 texts from here on
+    server.requests.clear()
+    server.next(None, None, status(401, "the key was withdrawn"))
+    with pytest.raises(EmbeddingError, match=r"^the route .* failed with HTTP 401") as info:
+        learner.embed(TEXTS)
+    done = [text for batch in server.asked[:2] for text in batch]
+    assert f"({len(done)} of 40 new texts are embedded and stored" in str(info.value)
+    server.requests.clear()
+    learner.embed(TEXTS)
+    assert sorted([*done, *asked(server)]) == sorted(TEXTS)
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
