@@ -87,6 +87,8 @@ def run(ratings: list[tuple[str, float]], model: str) -> None:
         chosen = learner.optimize_hyperparameters(ALPHAS)
         metrics = learner.train()
         print(f"{len(ratings)} rated texts, model {model}, alpha {chosen['best_alpha']:g} by cross-validation")
+        if learner.embedder.usage is not None:
+            print(f"asked of the provider: {learner.embedder.usage}")
         print(f"\non {metrics['n_val']} texts held out:     R²   Spearman")
         print(f"  value function      {metrics['val_r2']:6.3f}   {metrics['val_spearman']:6.3f}")
         for name, label in [("nearest", "5 nearest texts"), ("length", "length"), ("mean", "mean")]:

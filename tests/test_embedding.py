@@ -1,8 +1,12 @@
 """The embedding path: asked once, checked, stored, cut, and the same bits every time."""
 
 import copy
+import hashlib
 import logging
+import multiprocessing
 import pickle
+import random
+import sqlite3
 import subprocess
 import sys
 import time
@@ -311,3 +315,42 @@ def test_importing_the_package_loads_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Digests:
+    """A named embedder of 64 columns that is cheap, and writes down how many texts it was asked for."""
+
+    name = "digests"
+
+    def __init__(self, log):
+        self.log = log
+
+    def __call__(self, texts):
+        with self.log.open("a") as file:
+            file.write(f"{len(texts)}\n")
+        digests = b"".join(hashlib.blake2b(text.encode(), digest_size=64).digest() for text in texts)
+        return np.frombuffer(digests, dtype=np.uint8).reshape(len(texts), 64).astype(np.float32) - 127.5
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_killed_20_times_while_embedding_20000_texts_it_asks_only_for_what_is_not_stored(tmp_path):
+    texts, log, rng = [f"text {number}" for number in range(20_000)], tmp_path / "asked.txt", random.Random(1)
+    context = multiprocessing.get_context("fork")
+    n_killed = 0
+    for _ in range(20):
+        worker = context.Process(target=lambda: make(Digests(log), tmp_path, batch_size=50)(texts))
+        worker.start()
+        worker.join(0.05 + 0.25 * rng.random())
+        n_killed += worker.is_alive()
+        worker.kill()
+        worker.join(10)
+    assert n_killed >= 10
+    vectors = make(Digests(log), tmp_path, batch_size=50)(texts)
+    np.testing.assert_array_equal(vectors, unit(Digests(log)(texts)))
+    asked = sum(map(int, log.read_text().split())) - len(texts)  # without the line above
+    assert len(texts) <= asked <= len(texts) + 50 * n_killed
+    with sqlite3.connect(tmp_path / "cache" / "vectors-1.sqlite") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM vectors").fetchone() == (len(texts),)
