@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from dspy_qvl import InputError, QVLWarning
-from dspy_qvl.cache import EmbeddingCache, Pruned
+from dspy_qvl.cache import EmbeddingCache
 from dspy_qvl.store import VectorStore
+from dspy_qvl.upkeep import Pruned
 
 SIZE = 16
 DAY = 86400
