@@ -337,20 +337,24 @@ class Embedding:
     def _progress(self, unpaid: Mapping[Key, str]) -> Iterator[Done]:
         """A bar over the texts of a call, and of a failure how far the call came."""
         quiet = len(unpaid) <= self.batch_size or not logger.isEnabledFor(logging.WARNING)
-        with tqdm(total=len(unpaid), desc="embedding", unit="text", delay=BAR_AFTER_SECONDS, disable=quiet) as bar:
+        bar = None if quiet else tqdm(total=len(unpaid), desc="embedding", unit="text", delay=BAR_AFTER_SECONDS)
 
-            def done(batch: Sequence[Wanted], outcome: dict[Key, Any]) -> dict[Key, Any]:
+        def done(batch: Sequence[Wanted], outcome: dict[Key, Any]) -> dict[Key, Any]:
+            if bar is not None:
                 bar.update(sum(wanted.key in unpaid for wanted in batch))
-                return outcome
+            return outcome
 
-            try:
-                yield done
-            except EmbeddingError as error:
-                n_done = sum(self.cache.memory.get(key) is not None for key in unpaid)
-                raise type(error)(
-                    f"{error} ({n_done} of {len(unpaid)} new texts are embedded{self._where()}; trying again asks only "
-                    "for the rest.)"
-                ) from error.__cause__
+        try:
+            yield done
+        except EmbeddingError as error:
+            n_done = sum(self.cache.memory.get(key) is not None for key in unpaid)
+            raise type(error)(
+                f"{error} ({n_done} of {len(unpaid)} new texts are embedded{self._where()}; trying again asks only for "
+                "the rest.)"
+            ) from error.__cause__
+        finally:
+            if bar is not None:
+                bar.close()
         logger.debug("embedded %d texts with %s", len(unpaid), self.name)
 
     def _where(self) -> str:
