@@ -14,6 +14,7 @@ data (see human_ratings.py). Ratios of medians over rounds in turn. The cache ag
 
 import contextlib
 import hashlib
+import math
 import os
 import random
 import statistics
@@ -40,11 +41,12 @@ WORDS = "good bad cup lamp broke love works today phone refund the a and of to w
 N_ROUNDS = 5
 
 
-def texts(n: int, n_words: int | tuple[int, int], seed: int) -> list[str]:
-    """Texts that nobody has asked for yet, of so many words."""
+def texts(n: int, n_words: int, seed: int, shortest: int | None = None) -> list[str]:
+    """Texts that nobody has asked for yet, of so many words, or of `shortest` up to so many (the logarithm even)."""
     rng = random.Random(seed)
-    low, high = (n_words, n_words) if isinstance(n_words, int) else n_words
-    return [" ".join([f"{seed}-{row}", *rng.choices(WORDS, k=rng.randint(low, high))]) for row in range(n)]
+    low = math.log(shortest or n_words)
+    lengths = [round(math.exp(rng.uniform(low, math.log(n_words)))) for _ in range(n)]
+    return [" ".join([f"{seed}-{row}", *rng.choices(WORDS, k=length)]) for row, length in enumerate(lengths)]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -139,20 +141,20 @@ def model() -> None:
     for number in range(N_ROUNDS):
         learner = minilm(precision="float32")
         naive_model = learner.embedder.spec.backend().embed
-        mixed = texts(256, (3, 180), number)
+        mixed = texts(256, 180, number, shortest=3)
         naive = seconds(lambda m=naive_model, t=mixed: [m(t[at : at + 32]) for at in range(0, len(t), 32)])
         packed.append(naive / seconds(lambda e=learner.embedder, t=mixed: e(t)))
     row("mixed lengths, sorted and packed against batches of 32 as they come", packed, "at least 2")
     bare = SentenceTransformer(minilm().model_name, device="cpu")
     for number in range(N_ROUNDS):
         learner = minilm(precision="float32")
-        mixed = texts(256, (3, 180), 100 + number)
+        mixed = texts(256, 180, 100 + number, shortest=3)
         theirs = seconds(lambda t=mixed: bare.encode(t))
         against.append(theirs / seconds(lambda e=learner.embedder, t=mixed: e(t)))
     row("the same against SentenceTransformer.encode: throughput", against, "at least 0.95")
     gains = []
     for number in range(N_ROUNDS):
-        mixed = texts(256, (3, 180), 200 + number)
+        mixed = texts(256, 180, 200 + number, shortest=3)
         plain, half = minilm(precision="float32").embedder, minilm(precision="bfloat16").embedder
         gains.append(seconds(lambda e=plain, t=mixed: e(t)) / seconds(lambda e=half, t=mixed: e(t)))
     row("bfloat16 against float32: throughput", gains, "no bound")
