@@ -422,8 +422,8 @@ if hasattr(os, "register_at_fork"):
 
 def insert(connection: sqlite3.Connection, identity: str, rows: Sequence[Row]) -> int:
     """Store rows of a model within a transaction; returns how many were new."""
-    connection.execute("INSERT OR IGNORE INTO models(identity) VALUES (?)", (identity,))
-    (model,) = connection.execute("SELECT id FROM models WHERE identity = ?", (identity,)).fetchone()
+    known = connection.execute("SELECT id FROM models WHERE identity = ?", (identity,)).fetchone()
+    (model,) = known or (connection.execute("INSERT INTO models(identity) VALUES (?)", (identity,)).lastrowid,)
     before = connection.total_changes
     connection.executemany(
         "INSERT OR IGNORE INTO vectors(model, key, created, checksum, vector) VALUES (?, ?, ?, ?, ?)",
