@@ -21,9 +21,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import dspy
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -34,17 +33,16 @@ from dspy_qvl.coalescing import Coalescer, Key, Wanted, by_caller
 from dspy_qvl.errors import (
     EmbeddingError,
     InputError,
-    ModelUnavailableError,
     QVLWarning,
     TextsRefusedError,
     check_count,
     check_text,
-    check_vectors,
     other_model,
     shown,
 )
 from dspy_qvl.hosted import Usage
 from dspy_qvl.linear import dot_rows
+from dspy_qvl.model import NO_VECTOR, Model, Refused, Row
 from dspy_qvl.text import instructed
 
 Vectors = NDArray[np.float32]
@@ -81,16 +79,6 @@ class Probe:
     def digest(self) -> bytes:
         """A short stand-in for the whole."""
         return hashlib.blake2b("\0".join(self.texts).encode() + self.vectors.tobytes(), digest_size=16).digest()
-
-
-class Refused(NamedTuple):
-    """Why a model gave no vector for one text of a batch."""
-
-    reason: str
-
-
-NO_VECTOR = (Refused, EmbeddingError)
-Row = Vectors | Refused | EmbeddingError
 
 
 class Embedding:
@@ -131,10 +119,9 @@ class Embedding:
         self.instruction = instruction
         self.storage = storage
         self.batch_size = backend.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
-        self._size: int | None = None  # of a full vector, once one was seen
         self.dim = spec.embedding_dim if spec.embedding_dim is not None else backend.default_dim
         self._backend = backend
-        self._embedder = backend.embed if isinstance(backend.embed, dspy.Embedder) else _Embedder(backend.embed)
+        self._model = Model(backend)
         if backend.size is not None:
             self._settle_dim(backend.size)
         self._coalescer = Coalescer(backend.slots, self.batch_size)
@@ -366,7 +353,7 @@ class Embedding:
         """What becomes of each text of a batch: its unit vector, stored; why it was refused; or what went wrong."""
         try:
             texts, keys = self._with_probe(batch)
-            return self._accept(keys, self._ask(texts))
+            return self._accept(keys, self._model(texts))
         except EmbeddingError:
             parts = by_caller(batch)
             if self._backend.tells_texts_apart or len(parts) == 1:
@@ -383,55 +370,7 @@ class Embedding:
         if not self._backend.is_async:
             return await asyncio.to_thread(self._answer, batch)
         texts, keys = await asyncio.to_thread(self._with_probe, batch)
-        try:
-            answer = await self._embedder.acall(texts, batch_size=len(texts), caching=False)
-        except Exception as error:
-            answer = self._understood(error, len(texts))
-        return await asyncio.to_thread(self._accept, keys, self._checked(answer, len(texts)))
-
-    def _ask(self, texts: list[str]) -> list[Row]:
-        """The full-size vector of each text from the model itself, checked, or why it was refused."""
-        try:
-            answer = self._embedder(texts, batch_size=len(texts), caching=False)
-        except Exception as error:
-            answer = self._understood(error, len(texts))
-        return self._checked(answer, len(texts))
-
-    def _understood(self, error: Exception, n_texts: int) -> list[Any]:
-        """What a failure leaves of a batch: the vectors that came before it, and what became of each other text.
-
-        Raises:
-            EmbeddingError: nothing, said in this package's words.
-        """
-        if isinstance(error, ModelUnavailableError):
-            raise error
-        if isinstance(error, EmbeddingError):
-            refused = error.refused if isinstance(error, TextsRefusedError) else {}
-            failure = EmbeddingError(str(error) if self._backend.is_served else f"{self.name} failed: {error}")
-            if not error.vectors and not refused:
-                raise failure from error.__cause__
-            kept = {**dict.fromkeys(range(n_texts), failure), **error.vectors}
-            return [Refused(refused[row]) if row in refused else kept[row] for row in range(n_texts)]
-        if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
-            raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
-        raise EmbeddingError(f"{self.name} failed: {type(error).__name__}: {error}") from error
-
-    def _checked(self, answer: Any, n_texts: int) -> list[Row]:
-        """The rows of an answer, each a vector of the model's own length or what became of it instead.
-
-        Raises:
-            EmbeddingError: the model answered wrongly.
-        """
-        without: dict[int, Row] = {}
-        if isinstance(answer, list):
-            without = {row: given for row, given in enumerate(answer) if isinstance(given, NO_VECTOR)}
-            answer = [given for given in answer if not isinstance(given, NO_VECTOR)]
-        if len(without) == n_texts:
-            return list(without.values())
-        vectors = check_vectors(answer, n_texts - len(without), self.name)
-        self._check_size(vectors.shape[1])
-        rows = iter(vectors)
-        return [without[row] if row in without else next(rows) for row in range(n_texts)]
+        return await asyncio.to_thread(self._accept, keys, await self._model.acall(texts))
 
     def _accept(self, keys: Sequence[Key], rows: Sequence[Row]) -> dict[Key, Any]:
         """Store what the model gave; the vector of a text is the first that was stored."""
@@ -484,24 +423,11 @@ class Embedding:
         if not vectors:
             return
         for size in {len(vector) for vector in vectors.values()}:
-            self._check_size(size)
+            self._model.check_size(size)
             self._settle_dim(size)
         rows = unit(np.stack([vector[: self.dim] for vector in vectors.values()]))
         for key, row in zip(vectors, rows, strict=True):
             fetched[key] = self.cache.memory.put(key, row)
-
-    def _check_size(self, size: int) -> None:
-        """Refuse vectors of another length than the first ones had.
-
-        Raises:
-            EmbeddingError: the length changed.
-        """
-        self._size = self._size or size
-        if size != self._size:
-            raise EmbeddingError(
-                f"{self.name} gave vectors of {self._size} columns before and of {size} now; "
-                "one model must give one length, so give another model another name."
-            )
 
     def _settle_dim(self, size: int) -> None:
         """Settle `dim` now that the model's own size is known.
@@ -518,7 +444,7 @@ class Embedding:
 
     def _check_model(self, expect: Probe) -> None:
         """Refuse to value texts with a model whose vectors are not those the value function was fitted on."""
-        rows = [row for row in self._ask(list(expect.texts)) if not isinstance(row, NO_VECTOR)]
+        rows = [row for row in self._model(list(expect.texts)) if not isinstance(row, NO_VECTOR)]
         if len(rows) < len(expect.texts):
             raise EmbeddingError(f"{self.name} refuses the probe texts, so it cannot be told from another model.")
         vectors = unit(np.stack(rows)[:, : expect.vectors.shape[1]])
@@ -553,21 +479,6 @@ def is_unit(vectors: Vectors) -> NDArray[np.bool_]:
     with np.errstate(over="ignore"):
         close: NDArray[np.bool_] = np.abs(dot_rows(vectors, vectors) - 1) < 1e-3
     return close
-
-
-class _Embedder(dspy.Embedder):  # type: ignore[misc]  # dspy ships no types
-    """`dspy.Embedder` over a callable; its `acall` would call that on the event loop.
-
-    DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors, see
-    test_two_models_never_share_a_vector.
-    """
-
-    def __init__(self, embed: Any) -> None:
-        super().__init__(embed, caching=False)
-
-    async def acall(self, inputs: list[str], batch_size: int | None = None, caching: bool | None = None) -> Any:
-        """What the callable gives, awaited."""
-        return await self.model.acall(inputs)
 
 
 def _remake(

@@ -39,6 +39,7 @@ FLOORS = [
     "features",
     "text",
     "backends",
+    "model",
     "embedding",
     "tuning",
     "validation",

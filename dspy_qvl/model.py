@@ -1,0 +1,122 @@
+"""A model behind `dspy.Embedder`: a batch of texts -> a row each, checked, or why there is none.
+
+    texts ─► dspy.Embedder ─► the callable ─► vectors, checked ──────┬─► rows
+                                   └─► a failure, in our own words ──┘
+
+What a model gave before it failed is kept: it was paid for.
+"""
+
+from typing import Any, NamedTuple
+
+import dspy
+import numpy as np
+from numpy.typing import NDArray
+
+from dspy_qvl.backends import Backend
+from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors
+
+Vectors = NDArray[np.float32]
+
+
+class Refused(NamedTuple):
+    """Why a model gave no vector for one text of a batch."""
+
+    reason: str
+
+
+NO_VECTOR = (Refused, EmbeddingError)
+Row = Vectors | Refused | EmbeddingError
+
+
+class Model:
+    """What is asked of a backend, and what its answers are worth.
+
+    Args:
+        backend: the model.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.name = backend.name
+        self._is_served = backend.is_served
+        self._embedder = backend.embed if isinstance(backend.embed, dspy.Embedder) else _Embedder(backend.embed)
+        self._size: int | None = None  # of a full vector, once one was seen
+
+    def __call__(self, texts: list[str]) -> list[Row]:
+        """The full-size vector of each text from the model itself, checked, or why it was refused."""
+        try:
+            answer = self._embedder(texts, batch_size=len(texts), caching=False)
+        except Exception as error:
+            answer = self._left(error, len(texts))
+        return self._checked(answer, len(texts))
+
+    async def acall(self, texts: list[str]) -> list[Row]:
+        """As `__call__`, awaited."""
+        try:
+            answer = await self._embedder.acall(texts, batch_size=len(texts), caching=False)
+        except Exception as error:
+            answer = self._left(error, len(texts))
+        return self._checked(answer, len(texts))
+
+    def _left(self, error: Exception, n_texts: int) -> list[Any]:
+        """What a failure leaves of a batch: the vectors that came before it, and what became of each other text.
+
+        Raises:
+            EmbeddingError: nothing, said in this package's words.
+        """
+        if isinstance(error, ModelUnavailableError):
+            raise error
+        if isinstance(error, EmbeddingError):
+            refused = error.refused if isinstance(error, TextsRefusedError) else {}
+            failure = EmbeddingError(str(error) if self._is_served else f"{self.name} failed: {error}")
+            if not error.vectors and not refused:
+                raise failure from error.__cause__
+            kept = {**dict.fromkeys(range(n_texts), failure), **error.vectors}
+            return [Refused(refused[row]) if row in refused else kept[row] for row in range(n_texts)]
+        if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
+            raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
+        raise EmbeddingError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+
+    def _checked(self, answer: Any, n_texts: int) -> list[Row]:
+        """The rows of an answer, each a vector of the model's own length or what became of it instead.
+
+        Raises:
+            EmbeddingError: the model answered wrongly.
+        """
+        without: dict[int, Row] = {}
+        if isinstance(answer, list):
+            without = {row: given for row, given in enumerate(answer) if isinstance(given, NO_VECTOR)}
+            answer = [given for given in answer if not isinstance(given, NO_VECTOR)]
+        if len(without) == n_texts:
+            return list(without.values())
+        vectors = check_vectors(answer, n_texts - len(without), self.name)
+        self.check_size(vectors.shape[1])
+        rows = iter(vectors)
+        return [without[row] if row in without else next(rows) for row in range(n_texts)]
+
+    def check_size(self, size: int) -> None:
+        """Refuse vectors of another length than the first ones had.
+
+        Raises:
+            EmbeddingError: the length changed.
+        """
+        self._size = self._size or size
+        if size != self._size:
+            raise EmbeddingError(
+                f"{self.name} gave vectors of {self._size} columns before and of {size} now; "
+                "one model must give one length, so give another model another name."
+            )
+
+
+class _Embedder(dspy.Embedder):  # type: ignore[misc]  # dspy ships no types
+    """`dspy.Embedder` over a callable; its `acall` would call that on the event loop.
+
+    DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors, see
+    test_two_models_never_share_a_vector.
+    """
+
+    def __init__(self, embed: Any) -> None:
+        super().__init__(embed, caching=False)
+
+    async def acall(self, inputs: list[str], batch_size: int | None = None, caching: bool | None = None) -> Any:
+        """What the callable gives, awaited."""
+        return await self.model.acall(inputs)
