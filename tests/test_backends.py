@@ -150,15 +150,15 @@ class TestLocalModel:
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
     def test_it_is_loaded_once_and_its_vectors_are_stored(self, folder, tmp_path):
-        from dspy_qvl.local import _PROCESS
+        from dspy_qvl.passes import PROCESS
 
         first = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)
         vectors = first._embedding(["one", "two"])
-        loaded = dict(_PROCESS.models)
+        loaded = dict(PROCESS.models)
         second = Qwen3EmbeddingValueLearner(folder, 128, cache_dir=tmp_path)
         cut = second._embedding(["two", "one"])[::-1]
         second._embedding(["three"])
-        assert loaded == _PROCESS.models
+        assert loaded == PROCESS.models
         np.testing.assert_allclose(cut, vectors[:, :128] / np.linalg.norm(vectors[:, :128], axis=1)[:, None], atol=1e-6)
         assert first.embedding_cache.info().rows == 3
 

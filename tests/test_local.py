@@ -23,8 +23,10 @@ from dspy_qvl import EmbeddingError, InputError, ModelUnavailableError, local
 from dspy_qvl.backends import HOSTED_QWEN, LEXICAL, ModelSpec
 from dspy_qvl.embedding import Embedding
 from dspy_qvl.errors import unavailable
-from dspy_qvl.local import Lengths, LocalModel, chosen_precision, has_bf16, packed
+from dspy_qvl.local import Lengths, LocalModel, chosen_precision, has_bf16
+from dspy_qvl.passes import PROCESS
 from dspy_qvl.text import instructed
+from dspy_qvl.windows import packed, windows_of
 from tests import tiny_qwen3
 from tests.conftest import rated
 
@@ -316,7 +318,7 @@ class TestLongTexts:
     @pytest.mark.parametrize("instruction", [None, "Say how it is"])
     def test_windows_hold_the_whole_text_each_with_its_instruction(self, narrow, text, instruction):
         loaded = float32(narrow)._load()
-        windows = local._windows(loaded, instructed(text, instruction))
+        windows = windows_of(loaded, instructed(text, instruction))
         prefix = instructed("", instruction)
         assert all(piece.startswith(prefix) for piece, _ in windows)
         assert "".join(piece[len(prefix) :] for piece, _ in windows) == text
@@ -334,7 +336,7 @@ class TestLongTexts:
         tokenizer = model._load().tokenizer
         for text, vector in zip(texts[1:], vectors[1:], strict=True):
             expected = np.zeros(tiny_qwen3.HIDDEN)
-            for piece, _ in local._windows(model._load(), text):
+            for piece, _ in windows_of(model._load(), text):
                 body = piece.removeprefix(instructed("", instruction))
                 weight = len(tokenizer(body, add_special_tokens=False)["input_ids"])
                 expected += weight * float32(narrow)([piece])[0]  # sentence-transformers 5.0 strips blanks
@@ -405,7 +407,7 @@ class TestMiniLM:
             except BaseException as error:
                 got[number] = error
 
-        before = set(local._PROCESS.models)
+        before = set(PROCESS.models)
         threads = [threading.Thread(target=embed, args=(number,)) for number in range(16)]
         for thread in threads:
             thread.start()
@@ -413,7 +415,7 @@ class TestMiniLM:
             thread.join()
         for number in range(16):
             np.testing.assert_allclose(got[number], expected[number], atol=1e-5)
-        assert len(set(local._PROCESS.models) - before) == 1
+        assert len(set(PROCESS.models) - before) == 1
         assert len({id(model._load().model) for model in models}) == 1
 
     def test_each_setting_has_its_own_model(self):
