@@ -17,6 +17,7 @@ who want them too.
 import asyncio
 import contextlib
 import contextvars
+import functools
 import os
 import threading
 import weakref
@@ -102,7 +103,7 @@ class Coalescer:
         self._free = self.slots
         self._wanted: dict[Key, Wanted] = {}
         self._queue: deque[Caller] = deque()  # callers with pending texts, that could use a slot
-        self._loops: Counter[int] = Counter()  # event loops with a caller in this room
+        self._loops: Counter[int] = Counter()  # callers and batches on each event loop
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Callers
@@ -162,15 +163,15 @@ class Coalescer:
                 loop.call_soon_threadsafe(woken.set)
 
         tasks: set[asyncio.Task[None]] = set()  # of this caller; `_tasks` keeps those it leaves behind alive
-        with self._lock:
-            self._loops[id(loop)] += 1
-        try:
+        with self._on(loop):
             caller = self._join(texts, known, wake, width)
             try:
                 while not caller.done:
                     batch = self._take(caller)
                     if batch is not None:
                         task = loop.create_task(self._arun(caller, batch, run))
+                        # A loop that is closed cancels it, perhaps before it began.
+                        task.add_done_callback(functools.partial(self._put_back, caller, batch))
                         for kept in (tasks, self._tasks):
                             kept.add(task)
                             task.add_done_callback(kept.discard)
@@ -181,12 +182,20 @@ class Coalescer:
                     await asyncio.wait(tasks)
             finally:
                 self._leave(caller)
+        return _outcome(caller)
+
+    @contextlib.contextmanager
+    def _on(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """While something here depends on an event loop."""
+        with self._lock:
+            self._loops[id(loop)] += 1
+        try:
+            yield
         finally:
             with self._lock:
                 self._loops[id(loop)] -= 1
-                if not self._loops[id(loop)]:
+                if self._loops[id(loop)] <= 0:
                     del self._loops[id(loop)]
-        return _outcome(caller)
 
     def _must_not_wait(self) -> bool:
         """Whether what this thread would wait for could only be done by this thread itself."""
@@ -325,15 +334,13 @@ class Coalescer:
 
     async def _arun(self, caller: Caller, batch: list[Wanted], run: ARun) -> None:
         _inside.set(True)  # this task has a context of its own
-        try:
-            outcome = await run(batch)
-        except Exception as error:
-            self._settle(caller, batch, {wanted.key: error for wanted in batch})
-        except BaseException:  # the loop is being closed
-            self._put_back(caller, batch)
-            raise
-        else:
-            self._settle(caller, batch, outcome)
+        with self._on(asyncio.get_running_loop()):
+            try:
+                outcome = await run(batch)
+            except Exception as error:
+                self._settle(caller, batch, {wanted.key: error for wanted in batch})
+            else:
+                self._settle(caller, batch, outcome)
 
     def _settle(self, caller: Caller, batch: list[Wanted], outcome: Outcome) -> None:
         with self._lock:
@@ -357,8 +364,8 @@ class Coalescer:
             for waiting in waking:
                 waiting.wake()
 
-    def _put_back(self, caller: Caller, batch: list[Wanted]) -> None:
-        """A batch that was broken off, not failed: its texts wait again, for whoever wants them."""
+    def _put_back(self, caller: Caller, batch: list[Wanted], _task: object = None) -> None:
+        """A batch that was broken off, not settled: its texts wait again, for whoever wants them."""
         with self._lock:
             if not any(running is batch for running in caller.running):
                 return

@@ -353,6 +353,20 @@ def test_a_plain_call_inside_a_running_loop_does_not_wait_for_that_loop(tmp_path
     np.testing.assert_array_equal(plain, awaited)
 
 
+def test_a_plain_call_does_not_wait_for_a_batch_that_a_cancelled_task_left_on_its_loop(tmp_path):
+    model = SlowModel(0.1)
+    embedding = make(model, tmp_path)
+
+    async def main():
+        task = asyncio.create_task(embedding.acall(["one"]))
+        await asyncio.sleep(0.03)
+        task.cancel()
+        await asyncio.sleep(0)
+        return embedding.vector("one")
+
+    assert asyncio.run(asyncio.wait_for(main(), DEADLINE)).shape == (32,)
+
+
 def test_an_async_model_is_asked_for_several_batches_at_once_up_to_its_limit(tmp_path):
     class Async:
         name = "async"
