@@ -45,6 +45,7 @@ Vectors = NDArray[np.float32]
 logger = logging.getLogger("dspy_qvl")
 
 CACHE_DIR = ".qwen3_embeddings"
+LEFT_OUT = {"precision": "float32", "long_text": "cut"}  # what an identity means that does not name them
 
 
 # The texts of the call in progress, and what their model must give for the probe texts: a subclass that asks for
@@ -468,7 +469,7 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
     mine, saved = embedding.identity, fit.identity
     if mine is not None and saved is not None and mine != dict(saved):
         differences = ", ".join(
-            f"{key}: {saved.get(key, '')!r} saved, {mine.get(key, '')!r} here"
+            f"{key}: {saved.get(key, LEFT_OUT.get(key, ''))!r} saved, {mine.get(key, LEFT_OUT.get(key, ''))!r} here"
             for key in sorted({*mine, *saved})
             if mine.get(key) != saved.get(key)
         )

@@ -258,5 +258,5 @@ class TestTinyQwen3:
         again.load_model(tmp_path / "value.qvl")
         assert again.predict("a sturdy cup") == learner.predict("a sturdy cup")
         other = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path, precision="float32")
-        with pytest.raises(StateError, match="precision: 'float16' saved, '' here"):
+        with pytest.raises(StateError, match="precision: 'float16' saved, 'float32' here"):
             other.load_model(tmp_path / "value.qvl")
