@@ -92,7 +92,6 @@ class Backend:
         keep_on_disk: whether a vector is worth storing.
         slots: batches that run well at once.
         width: how many of them one caller may have.
-        is_async: whether `embed` has an `acall` that does not block.
         is_served: whether another process may change the model under its name.
         tells_texts_apart: whether a failure tells the texts it is about from the others of the batch.
         measure: list of texts -> what they cost, or None where they are only counted.
@@ -109,7 +108,6 @@ class Backend:
     keep_on_disk: bool = True
     slots: int = 1
     width: int = 1
-    is_async: bool = False
     is_served: bool = False
     tells_texts_apart: bool = False
     measure: Callable[[Sequence[str]], Measured] | None = None
@@ -127,6 +125,7 @@ class ModelSpec:
         api_key: the provider's key, or None for its environment variable.
         embedder: a `dspy.Embedder` or callable that takes the place of `model_name`.
         settings: of the model, by the names in `OF_LOCAL`, `OF_HOSTED` and `OF_ANY`; only what the caller gave.
+        key_lost: whether there was a key that pickling left out.
     """
 
     model_name: str
@@ -135,9 +134,11 @@ class ModelSpec:
     api_key: str | None = field(default=None, repr=False)
     embedder: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    key_lost: bool = field(default=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "api_key": None, "api_base": _public_address(self.api_base) or None}
+        state["key_lost"] = self.key_lost or self.api_key is not None
         if isinstance(self.embedder, dspy.Embedder):
             state["embedder"] = _without_secrets(self.embedder)
         return state
@@ -173,8 +174,7 @@ class ModelSpec:
             self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
             return self._folder(Path(self.model_name))
         refuse_chat_model(self.model_name)
-        if self.api_base is not None and "@" in urlsplit(self.api_base).netloc:
-            raise InputError("api_base must not hold a user or password, which would show in errors; use api_key.")
+        self._check_address()
         if self.model_name.split("/")[0] in PROVIDERS:
             self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY))
             return self._hosted()
@@ -185,6 +185,29 @@ class ModelSpec:
             )
         self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
         return self._from_hub()
+
+    def _check_address(self) -> None:
+        """Refuse an address or a key that no request could be sent with; neither is shown.
+
+        Raises:
+            InputError: no URL, one with a user or password, or a key with characters that no header can hold.
+        """
+        key = self.api_key
+        if key is not None and (not key.strip() or not key.isascii() or key != key.strip()):
+            raise InputError(
+                "api_key is blank, or holds spaces or characters that no key has; leave it out if need be."
+            )
+        if self.api_base is None:
+            return
+        try:
+            parts = urlsplit(self.api_base)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is none
+            usable = False
+        if not usable:
+            raise InputError("api_base must be an address such as 'http://localhost:8000/v1', or left out.")
+        if "@" in parts.netloc:
+            raise InputError("api_base must not hold a user or password, which would show in errors; use api_key.")
 
     def _check_settings(self, what: str, allowed: Sequence[str]) -> None:
         """Refuse a setting that would have no effect.
@@ -236,7 +259,9 @@ class ModelSpec:
     def _hosted(self) -> Backend:
         given = {name: value for name, value in self.settings.items() if name in (*OF_HOSTED, *OF_ANY)}
         limits = Limits(**given)
-        model = HostedModel(self.model_name, api_key=self.api_key, api_base=self.api_base, limits=limits)
+        model = HostedModel(
+            self.model_name, api_key=self.api_key, api_base=self.api_base, limits=limits, key_lost=self.key_lost
+        )
         return Backend(
             name=f"the route {self.model_name!r}",
             identity={"model": self.model_name, "backend": "litellm"},
@@ -247,7 +272,6 @@ class ModelSpec:
             batch_size=batch_size(self.model_name),
             slots=limits.max_concurrency,
             width=limits.max_concurrency,
-            is_async=True,
             is_served=True,
             tells_texts_apart=True,
             usage=lambda: model.usage,
@@ -331,9 +355,11 @@ def _custom(embedder: Any, n_slots: int) -> Backend:
     model = embedder.model if isinstance(embedder, dspy.Embedder) else embedder
     if not callable(embedder):
         raise InputError(f"embedder must be a dspy.Embedder or a callable, but got {type(embedder).__name__}.")
-    name = model if isinstance(model, str) else getattr(embedder, "name", None) or getattr(model, "name", None)
+    name = model if isinstance(model, str) else getattr(embedder, "name", None) or getattr(model, "name", None) or None
     if name is not None and not isinstance(name, str):
         raise InputError(f"the name of an embedder must be a string, but got {type(name).__name__}: {shown(name)}.")
+    if name is not None and not name.strip():
+        raise InputError("the name of an embedder must not be blank: it keeps its vectors apart from those of others.")
     if isinstance(model, str):
         refuse_chat_model(model)
     own = embedder.default_kwargs if isinstance(embedder, dspy.Embedder) else {}

@@ -5,24 +5,24 @@
     caller C ─┘   (each text once)               └─► …as many at once   ┘
                                                      as the model runs well
 
-There is no timer and no thread that gathers. A caller that finds a slot free asks at once, so that a lone caller waits
+There is no timer, and no thread that gathers. A caller that finds a slot free asks at once, so that a lone caller waits
 for nothing; while the slots are taken, those who come later gather, and whoever gets the next slot takes all of them
 along. Slots are handed over in the order of coming: a caller with a thousand batches gets one, then goes to the end.
 
-Threads and event loops meet here: a caller is woken by whatever its kind can be woken by. Each caller of a batch that
-fails gets the failure, and nobody else; a caller that leaves (an exception, a cancelled task) leaves its texts to those
-who want them too.
+Threads and event loops meet here. A thread with a single batch asks in person; the batches of an event loop, and of a
+thread that may have several in flight, run in threads of our own. So no batch ever depends on somebody's event loop,
+which may stand still or be closed. Each caller of a batch that fails gets the failure, and nobody else; a caller that
+leaves (an exception, a cancelled task) leaves its texts to those who want them too.
 """
 
 import asyncio
 import contextlib
 import contextvars
-import functools
 import os
 import threading
 import weakref
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +30,6 @@ from typing import Any
 Key = bytes
 Outcome = Mapping[Key, Any]
 Run = Callable[[Sequence["Wanted"]], Outcome]
-ARun = Callable[[Sequence["Wanted"]], Awaitable[Outcome]]
 
 # Whether this code runs inside a batch: a model that asks for vectors itself must not wait for the slot it holds.
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("_inside", default=False)
@@ -56,16 +55,21 @@ class Caller:
     """Who waits, and for what.
 
     Attributes:
+        wake: called when there is something for it to do, or nothing more to wait for.
+        run: what makes its batches.
         width: how many batches it can have in flight at once.
+        in_person: whether it asks itself, instead of a thread of ours.
         pending: texts that are not in flight yet, the cheapest first.
         awaited: how many texts are not settled.
         outcome: what the settled ones became.
         failure: what ended a batch of its texts.
     """
 
-    def __init__(self, wake: Callable[[], None], width: int) -> None:
+    def __init__(self, wake: Callable[[], None], run: Run, width: int) -> None:
         self.wake = wake
+        self.run = run
         self.width = width
+        self.in_person = False
         self.pending: deque[Wanted] = deque()
         self.outcome: dict[Key, Any] = {}
         self.failure: Exception | None = None
@@ -98,13 +102,21 @@ class Coalescer:
         self._begin()
         _alive.add(self)
 
+    @classmethod
+    def shared(cls, key: Hashable, slots: int, batch_size: int) -> "Coalescer":
+        """The one that everybody of this process uses who gives this key, as long as somebody does."""
+        with _sharing:
+            coalescer = _shared.get(key)
+            if coalescer is None:
+                coalescer = _shared[key] = cls(slots, batch_size)
+            return coalescer
+
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._free = self.slots
         self._wanted: dict[Key, Wanted] = {}
         self._queue: deque[Caller] = deque()  # callers with pending texts, that could use a slot
-        self._loops: Counter[int] = Counter()  # callers and batches on each event loop
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._threads: ThreadPoolExecutor | None = None
 
     # Callers
 
@@ -117,98 +129,62 @@ class Coalescer:
             texts: key, text and cost of each, in any order; no key twice.
             known: what is known of a key by now, or None.
             run: batch -> what becomes of each of its keys: an exception is raised for those who wait for that text,
-                anything else is handed to them. Called from one of the waiting threads.
+                anything else is handed to them.
             width: how many batches of this caller may be in flight at once.
 
         Raises:
             What `run` raised for a batch with one of the texts, or gave for one of them.
         """
-        if self._must_not_wait():
+        if _inside.get():
             return self._alone(texts, known, run)
         woken = threading.Event()
-        caller = self._join(texts, known, woken.set, width)
-        caller.width = width if len(caller.pending) > self.batch_size else 1
+        caller = Caller(woken.set, run, width)
+        caller.in_person = width == 1 or len(texts) <= self.batch_size
+        if caller.in_person:
+            caller.width = 1
         try:
-            with _workers(caller.width) as start:
-                while not caller.done:
-                    batch = self._take(caller)
-                    if batch is not None:
-                        start(self._run, caller, batch, run)
-                    elif not caller.done:
-                        woken.wait()
-                        woken.clear()
+            self._join(caller, texts, known)
+            while not caller.done:
+                batch = self._take(caller) if caller.in_person else None
+                if batch is not None:
+                    self._run(caller, batch)
+                elif not caller.done:
+                    woken.wait()
+                    woken.clear()
         finally:
-            if caller.width == 1:
+            if caller.in_person:
                 for batch in caller.running:  # an interrupt came between taking it and asking for it
                     self._put_back(caller, batch)
             self._leave(caller)
         return _outcome(caller)
 
     async def acall(
-        self, texts: Sequence[tuple[Key, str, int]], known: Callable[[Key], Any], run: ARun, *, width: int = 1
+        self, texts: Sequence[tuple[Key, str, int]], known: Callable[[Key], Any], run: Run, *, width: int = 1
     ) -> Outcome:
-        """As `__call__` with an awaitable `run`, without blocking the event loop.
+        """As `__call__`, without blocking the event loop; `run` is called in a thread.
 
         A batch in flight outlives a caller that is cancelled: what was asked for is paid for, and kept.
         """
         if _inside.get():
-            outcome: dict[Key, Any] = {}
-            for alone in self._batches(texts, known, outcome):
-                outcome.update(_raised(await run(alone)))
-            return outcome
+            return await asyncio.to_thread(self._alone, texts, known, run)
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # a loop that is closed has nobody left to wake
                 loop.call_soon_threadsafe(woken.set)
 
-        tasks: set[asyncio.Task[None]] = set()  # of this caller; `_tasks` keeps those it leaves behind alive
-        with self._on(loop):
-            caller = self._join(texts, known, wake, width)
-            try:
-                while not caller.done:
-                    batch = self._take(caller)
-                    if batch is not None:
-                        task = loop.create_task(self._arun(caller, batch, run))
-                        # A loop that is closed cancels it, perhaps before it began.
-                        task.add_done_callback(functools.partial(self._put_back, caller, batch))
-                        for kept in (tasks, self._tasks):
-                            kept.add(task)
-                            task.add_done_callback(kept.discard)
-                    elif not caller.done:
-                        await woken.wait()
-                        woken.clear()
-                if tasks:
-                    await asyncio.wait(tasks)
-            finally:
-                self._leave(caller)
+        caller = Caller(wake, run, width)
+        try:
+            self._join(caller, texts, known)
+            while not caller.done:
+                await woken.wait()
+                woken.clear()
+        finally:
+            self._leave(caller)
         return _outcome(caller)
 
-    @contextlib.contextmanager
-    def _on(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """While something here depends on an event loop."""
-        with self._lock:
-            self._loops[id(loop)] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._loops[id(loop)] -= 1
-                if self._loops[id(loop)] <= 0:
-                    del self._loops[id(loop)]
-
-    def _must_not_wait(self) -> bool:
-        """Whether what this thread would wait for could only be done by this thread itself."""
-        if _inside.get():
-            return True
-        if not self._loops:
-            return False
-        try:
-            return id(asyncio.get_running_loop()) in self._loops  # its callers' batches stand still while we wait
-        except RuntimeError:
-            return False
-
     def _alone(self, texts: Sequence[tuple[Key, str, int]], known: Callable[[Key], Any], run: Run) -> Outcome:
+        """For a model that asks for vectors itself: waiting for a slot, it might wait for its own."""
         outcome: dict[Key, Any] = {}
         for batch in self._batches(texts, known, outcome):
             outcome.update(_raised(run(batch)))
@@ -228,16 +204,9 @@ class Coalescer:
         while pending:
             yield self._pack(pending)
 
-    # Slots; everything below `_join`, `_take`, `_settle` and `_leave` runs under the lock
+    # Slots; all but `_join`, `_take`, `_run`, `_settle`, `_put_back` and `_leave` runs under the lock
 
-    def _join(
-        self,
-        texts: Iterable[tuple[Key, str, int]],
-        known: Callable[[Key], Any],
-        wake: Callable[[], None],
-        width: int,
-    ) -> Caller:
-        caller = Caller(wake, width)
+    def _join(self, caller: Caller, texts: Iterable[tuple[Key, str, int]], known: Callable[[Key], Any]) -> None:
         with self._lock:
             for key, text, cost in sorted(texts, key=_by_cost):
                 value = known(key)  # it may have been settled since the caller looked
@@ -253,7 +222,6 @@ class Coalescer:
                 caller.awaited += 1
             self._queue_up(caller)
             self._grant()
-        return caller
 
     def _take(self, caller: Caller) -> list[Wanted] | None:
         """The next batch, if the caller was given a slot and there is still something to ask for."""
@@ -311,17 +279,33 @@ class Coalescer:
         while self._free and self._queue:
             caller = self._queue.popleft()
             caller.queued = False
-            if caller.pending:
-                self._free -= 1
+            if not caller.pending:
+                continue
+            self._free -= 1
+            if caller.in_person:
                 caller.granted += 1
                 caller.wake()
+                continue
+            batch = self._gather(caller)
+            caller.running.append(batch)
+            self._queue_up(caller)
+            self._start(caller, batch)
+
+    def _start(self, caller: Caller, batch: list[Wanted]) -> None:
+        """Run a batch in a thread of ours."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.slots, thread_name_prefix="dspy_qvl")
+        try:
+            self._threads.submit(self._run, caller, batch)
+        except RuntimeError as error:  # the interpreter is about to end
+            self._settled(caller, batch, {wanted.key: error for wanted in batch})
 
     # Batches
 
-    def _run(self, caller: Caller, batch: list[Wanted], run: Run) -> None:
+    def _run(self, caller: Caller, batch: list[Wanted]) -> None:
         token = _inside.set(True)
         try:
-            outcome = run(batch)
+            outcome = caller.run(batch)
         except Exception as error:
             self._settle(caller, batch, {wanted.key: error for wanted in batch})
         except BaseException:
@@ -332,39 +316,33 @@ class Coalescer:
         finally:
             _inside.reset(token)
 
-    async def _arun(self, caller: Caller, batch: list[Wanted], run: ARun) -> None:
-        _inside.set(True)  # this task has a context of its own
-        with self._on(asyncio.get_running_loop()):
-            try:
-                outcome = await run(batch)
-            except Exception as error:
-                self._settle(caller, batch, {wanted.key: error for wanted in batch})
-            else:
-                self._settle(caller, batch, outcome)
-
     def _settle(self, caller: Caller, batch: list[Wanted], outcome: Outcome) -> None:
         with self._lock:
-            self._give_back_slot(caller, batch)
-            waking: dict[Caller, None] = {caller: None}
-            for wanted in batch:
-                if self._wanted.get(wanted.key) is wanted:
-                    del self._wanted[wanted.key]
-                value = outcome[wanted.key]
-                for waiting in wanted.callers:
-                    waiting.awaited -= 1
-                    if isinstance(value, Exception):
-                        waiting.failure = value
-                    else:
-                        waiting.outcome[wanted.key] = value
-                    if waiting.done:
-                        waking[waiting] = None
-                wanted.callers.clear()
+            self._settled(caller, batch, outcome)
             self._queue_up(caller)
             self._grant()
-            for waiting in waking:
-                waiting.wake()
 
-    def _put_back(self, caller: Caller, batch: list[Wanted], _task: object = None) -> None:
+    def _settled(self, caller: Caller, batch: list[Wanted], outcome: Outcome) -> None:
+        """Hand over what became of a batch, and its slot back."""
+        self._give_back_slot(caller, batch)
+        waking: dict[Caller, None] = {caller: None}
+        for wanted in batch:
+            if self._wanted.get(wanted.key) is wanted:
+                del self._wanted[wanted.key]
+            value = outcome[wanted.key]
+            for waiting in wanted.callers:
+                waiting.awaited -= 1
+                if isinstance(value, Exception):
+                    waiting.failure = value
+                else:
+                    waiting.outcome[wanted.key] = value
+                if waiting.done:
+                    waking[waiting] = None
+            wanted.callers.clear()
+        for waiting in waking:
+            waiting.wake()
+
+    def _put_back(self, caller: Caller, batch: list[Wanted]) -> None:
         """A batch that was broken off, not settled: its texts wait again, for whoever wants them."""
         with self._lock:
             if not any(running is batch for running in caller.running):
@@ -412,21 +390,6 @@ def by_caller(batch: Sequence[Wanted]) -> list[list[Wanted]]:
     return list(parts.values())
 
 
-@contextlib.contextmanager
-def _workers(n: int) -> Iterator[Callable[..., Any]]:
-    """What runs a batch: the caller's own thread, or for several at once threads that end with the call."""
-    if n == 1:
-        yield lambda call, *args: call(*args)
-        return
-    pool = ThreadPoolExecutor(n, thread_name_prefix="dspy_qvl")
-    try:
-        yield pool.submit
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
 def _by_cost(text: tuple[Key, str, int]) -> int:
     return text[2]
 
@@ -444,11 +407,16 @@ def _raised(outcome: Outcome) -> Outcome:
     return outcome
 
 
+_shared: "weakref.WeakValueDictionary[Hashable, Coalescer]" = weakref.WeakValueDictionary()
+_sharing = threading.Lock()
+
 # A forked process has none of the threads that held locks and slots.
 _alive: "weakref.WeakSet[Coalescer]" = weakref.WeakSet()
 
 
 def _begin_anew() -> None:
+    global _sharing
+    _sharing = threading.Lock()
     for coalescer in list(_alive):
         coalescer._begin()
 

@@ -43,6 +43,7 @@ from dspy_qvl.errors import (
 from dspy_qvl.hosted import Usage
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.model import NO_VECTOR, Model, Refused, Row
+from dspy_qvl.state import checked_path
 from dspy_qvl.text import instructed
 
 Vectors = NDArray[np.float32]
@@ -111,8 +112,8 @@ class Embedding:
             check_count(spec.embedding_dim, "embedding_dim", 1)
         if instruction is not None:
             instruction = check_text(instruction, "instruction").strip() or None
-        if cache_dir is not None and Path(cache_dir).exists() and not Path(cache_dir).is_dir():
-            raise InputError(f"cache_dir must be a folder, but {cache_dir} is a file; give another cache_dir.")
+        if cache_dir is not None:
+            cache_dir = _folder(cache_dir)
         backend = spec.backend()
         self.spec = spec
         self.cache_dir = cache_dir
@@ -124,18 +125,23 @@ class Embedding:
         self._model = Model(backend)
         if backend.size is not None:
             self._settle_dim(backend.size)
-        self._coalescer = Coalescer(backend.slots, self.batch_size)
         self._is_the_same = False  # whether a server was seen to give what is stored under its name
         self._warned_of_length = False
         self._meeting = threading.RLock()
         self._trusted: set[bytes] = set()  # probes this model has given, or was seen to give
         self.accepted: weakref.WeakSet[Any] = weakref.WeakSet()  # fits known to belong to this model
         in_files = backend.keep_on_disk and cache_dir is not None
+        identity = json.dumps({**(backend.identity or {}), "endpoint": backend.endpoint}, sort_keys=True)
         self.cache = EmbeddingCache(
-            json.dumps({**(backend.identity or {}), "endpoint": backend.endpoint}, sort_keys=True),
+            identity,
             Path(cache_dir) / CACHE_FILE if in_files and cache_dir is not None else None,
             storage=storage,
         )
+        # Learners of one model ask for their texts together; but not with each other's key, and not through an
+        # embedder that only has the same name.
+        path = None if self.cache.store is None else self.cache.store.path.absolute()
+        same = (identity, path, self.dim, self.batch_size, backend.slots, spec.api_key, id(spec.embedder))
+        self._coalescer = Coalescer.shared(same, backend.slots, self.batch_size)
         if backend.identity is None and cache_dir is not None:
             warnings.warn(
                 "embedder has no name, so its vectors are not stored on disk: give it an attribute `name` that "
@@ -153,6 +159,22 @@ class Embedding:
     def is_lexical(self) -> bool:
         """Whether the model is the built-in one."""
         return self.spec.embedder is None and self.spec.model_name.strip().lower() == LEXICAL
+
+    def like(self, identity: Mapping[str, str] | None) -> "Embedding":
+        """This, or the same model in process with the precision and so on of an identity, where that was left open."""
+        mine = self._backend.identity
+        if identity is None or mine is None or self.identity == dict(identity):
+            return self
+        spec = self.spec.like(identity)
+        if spec is self.spec or spec.backend().identity == mine:
+            return self
+        return Embedding(
+            spec,
+            cache_dir=self.cache_dir,
+            instruction=self.instruction,
+            batch_size=self.batch_size,
+            storage=self.storage,
+        )
 
     @property
     def usage(self) -> Usage | None:
@@ -279,7 +301,8 @@ class Embedding:
                 def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
                     return done(batch, self._answer(batch))
 
-                fetched.update(self._coalescer(wanted, self.cache.memory.get, run, width=self._backend.width))
+                outcome = self._coalescer(wanted, self.cache.memory.get, run, width=self._backend.width)
+            fetched.update(self._taken_over(outcome))
         return fetched
 
     async def _afetch(self, missing: Mapping[Key, str], expect: Probe | None) -> dict[Key, Any]:
@@ -288,12 +311,20 @@ class Embedding:
             wanted = await asyncio.to_thread(self._prepare, unpaid, expect)
             with self._progress(unpaid) as done:
 
-                async def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
-                    return done(batch, await self._aanswer(batch))
+                def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
+                    return done(batch, self._answer(batch))
 
                 known, width = self.cache.memory.get, self._backend.width
-                fetched.update(await self._coalescer.acall(wanted, known, run, width=width))
+                outcome = await self._coalescer.acall(wanted, known, run, width=width)
+            fetched.update(self._taken_over(outcome))
         return fetched
+
+    def _taken_over(self, outcome: Mapping[Key, Any]) -> dict[Key, Any]:
+        """What became of texts; vectors that another learner of the same model asked for are kept here too."""
+        vectors = {key: vector for key, vector in outcome.items() if not isinstance(vector, Refused)}
+        if self.dim is None and vectors:
+            self.dim = len(next(iter(vectors.values())))
+        return {**outcome, **{key: self.cache.memory.put(key, vector) for key, vector in vectors.items()}}
 
     def _read(self, missing: Mapping[Key, str]) -> tuple[dict[Key, Any], dict[Key, str]]:
         """What is on disk, and what is not."""
@@ -324,6 +355,7 @@ class Embedding:
     def _progress(self, unpaid: Mapping[Key, str]) -> Iterator[Done]:
         """A bar over the texts of a call, and of a failure how far the call came."""
         quiet = len(unpaid) <= self.batch_size or not logger.isEnabledFor(logging.WARNING)
+        quiet = quiet or threading.current_thread() is not threading.main_thread()  # bars of many threads are noise
         bar = None if quiet else tqdm(total=len(unpaid), desc="embedding", unit="text", delay=BAR_AFTER_SECONDS)
 
         def done(batch: Sequence[Wanted], outcome: dict[Key, Any]) -> dict[Key, Any]:
@@ -365,12 +397,6 @@ class Embedding:
             except EmbeddingError as error:
                 outcome.update({wanted.key: error for wanted in part})
         return outcome
-
-    async def _aanswer(self, batch: Sequence[Wanted]) -> dict[Key, Any]:
-        if not self._backend.is_async:
-            return await asyncio.to_thread(self._answer, batch)
-        texts, keys = await asyncio.to_thread(self._with_probe, batch)
-        return await asyncio.to_thread(self._accept, keys, await self._model.acall(texts))
 
     def _accept(self, keys: Sequence[Key], rows: Sequence[Row]) -> dict[Key, Any]:
         """Store what the model gave; the vector of a text is the first that was stored."""
@@ -423,7 +449,7 @@ class Embedding:
         if not vectors:
             return
         for size in {len(vector) for vector in vectors.values()}:
-            self._model.check_size(size)
+            self._model.keep_size(size)
             self._settle_dim(size)
         rows = unit(np.stack([vector[: self.dim] for vector in vectors.values()]))
         for key, row in zip(vectors, rows, strict=True):
@@ -479,6 +505,23 @@ def is_unit(vectors: Vectors) -> NDArray[np.bool_]:
     with np.errstate(over="ignore"):
         close: NDArray[np.bool_] = np.abs(dot_rows(vectors, vectors) - 1) < 1e-3
     return close
+
+
+def _folder(cache_dir: str | Path) -> Path:
+    """The folder that is meant, which need not be there.
+
+    Raises:
+        InputError: a file, or no name of a folder.
+    """
+    if not str(cache_dir).strip():
+        raise InputError("cache_dir must not be blank; give a folder, or None for memory only.")
+    try:
+        folder = checked_path(cache_dir).expanduser()
+    except RuntimeError as error:  # no such user
+        raise InputError(f"cache_dir={str(cache_dir)!r} names no folder ({error}).") from None
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cache_dir must be a folder, but {folder} is a file; give another cache_dir.")
+    return folder
 
 
 def _remake(

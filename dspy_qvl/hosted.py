@@ -131,6 +131,7 @@ class HostedModel:
         api_key: the provider's key, or None for its environment variable.
         api_base: where it is served, or None for the provider's own address.
         limits: how hard it may be asked.
+        key_lost: whether it had a key of its own that was left behind.
 
     Attributes:
         name: the route.
@@ -139,13 +140,20 @@ class HostedModel:
     """
 
     def __init__(
-        self, route: str, *, api_key: str | None = None, api_base: str | None = None, limits: Limits | None = None
+        self,
+        route: str,
+        *,
+        api_key: str | None = None,
+        api_base: str | None = None,
+        limits: Limits | None = None,
+        key_lost: bool = False,
     ) -> None:
         self.name = route
         self.limits = limits or Limits()
         self.usage = Usage()
         self.batch_limit: int | None = BATCH_SIZES.get(route.split("/")[0])
         self._api_base = api_base
+        self._key_lost = key_lost and not api_key
         self._key: Callable[[], str | None] = lambda: api_key  # a closure shows in no repr and no vars()
         self._pace = _Pace(self.limits.requests_per_minute)
         # Processes that were refused together must not come back together.
@@ -159,7 +167,8 @@ class HostedModel:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.name, _without_login(self._api_base), self.limits)
+        lost = self._key_lost or self._key() is not None
+        return _remake, (self.name, _without_login(self._api_base), self.limits, lost)
 
     def __call__(self, texts: Sequence[str]) -> list[Vector]:
         """Full-size vectors of texts, in their order.
@@ -269,7 +278,14 @@ class HostedModel:
     async def _try(self, texts: list[str]) -> Answer | Failure:
         await self._pace.turn()
         limits = self.limits
-        outcome = await ask(self.name, texts, key=self._key(), api_base=self._api_base, timeout=limits.timeout)
+        outcome = await ask(
+            self.name,
+            texts,
+            key=self._key(),
+            api_base=self._api_base,
+            timeout=limits.timeout,
+            key_lost=self._key_lost,
+        )
         if isinstance(outcome, Answer):
             known = outcome.cost is not None
             self._count(Usage(1, len(outcome.rows), outcome.tokens, outcome.cost or 0.0, int(not known)))
@@ -310,8 +326,8 @@ class HostedModel:
         return f"the route {self.name!r} failed with {failure.what}{tries}: {failure.reason}.{advice}"
 
 
-def _remake(route: str, api_base: str | None, limits: Limits) -> HostedModel:
-    return HostedModel(route, api_base=api_base, limits=limits)
+def _remake(route: str, api_base: str | None, limits: Limits, key_lost: bool) -> HostedModel:
+    return HostedModel(route, api_base=api_base, limits=limits, key_lost=key_lost)
 
 
 class _Pace:

@@ -8,9 +8,12 @@ sentence-transformers leaves two things to us. A Qwen3 without modules.json gets
 length and no chat template. A machine without network says so at once, instead of after a minute of retries.
 """
 
+import contextlib
 import importlib.util
+import logging
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +69,7 @@ def load(wanted: Wanted) -> Any:
             torch.empty(1, device=wanted.device)
         except Exception as error:
             raise ModelUnavailableError(
-                f"device={wanted.device!r} is not there ({str(error).splitlines()[0]}); "
+                f"device={wanted.device!r} is not there ({str(error).splitlines()[0][:120]}); "
                 f"here is {', '.join(_devices())}; leave device out to take the best."
             ) from error
     try:
@@ -157,21 +160,53 @@ def _sentence_transformer(wanted: Wanted, local_only: bool) -> Any:
     """The model as sentence-transformers makes it, with what Qwen3 needs and it does not see to."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(
-        wanted.source,
-        device="cpu" if wanted.backend == "onnx" else wanted.device,
-        revision=wanted.revision,
-        local_files_only=local_only,
-        backend=wanted.backend,
-        model_kwargs=_model_kwargs(wanted),
-    )
+    with _missing_weights() as missing:
+        model = SentenceTransformer(
+            wanted.source,
+            device="cpu" if wanted.backend == "onnx" else wanted.device,
+            revision=wanted.revision,
+            local_files_only=local_only,
+            backend=wanted.backend,
+            model_kwargs=_model_kwargs(wanted),
+        )
+    if missing:
+        raise unavailable(
+            f"{wanted.source!r} lacks weights, which would be random: {', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; get the whole model."
+        )
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     if getattr(config, "model_type", None) != QWEN3:
         return model
     if not _has_modules(wanted, local_only):
         model = _bare_qwen3(model)
+    elif Path(wanted.source).is_dir() and not (Path(wanted.source) / "tokenizer.json").exists():
+        _ensure_end_token(model.tokenizer)  # it is in that file; vocab.json and merges.txt say nothing of it
     model.tokenizer.padding_side = "left"
     return model
+
+
+@contextlib.contextmanager
+def _missing_weights() -> Iterator[list[str]]:
+    """The weights that transformers makes up while it loads, since the file has them not; it only logs them."""
+    missing: list[str] = []
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())  # without colours
+            names = re.findall(r"^\s*(\S.*?)\s*\|\s*MISSING\b", said, re.MULTILINE)
+            for listed in re.findall(r"newly initialized: \[(.*?)\]", said):  # transformers 4
+                names += re.findall(r"'([^']+)'", listed)
+            missing.extend(name for name in names if "pooler" not in name)  # its output is not what is pooled here
+
+    talking, listening = logging.getLogger("transformers.modeling_utils"), Listening(logging.WARNING)
+    level = talking.level
+    talking.addHandler(listening)
+    talking.setLevel(logging.WARNING)
+    try:
+        yield missing
+    finally:
+        talking.removeHandler(listening)
+        talking.setLevel(level)
 
 
 def _model_kwargs(wanted: Wanted) -> dict[str, Any]:

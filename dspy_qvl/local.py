@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dspy_qvl.errors import InputError, shown
 from dspy_qvl.loading import Wanted
 from dspy_qvl.passes import PROCESS, Loaded
-from dspy_qvl.windows import means
+from dspy_qvl.windows import check_room, means
 
 Vectors = NDArray[np.float32]
 
@@ -149,6 +149,8 @@ class LocalModel:
             raise InputError(f"device must be a name as torch has it, for instance 'cuda:0', but got {shown(device)}.")
         if backend == "onnx" and device not in (None, "cpu"):
             raise InputError(f"backend='onnx' runs on the CPU, but device={device!r} was given; leave one of them out.")
+        if revision is not None and not revision.strip():
+            raise InputError("revision must not be blank; leave it out for the newest.")
         if revision is not None and Path(source).is_dir():
             raise InputError(f"revision={revision!r} names a version on the hub, but {source!r} is a folder.")
         self.source = source
@@ -198,6 +200,7 @@ class LocalModel:
         thirtieth of its forward pass.
 
         Raises:
+            InputError: an instruction leaves no room for its text.
             ModelUnavailableError: the model cannot be loaded here.
         """
         loaded = self._load()
@@ -207,6 +210,8 @@ class LocalModel:
             if window is None or SURE_TOKENS_A_BYTE * n_bytes + SPECIAL_TOKENS <= window:
                 return Lengths([n_bytes // BYTES_A_TOKEN + 2], {}, window)
         full = loaded.count(texts)
+        if window is not None:
+            check_room(loaded, [text for text, n in zip(texts, full, strict=True) if n > window])
         over = {} if window is None else {row: n for row, n in enumerate(full) if n > window}
         seen = full if window is None or self.long_text == "mean" else [min(n, window) for n in full]
         return Lengths(seen, over, window)

@@ -6,6 +6,7 @@
 What a model gave before it failed is kept: it was paid for.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import dspy
@@ -38,21 +39,17 @@ class Model:
     def __init__(self, backend: Backend) -> None:
         self.name = backend.name
         self._is_served = backend.is_served
-        self._embedder = backend.embed if isinstance(backend.embed, dspy.Embedder) else _Embedder(backend.embed)
+        # DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors,
+        # see test_two_models_never_share_a_vector.
+        embed = backend.embed
+        self._embedder = embed if isinstance(embed, dspy.Embedder) else dspy.Embedder(embed, caching=False)
         self._size: int | None = None  # of a full vector, once one was seen
 
     def __call__(self, texts: list[str]) -> list[Row]:
         """The full-size vector of each text from the model itself, checked, or why it was refused."""
         try:
-            answer = self._embedder(texts, batch_size=len(texts), caching=False)
-        except Exception as error:
-            answer = self._left(error, len(texts))
-        return self._checked(answer, len(texts))
-
-    async def acall(self, texts: list[str]) -> list[Row]:
-        """As `__call__`, awaited."""
-        try:
-            answer = await self._embedder.acall(texts, batch_size=len(texts), caching=False)
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+                answer = self._embedder(texts, batch_size=len(texts), caching=False)
         except Exception as error:
             answer = self._left(error, len(texts))
         return self._checked(answer, len(texts))
@@ -88,35 +85,40 @@ class Model:
             answer = [given for given in answer if not isinstance(given, NO_VECTOR)]
         if len(without) == n_texts:
             return list(without.values())
-        vectors = check_vectors(answer, n_texts - len(without), self.name)
-        self.check_size(vectors.shape[1])
-        rows = iter(vectors)
+        rows = iter(self._usable(answer, n_texts - len(without)))
         return [without[row] if row in without else next(rows) for row in range(n_texts)]
 
+    def _usable(self, answer: Any, n_texts: int) -> list[Row]:
+        """Vectors, and refusals of those without a direction; an answer of nothing else is the model's fault."""
+        with contextlib.suppress(TypeError, ValueError), np.errstate(over="ignore"):
+            array: Vectors = np.asarray(answer, dtype=np.float32)
+            if array.ndim == 2 and len(array) == n_texts:
+                usable = np.asarray(np.isfinite(array).all(axis=1) & array.any(axis=1))
+                if usable.any() and not usable.all():
+                    self.check_size(array.shape[1])
+                    why = "its vector has NaN or infinity, or is all zeros"
+                    return [row if good else Refused(why) for row, good in zip(array, usable, strict=True)]
+        vectors = check_vectors(answer, n_texts, self.name)
+        self.check_size(vectors.shape[1])
+        return list(vectors)
+
     def check_size(self, size: int) -> None:
-        """Refuse vectors of another length than the first ones had.
+        """Refuse vectors of another length than the first ones had that were kept.
 
         Raises:
             EmbeddingError: the length changed.
         """
-        self._size = self._size or size
-        if size != self._size:
+        if size != (self._size or size):
             raise EmbeddingError(
                 f"{self.name} gave vectors of {self._size} columns before and of {size} now; "
                 "one model must give one length, so give another model another name."
             )
 
+    def keep_size(self, size: int) -> None:
+        """Vectors of this length are kept: the others must have it too.
 
-class _Embedder(dspy.Embedder):  # type: ignore[misc]  # dspy ships no types
-    """`dspy.Embedder` over a callable; its `acall` would call that on the event loop.
-
-    DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors, see
-    test_two_models_never_share_a_vector.
-    """
-
-    def __init__(self, embed: Any) -> None:
-        super().__init__(embed, caching=False)
-
-    async def acall(self, inputs: list[str], batch_size: int | None = None, caching: bool | None = None) -> Any:
-        """What the callable gives, awaited."""
-        return await self.model.acall(inputs)
+        Raises:
+            EmbeddingError: as `check_size`.
+        """
+        self.check_size(size)
+        self._size = size

@@ -105,7 +105,13 @@ class Failure:
 
 
 async def ask(
-    route: str, texts: list[str], *, key: str | None, api_base: str | None, timeout: float
+    route: str,
+    texts: list[str],
+    *,
+    key: str | None,
+    api_base: str | None,
+    timeout: float,
+    key_lost: bool = False,
 ) -> Answer | Failure:
     """One request, never repeated.
 
@@ -115,6 +121,7 @@ async def ask(
         key: the provider's key, or None for its environment variable.
         api_base: where it is served, or None for the provider's own address.
         timeout: seconds.
+        key_lost: whether a key was given once that is not here any more, as in another process.
     """
     import litellm
 
@@ -125,7 +132,7 @@ async def ask(
         from litellm._internal_context import is_internal_call
 
         is_internal_call.set(not (litellm.callbacks or litellm.success_callback or litellm.failure_callback))
-    address = _address(route, key, api_base)
+    address = _address(route, key, api_base, key_lost)
     if isinstance(address, Failure):
         return address
     try:
@@ -140,7 +147,7 @@ async def ask(
         return Failure("an answer that cannot be read", _reason(str(error), key), unreadable=True)
 
 
-def _address(route: str, key: str | None, api_base: str | None) -> "dict[str, str | None] | Failure":
+def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) -> "dict[str, str | None] | Failure":
     """What litellm needs for a route: model, api_key, api_base."""
     import litellm
 
@@ -159,6 +166,9 @@ def _address(route: str, key: str | None, api_base: str | None) -> "dict[str, st
     elif provider == "openai":
         key = key or litellm.api_key or litellm.openai_key or os.environ.get("OPENAI_API_KEY")
     if provider == "litellm_proxy" or (provider == "openai" and api_base is not None):
+        if key is None and key_lost:
+            own = f"{provider.upper()}_API_KEY"
+            return Failure("a missing key", f"api_key= does not travel to another process or a file; set {own} there")
         key = key or NO_KEY
     return {"model": model, "api_key": key, "api_base": api_base}
 

@@ -102,11 +102,9 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     Raises:
         InputError: a path that is a folder or cannot be written.
     """
-    target = _checked_path(path)
+    target = checked_target(path)
     body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     header = f"dspy_qvl {SCHEMA} {hashlib.blake2b(body, digest_size=16).hexdigest()}\n".encode()
-    if target.is_dir():
-        raise InputError(f"{target} is a folder; give the path of a file.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".new")
@@ -127,7 +125,7 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
         raise
 
 
-def _checked_path(path: object) -> Path:
+def checked_path(path: object) -> Path:
     """A path that a file could have.
 
     Raises:
@@ -143,6 +141,20 @@ def _checked_path(path: object) -> Path:
         target.exists()
     except (ValueError, OSError) as error:
         raise InputError(f"{shown(path)} cannot be the path of a file ({error}).") from None
+    return target
+
+
+def checked_target(path: object) -> Path:
+    """Where a file is to be written, whole, in place of what is there; a link is followed.
+
+    Raises:
+        InputError: no path of a file, or of something that is no plain file: a folder, a device, a pipe.
+    """
+    target = Path(os.path.realpath(checked_path(path)))
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; give the path of a file.")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{target} is no plain file, and writing would replace it; give another path.")
     return target
 
 
@@ -162,7 +174,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         InputError: there is no such file.
         StateError: a pickle, another kind of file, another schema, a truncated or altered file.
     """
-    target = _checked_path(path)
+    target = checked_path(path)
     if target.exists() and not target.is_file():
         raise InputError(f"{target} cannot be read (it is no regular file).")
     try:

@@ -156,7 +156,7 @@ class VectorStore:
     PAGES_KIB = 2**14  # of pages that are in the journal and not in the mapped file yet; a tenth off a single read
     JOURNAL_PAGES = 2000  # 64 MiB; a single write costs a quarter less than with half of it, and a batch a third
     LOCK_SECONDS = 60.0
-    RETRY_SECONDS = 60.0  # after a failure; a full disk or a held lock would make every batch wait
+    RETRY_SECONDS = 15.0  # after a failure; a full disk or a held lock would make every batch wait
     KEYS_A_QUERY = 500
 
     def __init__(self, path: Path, identity: str, *, half: bool = False) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.errors import InputError, shown
+from dspy_qvl.state import checked_path, checked_target
 from dspy_qvl.store import (
     APPLICATION_ID,
     SCHEMA,
@@ -47,10 +48,8 @@ def export(store: VectorStore, path: str | os.PathLike[str], *, model: str | Non
     Raises:
         InputError: an unknown model, or a path that cannot be written.
     """
-    target = _path(path)
-    if target.is_dir():
-        raise InputError(f"path must be a file, but {target} is a folder; give a file in it.")
-    if _same_file(target, store.path) or any(Path(f"{target}{end}").exists() for end in ("-wal", "-journal")):
+    target = checked_target(path)
+    if _same_file(target, store.path) or _is_cache(target):
         raise InputError(f"{target} is a cache in use, which an export would destroy; give another path.")
     chosen = models_called(store, model)
     draft = draft_of(target)
@@ -74,7 +73,7 @@ def import_(store: VectorStore, path: str | os.PathLike[str]) -> int:
     Raises:
         InputError: no such file, or one that is damaged or no export; nothing is changed then.
     """
-    source = _path(path)
+    source = checked_path(path)
     if _same_file(source, store.path):
         raise InputError(f"{source} is this cache itself; give a file that export() wrote.")
     added = 0
@@ -96,15 +95,13 @@ def import_(store: VectorStore, path: str | os.PathLike[str]) -> int:
     return added
 
 
-def _path(path: object) -> Path:
-    """A path.
-
-    Raises:
-        InputError: anything else.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise InputError(f"path must be a path, but got {type(path).__name__}: {shown(path)}.")
-    return Path(path)
+def _is_cache(path: Path) -> bool:
+    """Whether a file is a cache rather than an export: SQLite's header says that it is written ahead."""
+    if any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal")):
+        return True
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(20)[18:20] == b"\2\2"
+    return False
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -168,8 +165,10 @@ def _foreign(path: Path) -> Iterator[sqlite3.Connection]:
             if verdict != "ok":
                 raise InputError(f"{path} is damaged ({shown(verdict)}); copy or export it again.")
             yield connection
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged or no export ({error}); copy or export it again.") from error
+    except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read, is damaged or no export ({error}); copy or export it again."
+        ) from error
 
 
 def _bare(tables: Iterable[tuple[object, object]]) -> set[tuple[str, str]]:

@@ -113,7 +113,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         name = DEFAULT_MODEL if model_name is None else model_name
         self._embedding = Embedding(
             ModelSpec(name, embedding_dim, api_base, api_key, embedder, given),
-            cache_dir=None if cache_dir is None else Path(cache_dir),
+            cache_dir=cache_dir if cache_dir is None or isinstance(cache_dir, str) else Path(cache_dir),
             instruction=instruction,
             batch_size=batch_size,
             storage=storage,
@@ -330,6 +330,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             StateError: the names differ, or the number of columns.
         """
         if fit not in self._embedding.accepted:
+            self._embedding = self._embedding.like(fit.identity)
             check_identity(self._embedding, fit)
             self._embedding.accepted.add(fit)
 
@@ -344,6 +345,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """
         fit = self.ridge.fit_or_refuse()
         if fit not in self._embedding.accepted:
+            self._embedding = self._embedding.like(fit.identity)
             check_identity(self._embedding, fit)
             check_blocks(self._blocks, fit)
             if fit.vectors is not None:

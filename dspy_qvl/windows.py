@@ -71,15 +71,7 @@ def windows_of(loaded: Loaded, text: str) -> list[tuple[str, int]]:
     Raises:
         InputError: the instruction leaves no room, or the tokenizer cannot say where a token lies.
     """
-    match = INSTRUCTION.match(text)
-    prefix = "" if match is None else match[0]
-    beside = loaded.count([prefix])[0]
-    room = (loaded.window or NO_WINDOW) - beside - ROOM_TO_SPARE
-    if room < SMALLEST_ROOM:
-        raise InputError(
-            f"the instruction takes {beside} tokens of the model's window of {loaded.window}; shorten it, "
-            "or use a model with a longer window."
-        )
+    prefix, room = _beside(loaded, text)
     if not loaded.tokenizer.is_fast:
         raise InputError("long_text='mean' needs a fast tokenizer, which this model has not; use long_text='cut'.")
     windows: list[tuple[str, int]] = []
@@ -94,6 +86,34 @@ def windows_of(loaded: Loaded, text: str) -> list[tuple[str, int]]:
         elif offsets:  # a piece without tokens, for instance of blanks, says nothing
             windows.append((prefix + piece, len(offsets)))
     return windows or [(text, 1)]
+
+
+def check_room(loaded: Loaded, texts: Sequence[str]) -> None:
+    """Refuse an instruction that leaves no room in the model's window for the texts behind it.
+
+    Raises:
+        InputError: says how many tokens it takes.
+    """
+    for prefix in {_prefix(text) for text in texts}:
+        _beside(loaded, prefix)
+
+
+def _prefix(text: str) -> str:
+    match = INSTRUCTION.match(text)
+    return "" if match is None else match[0]
+
+
+def _beside(loaded: Loaded, text: str) -> tuple[str, int]:
+    """A text's instruction, and how many tokens of the window are left beside it."""
+    prefix = _prefix(text)
+    beside = loaded.count([prefix])[0]
+    room = (loaded.window or NO_WINDOW) - beside - ROOM_TO_SPARE
+    if prefix and room < SMALLEST_ROOM:
+        raise InputError(
+            f"the instruction takes {beside} tokens of the model's window of {loaded.window}; shorten it, "
+            "or use a model with a longer window."
+        )
+    return prefix, max(room, 1)
 
 
 def _cuts(offsets: Sequence[tuple[int, int]], room: int) -> list[int]:

@@ -257,6 +257,10 @@ class TestTinyQwen3:
         again = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)
         again.load_model(tmp_path / "value.qvl")
         assert again.predict("a sturdy cup") == learner.predict("a sturdy cup")
+        learner.save(tmp_path / "value.json")  # DSPy's own
+        third = Qwen3EmbeddingValueLearner(folder, 32, cache_dir=tmp_path)
+        third.load(tmp_path / "value.json")
+        assert third.predict("a sturdy cup") == learner.predict("a sturdy cup")
         other = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path, precision="float32")
         with pytest.raises(StateError, match="precision: 'float16' saved, 'float32' here"):
             other.load_model(tmp_path / "value.qvl")

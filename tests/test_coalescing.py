@@ -316,27 +316,37 @@ def test_a_cancelled_task_takes_nothing_from_others_and_what_it_asked_for_is_kep
     assert model.asked == {"one": 1, "two": 1, "three": 1}
 
 
-def test_threads_wait_for_nothing_when_the_loop_that_asked_for_their_text_is_gone(tmp_path):
-    class Async(SlowModel):
-        async def acall(self, texts):
-            await asyncio.sleep(60)
+def test_threads_do_not_wait_for_a_loop_that_stands_still(tmp_path):
+    model = SlowModel(0.05)
+    embedding = make(model, tmp_path)
 
-    embedding = make(Async(0), tmp_path)
-    object.__setattr__(embedding._backend, "is_async", True)
-    outcome = {}
+    async def cell():
+        asking = [asyncio.create_task(embedding.acall([text])) for text in ("one", "two")]
+        await asyncio.sleep(0.02)  # in flight, and waiting for the only slot
+        vectors = in_threads(4, lambda thread: embedding.vector(["one", "two", "three", "four"][thread]))
+        return vectors, await asyncio.gather(*asking)  # the loop stood still meanwhile
 
-    async def main():
-        asking = asyncio.create_task(embedding.acall(["one"]))
-        await asyncio.sleep(0.1)
-        thread = threading.Thread(target=lambda: outcome.update(vector=embedding.vector("one")), daemon=True)
-        thread.start()
-        await asyncio.sleep(0.1)
-        asking.cancel()
-        return thread
+    vectors, awaited = asyncio.run(cell())
+    np.testing.assert_array_equal(vectors[0], awaited[0][0])
+    assert model.asked == {"one": 1, "two": 1, "three": 1, "four": 1}
 
-    thread = asyncio.run(main())  # closing the loop cancels the request that outlived its caller
-    thread.join(DEADLINE)
-    assert outcome["vector"].shape == (32,)
+
+def test_a_loop_that_was_closed_takes_no_text_and_no_slot_with_it(tmp_path):
+    model = SlowModel(0.05)
+    embedding = make(model, tmp_path)
+    for text in ("one", "two", "three"):
+        loop = asyncio.new_event_loop()
+
+        async def ask(text=text, loop=loop):
+            loop.kept = asyncio.create_task(embedding.acall([text]))
+            await asyncio.sleep(0.02)
+
+        loop.run_until_complete(ask())
+        loop.kept.get_loop()  # still pending
+        loop.close()
+    vectors = in_threads(4, lambda thread: embedding.vector(["one", "two", "three", "four"][thread]))
+    assert all(isinstance(vector, np.ndarray) for vector in vectors)
+    assert embedding._coalescer._free == 1
 
 
 def test_a_plain_call_inside_a_running_loop_does_not_wait_for_that_loop(tmp_path):
@@ -351,6 +361,7 @@ def test_a_plain_call_inside_a_running_loop_does_not_wait_for_that_loop(tmp_path
 
     plain, awaited = asyncio.run(main())
     np.testing.assert_array_equal(plain, awaited)
+    assert model.asked == {"one": 1}
 
 
 def test_a_plain_call_does_not_wait_for_a_batch_that_a_cancelled_task_left_on_its_loop(tmp_path):
@@ -367,31 +378,16 @@ def test_a_plain_call_does_not_wait_for_a_batch_that_a_cancelled_task_left_on_it
     assert asyncio.run(asyncio.wait_for(main(), DEADLINE)).shape == (32,)
 
 
-def test_an_async_model_is_asked_for_several_batches_at_once_up_to_its_limit(tmp_path):
-    class Async:
-        name = "async"
-        at_once = most = 0
-
-        def __call__(self, texts):
-            raise AssertionError("asked in a thread")
-
-        def __deepcopy__(self, memo):
-            return self
-
-        async def acall(self, texts):
-            Async.at_once += 1
-            Async.most = max(Async.most, Async.at_once)
-            await asyncio.sleep(0.02)
-            Async.at_once -= 1
-            return LexicalModel(32)(texts)
-
-    embedding = make(Async(), tmp_path, batch_size=5)
-    object.__setattr__(embedding._backend, "is_async", True)
-    object.__setattr__(embedding._backend, "width", 4)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_caller_that_may_have_several_batches_in_flight_has_them_up_to_the_limit(tmp_path, kind):
+    model = SlowModel(0.05)
+    embedding = make(model, tmp_path, batch_size=5)
     embedding._coalescer = Coalescer(4, 5)
+    object.__setattr__(embedding._backend, "width", 4)
     texts = [f"text {number}" for number in range(60)]
-    np.testing.assert_allclose(asyncio.run(embedding.acall(texts)), LexicalModel(32)(texts), atol=1e-6)
-    assert Async.most == 4
+    given = embedding(texts) if kind == "sync" else asyncio.run(embedding.acall(texts))
+    np.testing.assert_allclose(given, LexicalModel(32)(texts), atol=1e-6)
+    assert model.most_at_once == 4
 
 
 def test_a_learner_is_awaited(tmp_path):
@@ -432,3 +428,16 @@ def test_a_worker_process_embeds_while_the_parent_does(tmp_path, method):
 
 def _embed_in_worker(embedding, answers):
     answers.put(embedding(["parent 0", "child"]))
+
+
+def test_learners_of_one_model_share_what_is_in_flight(tmp_path):
+    model = SlowModel(0.05)
+    learners = [
+        Qwen3EmbeddingValueLearner(embedder=model, cache_dir=tmp_path / "cache", features=None) for _ in range(4)
+    ]
+    texts = [f"text {number}" for number in range(20)]
+    vectors = in_threads(12, lambda thread: learners[thread % 4].embed(texts))
+    assert model.asked == dict.fromkeys(texts, 1)
+    assert all(np.array_equal(one, vectors[0]) for one in vectors)
+    assert [len(learner.embedding_cache) for learner in learners] == [20] * 4
+    assert [learner.embedding_dim for learner in learners] == [32] * 4

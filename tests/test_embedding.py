@@ -16,7 +16,7 @@ import dspy
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, InputError, QVLWarning, StateError
+from dspy_qvl import EmbeddingError, InputError, QVLWarning, StateError, TextsRefusedError
 from dspy_qvl.backends import ModelSpec
 from dspy_qvl.embedding import PROBE_TEXTS, Embedding, Probe, unit
 from dspy_qvl.lexical import LexicalModel
@@ -333,6 +333,43 @@ class Digests:
 
     def __deepcopy__(self, memo):
         return self
+
+
+def test_a_text_whose_vector_cannot_be_used_is_named_and_the_others_are_kept(tmp_path):
+    def moody(texts):
+        moody.asked += texts
+        return [[float("nan")] * 4 if "bad" in text else [1.0, 2.0, 3.0, len(text)] for text in texts]
+
+    moody.name, moody.asked = "moody", []
+    embedding = make(moody, tmp_path)
+    with pytest.raises(TextsRefusedError, match=r"refused text 2 of 4 \('bad'\): its vector has NaN") as info:
+        embedding(["a", "bb", "bad", "cccc"])
+    assert set(info.value.refused) == {2}
+    embedding(["a", "bb", "cccc"])
+    assert sorted(moody.asked) == ["a", "bad", "bb", "cccc"]
+
+
+@pytest.mark.parametrize("cache_dir", ["a\0b", "x" * 300, " ", "~nobody-of-that-name/cache"])
+def test_a_cache_dir_that_can_be_no_folder_is_refused(model, cache_dir):
+    with pytest.raises(InputError, match=r"cache_dir|cannot be the path of a file"):
+        Embedding(ModelSpec("", embedder=model), cache_dir=cache_dir)
+
+
+def test_a_cache_dir_in_the_home_folder_is_found(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Embedding(ModelSpec("", embedder=model), cache_dir="~/vectors")(["a text"])
+    assert (tmp_path / "vectors").is_dir()
+
+
+def test_a_blank_name_is_no_name(tmp_path):
+    class Nameless(CountingModel):
+        pass
+
+    with pytest.warns(QVLWarning, match="embedder has no name"):
+        make(Nameless(name=""), tmp_path)(["a"])
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(InputError, match="must not be blank"):
+        make(Nameless(name=" "), tmp_path)
 
 
 def test_killed_20_times_while_embedding_20000_texts_it_asks_only_for_what_is_not_stored(tmp_path):

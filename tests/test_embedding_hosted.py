@@ -5,13 +5,14 @@ How single requests are made and repeated is in test_hosted.py.
 
 import asyncio
 import logging
+import pickle
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner, Reranker, TextsRefusedError
+from dspy_qvl import EmbeddingError, InputError, Qwen3EmbeddingValueLearner, Reranker, TextsRefusedError
 from dspy_qvl.embedding import PROBE_TEXTS
 from tests.conftest import rated
 from tests.loopback import (
@@ -158,6 +159,43 @@ def test_a_server_that_runs_another_model_now_is_noticed_before_its_vectors_are_
         later.embed(TEXTS)
     server.rule = None
     np.testing.assert_allclose(later.embed(TEXTS), vectors(TEXTS), atol=1e-6)
+
+
+def test_a_wrong_answer_that_was_refused_leaves_nothing_behind(server, tmp_path):
+    make(server, tmp_path).embed(TEXTS[:5])
+    later = make(server, tmp_path)
+    server.next(other_size)
+    with pytest.raises(EmbeddingError, match="gives other vectors than those stored under its name"):
+        later.embed(TEXTS[20:])
+    np.testing.assert_allclose(later.embed(TEXTS), vectors(TEXTS), atol=1e-6)
+
+
+def test_a_key_that_was_left_behind_is_missed_before_anything_is_sent(server, tmp_path, monkeypatch):
+    learner = make(server, tmp_path)
+    learner.add_training_examples(rated(6))
+    learner.train(cv_folds=2)
+    again = pickle.loads(pickle.dumps(learner))
+    server.requests.clear()
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(EmbeddingError, match=r"a missing key: api_key= does not travel.*set OPENAI_API_KEY there"):
+        again.predict("a new text")
+    assert server.requests == []
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-worker")
+    again.predict("a new text")
+    assert server.requests[-1].headers["authorization"] == "Bearer sk-of-the-worker"
+
+
+@pytest.mark.parametrize("address", ["", " ", "localhost", "ftp://host/v1", "http://", "http://127.0.0.1:99999/v1"])
+def test_an_address_no_request_could_be_sent_to_is_refused(address):
+    with pytest.raises(InputError, match="api_base must be an address such as"):
+        Qwen3EmbeddingValueLearner("openai/small-embedding", api_base=address)
+
+
+@pytest.mark.parametrize("key", ["", "  ", "sk-right\n", "sk-rüght"])
+def test_a_key_no_header_can_hold_is_refused_and_not_shown(key):
+    with pytest.raises(InputError, match="api_key is blank, or holds spaces") as info:
+        Qwen3EmbeddingValueLearner("openai/small-embedding", api_key=key)
+    assert "right" not in str(info.value)
 
 
 def test_vectors_of_another_length_are_refused(server, tmp_path):

@@ -79,7 +79,7 @@ ONLY = {
     "state": {"errors"},
     "store": {"errors"},
     "upkeep": {"errors", "store"},
-    "transfer": {"errors", "store", "upkeep"},
+    "transfer": {"errors", "state", "store", "upkeep"},
     "cache": {"errors", "store", "upkeep", "transfer"},
     "coalescing": set(),
     "lexical": {"errors"},

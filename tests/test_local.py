@@ -479,6 +479,33 @@ def embed_and_send(model: LocalModel, texts: list[str], send: Any) -> None:
 
 
 @pytest.mark.local
+@pytest.mark.local
+class TestBrokenFolders:
+    """What would give wrong vectors without a word."""
+
+    def test_weights_that_are_missing_are_not_made_up(self, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        folder = tiny_qwen3.build(tmp_path / "tiny")
+        weights = load_file(folder / "model.safetensors")
+        weights.pop("layers.0.mlp.gate_proj.weight")
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelUnavailableError, match=r"lacks weights, which would be random: layers\.0\.mlp\.gate"):
+            float32(folder)(["a text"])
+
+    def test_the_end_token_is_there_without_tokenizer_json(self, tmp_path):
+        whole, part = tiny_qwen3.build(tmp_path / "whole"), tiny_qwen3.build(tmp_path / "part")
+        (part / "tokenizer.json").unlink()
+        np.testing.assert_allclose(float32(part)(TEXTS), float32(whole)(TEXTS), atol=1e-5)
+
+    @pytest.mark.parametrize("long_text", ["cut", "mean"])
+    def test_an_instruction_that_leaves_no_room_for_the_text_is_refused(self, tmp_path, long_text):
+        folder = tiny_qwen3.build(tmp_path / "narrow", max_length=64)
+        model = float32(folder, long_text=long_text)
+        with pytest.raises(InputError, match=r"the instruction takes .* tokens of the model's window of 64"):
+            model.measure([instructed(text, "long words here " * 300) for text in ("good", "bad")])
+
+
 class TestUnavailable:
     """One error, with the three ways out."""
 

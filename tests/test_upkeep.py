@@ -346,17 +346,36 @@ def test_export_refuses_the_live_cache_and_any_cache_in_use(path, tmp_path):
 def test_export_refuses_what_it_cannot_write(path, tmp_path):
     one = cache(path)
     fill(one, 3)
-    with pytest.raises(InputError, match="is a folder; give a file in it"):
+    with pytest.raises(InputError, match="is a folder; give the path of a file"):
         one.export(tmp_path)
     with pytest.raises(InputError, match=r"cannot be written \(unable to open database file\)"):
         one.export(tmp_path / "missing" / "out.sqlite")
-    with pytest.raises(InputError, match="path must be a path, but got int: 3"):
+    with pytest.raises(InputError, match="path must be a string or a path, but got int: 3"):
         one.export(3)
     with pytest.raises(InputError, match="model 'Z' has no vectors on disk; there is 'A'"):
         one.export(tmp_path / "out.sqlite", model="Z")
     with pytest.raises(InputError, match=r"export\(\) needs vectors on disk, .* give a cache_dir"):
         cache(None).export(tmp_path / "out.sqlite")
     assert sorted(file.name.removeprefix(path.name) for file in tmp_path.iterdir()) == ["", "-shm", "-wal"]
+
+
+def test_export_replaces_no_other_cache_and_nothing_but_plain_files(path, tmp_path):
+    one, other = cache(path), cache(tmp_path / "other.sqlite")
+    fill(one, 3)
+    fill(other, 3)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no plain file, and writing would replace it"):
+        one.export(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a cache in use, which an export would destroy"):
+        one.export(tmp_path / "other.sqlite")
+    for end in ("-wal", "-shm"):  # as a cache lies there when nobody uses it
+        Path(f"{tmp_path / 'other.sqlite'}{end}").unlink(missing_ok=True)
+    with pytest.raises(InputError, match="is a cache in use, which an export would destroy"):
+        one.export(tmp_path / "other.sqlite")
+    (tmp_path / "link").symlink_to(tmp_path / "export.sqlite")
+    assert one.export(tmp_path / "link") == 3
+    assert (tmp_path / "link").is_symlink()
+    assert one.export(tmp_path / "export.sqlite") == 3  # an earlier export is replaced
 
 
 def _export_onto_a_full_disk(path: Path, out: Path) -> None:
@@ -549,7 +568,7 @@ def test_import_refuses_what_is_no_file_for_it(path, tmp_path):
         one.import_(tmp_path / "missing.sqlite")
     with pytest.raises(InputError, match="is a folder"):
         one.import_(tmp_path)
-    with pytest.raises(InputError, match="path must be a path, but got NoneType"):
+    with pytest.raises(InputError, match="path must be a string or a path, but got NoneType"):
         one.import_(None)
     with pytest.raises(InputError, match=r"import_\(\) needs vectors on disk, .* give a cache_dir"):
         cache(None).import_(path)
