@@ -479,7 +479,6 @@ def embed_and_send(model: LocalModel, texts: list[str], send: Any) -> None:
 
 
 @pytest.mark.local
-@pytest.mark.local
 class TestBrokenFolders:
     """What would give wrong vectors without a word."""
 
@@ -506,6 +505,7 @@ class TestBrokenFolders:
             model.measure([instructed(text, "long words here " * 300) for text in ("good", "bad")])
 
 
+@pytest.mark.local
 class TestUnavailable:
     """One error, with the three ways out."""
 
