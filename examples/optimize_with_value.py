@@ -117,8 +117,10 @@ def run(rated: list[dspy.Example], lm: dspy.LM, model: str, optimizer: str, fold
     # 3 Metric -> optimizer.
     tuner = make_optimizer(optimizer, metric, lm)
     # Left to itself MIPROv2 bootstraps from a fifth of the questions, and GEPA judges on all of them.
-    valset = {"valset": trainset} if optimizer in ("gepa", "mipro") else {}
-    better = quietly(tuner.compile, program, trainset=trainset, **valset)
+    settings: dict[str, Any] = {"valset": trainset} if optimizer in ("gepa", "mipro") else {}
+    if optimizer == "mipro":
+        settings["program_aware_proposer"] = False  # else it reads the source of the value function to the model
+    better = quietly(tuner.compile, program, trainset=trainset, **settings)
     after = better(question=first)
     print(f"\nafter {type(tuner).__name__}: {quietly(evaluate, better).score:.1f}")
     print(f"  {after.reply}\n  worth {after.worth:.1f}, give or take {after.std:.1f}")
