@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import dspy
 
 from dspy_qvl.errors import InputError, check_count, check_optional_string, shown
-from dspy_qvl.hosted import HostedModel, Limits, Usage, batch_size
+from dspy_qvl.hosted import HostedModel, Limits, Usage, batch_size, public_address
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.local import LocalModel
 
@@ -92,8 +92,8 @@ class Backend:
         keep_on_disk: whether a vector is worth storing.
         slots: batches that run well at once.
         width: how many of them one caller may have.
-        is_served: whether another process may change the model under its name.
-        tells_texts_apart: whether a failure tells the texts it is about from the others of the batch.
+        is_served: whether another process answers: it may change the model under its name, and its failures tell the
+            texts they are about from the others of the batch.
         measure: list of texts -> what they cost, or None where they are only counted.
         usage: what was asked of a provider so far, or None where nobody is paid.
     """
@@ -109,7 +109,6 @@ class Backend:
     slots: int = 1
     width: int = 1
     is_served: bool = False
-    tells_texts_apart: bool = False
     measure: Callable[[Sequence[str]], Measured] | None = None
     usage: Callable[[], Usage] | None = None
 
@@ -137,7 +136,7 @@ class ModelSpec:
     key_lost: bool = field(default=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "api_key": None, "api_base": _public_address(self.api_base) or None}
+        state = {**self.__dict__, "api_key": None, "api_base": public_address(self.api_base) or None}
         state["key_lost"] = self.key_lost or self.api_key is not None
         if isinstance(self.embedder, dspy.Embedder):
             state["embedder"] = _without_secrets(self.embedder)
@@ -266,14 +265,13 @@ class ModelSpec:
             name=f"the route {self.model_name!r}",
             identity={"model": self.model_name, "backend": "litellm"},
             embed=model,
-            endpoint=_public_address(self.api_base),
+            endpoint=public_address(self.api_base),
             size=_qwen3_size(self.model_name),
             default_dim=_qwen3_dim(self.model_name),
             batch_size=batch_size(self.model_name),
             slots=limits.max_concurrency,
             width=limits.max_concurrency,
             is_served=True,
-            tells_texts_apart=True,
             usage=lambda: model.usage,
         )
 
@@ -340,14 +338,6 @@ def _qwen3_dim(model_name: str) -> int | None:
     return QWEN3_DIM if "qwen3-embedding" in model_name.lower() else None
 
 
-def _public_address(api_base: str | None) -> str:
-    """An address without user, password, query and fragment: nothing secret reaches a key or a file."""
-    if not api_base:
-        return ""
-    parts = urlsplit(api_base)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-
-
 # The caller's own
 
 
@@ -368,7 +358,7 @@ def _custom(embedder: Any, n_slots: int) -> Backend:
         name=f"the embedder {name!r}" if name else "the embedder",
         identity={"model": name, "backend": "embedder"} if name else None,
         embed=embedder,
-        endpoint=_public_address(str(address) if address else None),
+        endpoint=public_address(str(address) if address else None),
         batch_size=embedder.batch_size if isinstance(embedder, dspy.Embedder) else 64,
         keep_on_disk=name is not None,
         slots=n_slots,

@@ -15,10 +15,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from dspy_qvl.backends import LEXICAL, ModelSpec
 from dspy_qvl.cache import EmbeddingCache
-from dspy_qvl.coalescing import Coalescer, Key, Wanted, by_caller
+from dspy_qvl.coalescing import Coalescer, Key, Run, Wanted, by_caller
 from dspy_qvl.errors import (
     EmbeddingError,
     InputError,
@@ -42,12 +43,12 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.hosted import Usage
 from dspy_qvl.linear import dot_rows
-from dspy_qvl.model import NO_VECTOR, Model, Refused, Row
+from dspy_qvl.model import NO_VECTOR, Model, Row
+from dspy_qvl.provider import Refused
 from dspy_qvl.state import checked_path
 from dspy_qvl.text import instructed
 
 Vectors = NDArray[np.float32]
-Done = Callable[[Sequence[Wanted], dict[Key, Any]], dict[Key, Any]]
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -103,7 +104,7 @@ class Embedding:
         self,
         spec: ModelSpec,
         *,
-        cache_dir: str | Path | None,
+        cache_dir: str | os.PathLike[str] | None,
         instruction: str | None = None,
         batch_size: int | None = None,
         storage: str = "float32",
@@ -162,19 +163,19 @@ class Embedding:
 
     def like(self, identity: Mapping[str, str] | None) -> "Embedding":
         """This, or the same model in process with the precision and so on of an identity, where that was left open."""
-        mine = self._backend.identity
-        if identity is None or mine is None or self.identity == dict(identity):
+        if identity is None or self.identity is None or self.identity == dict(identity):
             return self
         spec = self.spec.like(identity)
-        if spec is self.spec or spec.backend().identity == mine:
+        if spec is self.spec:
             return self
-        return Embedding(
+        other = Embedding(
             spec,
             cache_dir=self.cache_dir,
             instruction=self.instruction,
             batch_size=self.batch_size,
             storage=self.storage,
         )
+        return self if other.identity == self.identity else other
 
     @property
     def usage(self) -> Usage | None:
@@ -217,7 +218,7 @@ class Embedding:
         return self._rows(texts, keys, found)
 
     async def acall(self, texts: Sequence[str], *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
-        """As `__call__`, without blocking the event loop: a hosted model is awaited, one in process has a thread."""
+        """As `__call__`, without blocking the event loop: disk and model are asked in threads."""
         keys, found, missing = self._look(texts, instruct)
         if missing:
             found.update(await self._afetch(missing, expect))
@@ -296,11 +297,7 @@ class Embedding:
         fetched, unpaid = self._read(missing)
         if unpaid:
             wanted = self._prepare(unpaid, expect)
-            with self._progress(unpaid) as done:
-
-                def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
-                    return done(batch, self._answer(batch))
-
+            with self._progress(unpaid) as run:
                 outcome = self._coalescer(wanted, self.cache.memory.get, run, width=self._backend.width)
             fetched.update(self._taken_over(outcome))
         return fetched
@@ -309,13 +306,8 @@ class Embedding:
         fetched, unpaid = await asyncio.to_thread(self._read, missing)
         if unpaid:
             wanted = await asyncio.to_thread(self._prepare, unpaid, expect)
-            with self._progress(unpaid) as done:
-
-                def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
-                    return done(batch, self._answer(batch))
-
-                known, width = self.cache.memory.get, self._backend.width
-                outcome = await self._coalescer.acall(wanted, known, run, width=width)
+            with self._progress(unpaid) as run:
+                outcome = await self._coalescer.acall(wanted, self.cache.memory.get, run, width=self._backend.width)
             fetched.update(self._taken_over(outcome))
         return fetched
 
@@ -352,19 +344,20 @@ class Embedding:
         return [(key, text, cost) for (key, text), cost in zip(unpaid.items(), measured.tokens, strict=True)]
 
     @contextlib.contextmanager
-    def _progress(self, unpaid: Mapping[Key, str]) -> Iterator[Done]:
-        """A bar over the texts of a call, and of a failure how far the call came."""
+    def _progress(self, unpaid: Mapping[Key, str]) -> Iterator[Run]:
+        """What answers the batches of a call, with a bar over its texts, and of a failure how far the call came."""
         quiet = len(unpaid) <= self.batch_size or not logger.isEnabledFor(logging.WARNING)
         quiet = quiet or threading.current_thread() is not threading.main_thread()  # bars of many threads are noise
         bar = None if quiet else tqdm(total=len(unpaid), desc="embedding", unit="text", delay=BAR_AFTER_SECONDS)
 
-        def done(batch: Sequence[Wanted], outcome: dict[Key, Any]) -> dict[Key, Any]:
+        def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
+            outcome = self._answer(batch)
             if bar is not None:
                 bar.update(sum(wanted.key in unpaid for wanted in batch))
             return outcome
 
         try:
-            yield done
+            yield run
         except EmbeddingError as error:
             n_done = sum(self.cache.memory.get(key) is not None for key in unpaid)
             raise type(error)(
@@ -388,7 +381,7 @@ class Embedding:
             return self._accept(keys, self._model(texts))
         except EmbeddingError:
             parts = by_caller(batch)
-            if self._backend.tells_texts_apart or len(parts) == 1:
+            if self._backend.is_served or len(parts) == 1:
                 raise
         outcome: dict[Key, Any] = {}
         for part in parts:  # the text of one caller may be at fault: the others must not hear of it
@@ -412,7 +405,7 @@ class Embedding:
     # Is it the model that it says?
 
     def _with_probe(self, batch: Sequence[Wanted]) -> tuple[list[str], list[Key]]:
-        """What a batch asks for. The first that a process asks of a server has a probe text along."""
+        """What a batch asks for: until a server has answered once, with a probe text along."""
         texts, keys = [wanted.text for wanted in batch], [wanted.key for wanted in batch]
         if self._backend.is_served and self.cache.store is not None and not self._is_the_same:
             key = self.cache.key(PROBE_TEXTS[0])
@@ -507,7 +500,7 @@ def is_unit(vectors: Vectors) -> NDArray[np.bool_]:
     return close
 
 
-def _folder(cache_dir: str | Path) -> Path:
+def _folder(cache_dir: str | os.PathLike[str]) -> Path:
     """The folder that is meant, which need not be there.
 
     Raises:
@@ -525,6 +518,6 @@ def _folder(cache_dir: str | Path) -> Path:
 
 
 def _remake(
-    spec: ModelSpec, cache_dir: str | Path | None, instruction: str | None, batch_size: int, storage: str
+    spec: ModelSpec, cache_dir: str | os.PathLike[str] | None, instruction: str | None, batch_size: int, storage: str
 ) -> Embedding:
     return Embedding(spec, cache_dir=cache_dir, instruction=instruction, batch_size=batch_size, storage=storage)

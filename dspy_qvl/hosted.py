@@ -19,13 +19,13 @@ import asyncio
 import logging
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
@@ -168,7 +168,7 @@ class HostedModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         lost = self._key_lost or self._key() is not None
-        return _remake, (self.name, _without_login(self._api_base), self.limits, lost)
+        return _remake, (self.name, public_address(self._api_base) or None, self.limits, lost)
 
     def __call__(self, texts: Sequence[str]) -> list[Vector]:
         """Full-size vectors of texts, in their order.
@@ -372,9 +372,12 @@ def _on_our_loop(coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
     return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
 
-def _without_login(api_base: str | None) -> str | None:
-    """An address that may be stored: without user, password and query."""
-    return re.sub(r"://[^/\s@]+@", "://", api_base).split("?")[0] if api_base else None
+def public_address(api_base: str | None) -> str:
+    """An address without user, password, query and fragment: nothing secret reaches a key or a file."""
+    if not api_base:
+        return ""
+    parts = urlsplit(api_base)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _outcome(state: RetryCallState) -> Failure:

@@ -457,15 +457,15 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             raise StateError("it was saved with an embedder of its own; give that embedder to this learner.")
         chosen = spec.embedder is not None or self._settings["model_name"] is not None
         name = spec.model_name if chosen else settings["model_name"]
-        wanted = replace(spec, model_name=name, embedding_dim=settings["embedding_dim"]).like(identity)
-        if (wanted, settings["instruction"]) != (replace(spec, embedding_dim=now.dim), now.instruction):
+        if (name, settings["embedding_dim"], settings["instruction"]) != (spec.model_name, now.dim, now.instruction):
             now = Embedding(
-                wanted,
+                replace(spec, model_name=name, embedding_dim=settings["embedding_dim"]),
                 cache_dir=now.cache_dir,
                 instruction=settings["instruction"],
                 batch_size=self._batch_size,
                 storage=now.storage,
             )
+        now = now.like(identity)
         blocks = self._blocks
         mine = settings["features"] == self._settings["features"]  # then with the callables themselves
         if not mine or now.is_lexical != blocks.beside_lexical:

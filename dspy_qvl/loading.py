@@ -111,7 +111,7 @@ def _from_anywhere(wanted: Wanted) -> Any:
     if _is_cached(wanted):
         try:
             return _sentence_transformer(wanted, local_only=True)
-        except Exception:  # not all of it is there: an interrupted download
+        except OSError:  # not all of it is there: an interrupted download
             _ask_hub(wanted)
     else:
         _ask_hub(wanted)
@@ -201,7 +201,8 @@ def _missing_weights() -> Iterator[list[str]]:
     talking, listening = logging.getLogger("transformers.modeling_utils"), Listening(logging.WARNING)
     level = talking.level
     talking.addHandler(listening)
-    talking.setLevel(logging.WARNING)
+    if not talking.isEnabledFor(logging.WARNING):  # transformers says more to a logger whose own level is set
+        talking.setLevel(logging.WARNING)
     try:
         yield missing
     finally:

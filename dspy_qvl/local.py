@@ -168,11 +168,6 @@ class LocalModel:
         return {name: value for name, value in changes.items() if value is not None}
 
     @property
-    def window(self) -> int | None:
-        """Tokens the model sees of a text, or None for a model without a limit; loads the model."""
-        return self._load().window
-
-    @property
     def tokens_a_batch(self) -> int:
         """Padded tokens worth handing over in one call; loads the model."""
         return self._load().tokens_a_batch
@@ -215,10 +210,6 @@ class LocalModel:
         over = {} if window is None else {row: n for row, n in enumerate(full) if n > window}
         seen = full if window is None or self.long_text == "mean" else [min(n, window) for n in full]
         return Lengths(seen, over, window)
-
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens each text costs, special tokens included."""
-        return self.measure(texts).tokens
 
     def warning_for(self, lengths: Lengths) -> str | None:
         """What to say of the texts that were cut, in one line; None if nothing was lost."""

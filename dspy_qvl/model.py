@@ -7,7 +7,7 @@ What a model gave before it failed is kept: it was paid for.
 """
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import dspy
 import numpy as np
@@ -15,14 +15,9 @@ from numpy.typing import NDArray
 
 from dspy_qvl.backends import Backend
 from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors
+from dspy_qvl.provider import Refused, Unusable
 
 Vectors = NDArray[np.float32]
-
-
-class Refused(NamedTuple):
-    """Why a model gave no vector for one text of a batch."""
-
-    reason: str
 
 
 NO_VECTOR = (Refused, EmbeddingError)
@@ -90,15 +85,17 @@ class Model:
 
     def _usable(self, answer: Any, n_texts: int) -> list[Row]:
         """Vectors, and refusals of those without a direction; an answer of nothing else is the model's fault."""
-        with contextlib.suppress(TypeError, ValueError), np.errstate(over="ignore"):
-            array: Vectors = np.asarray(answer, dtype=np.float32)
-            if array.ndim == 2 and len(array) == n_texts:
-                usable = np.asarray(np.isfinite(array).all(axis=1) & array.any(axis=1))
-                if usable.any() and not usable.all():
-                    self.check_size(array.shape[1])
-                    why = "its vector has NaN or infinity, or is all zeros"
-                    return [row if good else Refused(why) for row, good in zip(array, usable, strict=True)]
-        vectors = check_vectors(answer, n_texts, self.name)
+        try:
+            vectors = check_vectors(answer, n_texts, self.name)
+        except EmbeddingError:
+            with np.errstate(over="ignore"), contextlib.suppress(TypeError, ValueError):
+                vectors = np.asarray(answer, dtype=np.float32)
+                usable = np.asarray(np.isfinite(vectors).all(axis=-1) & vectors.any(axis=-1))
+                if vectors.ndim == 2 and len(vectors) == n_texts and usable.any():
+                    self.check_size(vectors.shape[1])
+                    why = Unusable("its vector has NaN or infinity, or is all zeros")
+                    return [row if good else why for row, good in zip(vectors, usable, strict=True)]
+            raise
         self.check_size(vectors.shape[1])
         return list(vectors)
 

@@ -48,7 +48,7 @@ class NoRetries(int):
 
 @dataclass(frozen=True)
 class Refused:
-    """A text the provider gives no vector for."""
+    """A text that a model gives no vector for."""
 
     reason: str
 

@@ -142,7 +142,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return dspy.Prediction(scores=[float(values[row]) for row in order], **fields)
 
     async def aforward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
-        """As `forward`, off the event loop; a hosted model is awaited."""
+        """As `forward`, off the event loop."""
         query, texts = check_text(query, "query"), _texts(as_list(passages))
         expect = None if self.ridge.fitted is None else self.ridge.fitted.probe
         await self.learner.aembed(texts, instruct=False, expect=expect)

@@ -52,20 +52,6 @@ HALF = b"h"  # begins a float16 row, whose length is odd by it; a float32 row is
 HALF_ERROR = 2.0**-10  # of the largest entry; twice what rounding to float16 costs where float16 has all its digits
 
 
-class StoreInfo(NamedTuple):
-    """What is on disk for one model.
-
-    Attributes:
-        rows: number of vectors.
-        bytes: their size, without SQLite's own pages.
-        path: the file.
-    """
-
-    rows: int
-    bytes: int
-    path: Path
-
-
 class Opened(NamedTuple):
     """A connection, and what tells that it is no longer the right one.
 
@@ -195,11 +181,6 @@ class VectorStore:
             kept = {key: vector for key, _, told, blob in rows if (vector := decode(key, told, blob)) is not None}
         return {**kept, **first}
 
-    def info(self) -> StoreInfo:
-        """Rows and bytes stored for this model."""
-        rows, size = self.attempt(self._count, otherwise=(0, 0))
-        return StoreInfo(rows, size, self.path)
-
     def attempt(self, action: Callable[..., T], *details: object, otherwise: T, writes: bool = False) -> T:
         """Run an action on this thread's connection.
 
@@ -286,14 +267,6 @@ class VectorStore:
         with transaction(connection):
             added = insert(connection, self._identity, rows)
         return {} if added == len(rows) else self._read(connection, [row[0] for row in rows])
-
-    def _count(self, connection: sqlite3.Connection) -> tuple[int, int]:
-        rows, size = connection.execute(
-            "SELECT count(*), coalesce(sum(length(vector)), 0) FROM vectors "
-            "WHERE model = (SELECT id FROM models WHERE identity = ?)",
-            (self._identity,),
-        ).fetchone()
-        return rows, size
 
     def _pause(self, desk: Desk, writes: bool, error: Exception) -> None:
         """Leave the file alone for a while, and say so the first time."""

@@ -50,7 +50,7 @@ def export(store: VectorStore, path: str | os.PathLike[str], *, model: str | Non
     """
     target = checked_target(path)
     if _same_file(target, store.path) or _is_cache(target):
-        raise InputError(f"{target} is a cache in use, which an export would destroy; give another path.")
+        raise InputError(f"{target} is a cache, which an export would destroy; give another path.")
     chosen = models_called(store, model)
     draft = draft_of(target)
     try:

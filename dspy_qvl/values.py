@@ -8,7 +8,6 @@ import contextvars
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import dspy
@@ -113,7 +112,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         name = DEFAULT_MODEL if model_name is None else model_name
         self._embedding = Embedding(
             ModelSpec(name, embedding_dim, api_base, api_key, embedder, given),
-            cache_dir=cache_dir if cache_dir is None or isinstance(cache_dir, str) else Path(cache_dir),
+            cache_dir=cache_dir,
             instruction=instruction,
             batch_size=batch_size,
             storage=storage,
@@ -218,7 +217,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return dspy.Prediction(score=self._predict(item, fit), std=std)
 
     async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
-        """As `forward`, off the event loop; a hosted model is awaited, with as many requests at once as it may have."""
+        """As `forward`, off the event loop; a hosted model has as many requests at once as it may."""
         text, fit = check_text(text), self._ready()
         _item(text, query, fit)
         if not self._overridden():

@@ -1,6 +1,8 @@
 """Texts longer than a model's window: the mean over windows of them.
 
-long text ─► windows of like length, each with the instruction ─► their vectors ─► weighted mean, unit length
+    long text ─► windows of like length, each with the instruction ─► their vectors ─► weighted mean, unit length
+
+A text is cut between tokens, and its windows count by how many tokens they hold.
 """
 
 import itertools

@@ -14,6 +14,7 @@ import pytest
 from dspy_qvl import QVLWarning
 from dspy_qvl.cache import EmbeddingCache, MemoryCache
 from dspy_qvl.store import VectorStore
+from dspy_qvl.upkeep import info
 
 KEYS = [bytes([i]) * 16 for i in range(20)]
 VECTORS = np.random.default_rng(0).normal(size=(20, 33)).astype(np.float32)
@@ -55,12 +56,17 @@ def test_keys_of_two_models_differ():
     assert one.key("text") == EmbeddingCache("a", None).key("text")
 
 
-def test_info_counts_one_models_rows(path):
+def test_info_counts_the_rows_of_each_model(path):
     store = VectorStore(path, "m")
-    assert store.info() == (0, 0, path)
+    assert info(store).models == ()
     store.write(KEYS[:5], VECTORS[:5])
     VectorStore(path, "other").write(KEYS[5:], VECTORS[5:])
-    assert store.info() == (5, 5 * 33 * 4, path)
+    told = info(store)
+    assert [(model.model, model.rows, model.bytes) for model in told.models] == [
+        ("m", 5, 5 * 33 * 4),
+        ("other", 15, 15 * 33 * 4),
+    ]
+    assert (told.rows, told.path) == (20, path)
 
 
 def test_many_threads_write_and_read_at_once(path):
@@ -74,7 +80,7 @@ def test_many_threads_write_and_read_at_once(path):
 
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(work, range(8))) == list(range(8))
-    assert store.info().rows == 20
+    assert info(store).rows == 20
 
 
 def _write_some(path: Path, worker: int) -> None:
@@ -94,7 +100,7 @@ def test_processes_that_begin_one_file_together_lose_nothing(path, method):
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert VectorStore(path, "m").info().rows == 3 * 50 + 50
+    assert info(VectorStore(path, "m")).rows == 3 * 50 + 50
 
 
 def test_a_connection_is_not_carried_across_a_fork(path):

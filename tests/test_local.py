@@ -258,7 +258,7 @@ class TestQwen3:
         np.testing.assert_allclose(vectors, by_hand(narrow, [long, SHORT], max_length=32), atol=1e-5)
         assert differ(vectors[:1], by_hand(narrow, [long], max_length=33))
         features = model._load().model.tokenizer([long], truncation=True)["input_ids"][0]
-        assert len(features) == model.window == 32
+        assert len(features) == model._load().window == 32
         assert features[-1] == model._load().tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
     def test_the_instruction_is_on_the_side_of_the_query_only(self, tiny):
@@ -308,11 +308,11 @@ class TestLongTexts:
         lengths = model.measure(texts)
         tokenizer = model._load().tokenizer
         full = [len(tokenizer(text)["input_ids"]) for text in texts]
-        assert lengths.tokens == [min(n, 64) for n in full] == model.lengths(texts)
+        assert lengths.tokens == [min(n, 64) for n in full]
         assert lengths.over == {row: n for row, n in enumerate(full) if n > 64}
         assert set(lengths.over) == {4, 5, 6, 7}
-        assert lengths.window == model.window == 64
-        assert float32(narrow, long_text="mean").lengths(texts) == full
+        assert lengths.window == 64
+        assert float32(narrow, long_text="mean").measure(texts).tokens == full
 
     @pytest.mark.parametrize("text", LONG)
     @pytest.mark.parametrize("instruction", [None, "Say how it is"])
@@ -450,20 +450,23 @@ class TestMiniLM:
 
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     def test_a_worker_embeds_what_its_parent_would(self, method):
-        texts = [text for text, _ in rated(40)]
-        model = float32(minilm())
-        expected = model(texts)
-        context = multiprocessing.get_context(method)
-        receive, send = context.Pipe(duplex=False)
-        child = context.Process(target=embed_and_send, args=(model, texts, send))
-        child.start()
-        try:
-            assert receive.poll(120), "the worker hangs"
-            for vectors in receive.recv():
-                np.testing.assert_allclose(vectors, expected, atol=1e-5)
-        finally:
-            child.kill()
-            child.join()
+        assert_a_worker_embeds_alike(float32(minilm()), [text for text, _ in rated(40)], method)
+
+
+def assert_a_worker_embeds_alike(model: LocalModel, texts: list[str], method: str) -> None:
+    """The vectors of a worker process are those of this one, and it does not hang."""
+    expected = model(texts)
+    context = multiprocessing.get_context(method)
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=embed_and_send, args=(model, texts, send))
+    child.start()
+    try:
+        assert receive.poll(120), "the worker hangs"
+        for vectors in receive.recv():
+            np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    finally:
+        child.kill()
+        child.join()
 
 
 def embed_and_send(model: LocalModel, texts: list[str], send: Any) -> None:
@@ -611,19 +614,7 @@ if onnx_is_here():  # not a skip: the suite may be told that a skipped test is a
 
     @pytest.mark.local
     def test_onnx_works_in_a_forked_worker():
-        model = LocalModel(minilm(), backend="onnx")
-        expected = model(TEXTS)
-        context = multiprocessing.get_context("fork")
-        receive, send = context.Pipe(duplex=False)
-        child = context.Process(target=embed_and_send, args=(model, TEXTS, send))
-        child.start()
-        try:
-            assert receive.poll(120), "the worker hangs"
-            for vectors in receive.recv():
-                np.testing.assert_allclose(vectors, expected, atol=1e-5)
-        finally:
-            child.kill()
-            child.join()
+        assert_a_worker_embeds_alike(LocalModel(minilm(), backend="onnx"), TEXTS, "fork")
 
 else:
 

@@ -24,6 +24,7 @@ import pytest
 
 from dspy_qvl import QVLWarning
 from dspy_qvl.store import VectorStore
+from dspy_qvl.upkeep import info
 
 FORK = multiprocessing.get_context("fork")
 N_KILLED, N_KILLS, BATCH = 20_000, 20, 64
@@ -254,7 +255,7 @@ def _use_a_sealed_folder(path: Path) -> None:
         store.write(keys(range(5, 10)), vectors(5))
     store.write(keys(range(5, 10)), vectors(5))
     assert set(store.read(keys(range(10)))) == set(keys(range(5)))
-    assert store.info().rows == 5
+    assert info(store).rows == 5
 
 
 @pytest.fixture

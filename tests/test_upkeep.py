@@ -336,10 +336,10 @@ def test_export_refuses_the_live_cache_and_any_cache_in_use(path, tmp_path):
     link = tmp_path / "link.sqlite"
     link.symlink_to(path)
     for target in (path, path.parent / "." / path.name, link, other.store.path):
-        with pytest.raises(InputError, match="is a cache in use, which an export would destroy"):
+        with pytest.raises(InputError, match="is a cache, which an export would destroy"):
             one.export(target)
     assert (one.info().rows, other.info().rows) == (3, 3)
-    with pytest.raises(InputError, match="is a cache in use"):
+    with pytest.raises(InputError, match="is a cache, which an export would destroy"):
         cache(tmp_path / "not-yet.sqlite").export(tmp_path / "not-yet.sqlite")
 
 
@@ -366,11 +366,11 @@ def test_export_replaces_no_other_cache_and_nothing_but_plain_files(path, tmp_pa
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is no plain file, and writing would replace it"):
         one.export(tmp_path / "pipe")
-    with pytest.raises(InputError, match="is a cache in use, which an export would destroy"):
+    with pytest.raises(InputError, match="is a cache, which an export would destroy"):
         one.export(tmp_path / "other.sqlite")
     for end in ("-wal", "-shm"):  # as a cache lies there when nobody uses it
         Path(f"{tmp_path / 'other.sqlite'}{end}").unlink(missing_ok=True)
-    with pytest.raises(InputError, match="is a cache in use, which an export would destroy"):
+    with pytest.raises(InputError, match="is a cache, which an export would destroy"):
         one.export(tmp_path / "other.sqlite")
     (tmp_path / "link").symlink_to(tmp_path / "export.sqlite")
     assert one.export(tmp_path / "link") == 3

@@ -20,6 +20,7 @@ import numpy as np
 
 from dspy_qvl.cache import MemoryCache
 from dspy_qvl.store import VectorStore
+from dspy_qvl.upkeep import info
 
 SIZE, BATCH = 1024, 256
 N_WRITES, N_READS, READ_ROUNDS, N_BATCHED = 2_000, 100, 200, 10_000
@@ -84,7 +85,7 @@ def batched(folder: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str
                 seconds(lambda to=store: [to.write(mine[part], vectors[part]) for part in parts])
             )
             times[f"read {name}"].append(seconds(lambda of=store: [of.read(mine[part]) for part in parts]))
-            sizes[name] = store.info().bytes
+            sizes[name] = info(store).bytes
             store.path.unlink()
         times["plain"].append(seconds(lambda: np.load(folder / "plain.npy")))
     return {name: found[1:] for name, found in times.items()}, sizes
