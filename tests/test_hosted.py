@@ -257,7 +257,8 @@ PASSING = {
 class TestFailuresThatMayPass:
     @pytest.mark.parametrize("fault", PASSING)
     def test_the_same_is_asked_again(self, server, ask, fault):
-        model = hosted(server, limits=Limits(timeout=0.3, first_wait=0.01))
+        # Only a hang is meant to run out of time: on a busy machine a proper answer can take some tenths of a second.
+        model = hosted(server, limits=Limits(timeout=1.5 if fault == "a timeout" else 30.0, first_wait=0.01))
         server.next(PASSING[fault])
         assert_vectors_of(ask(model, TEXTS[:4]), TEXTS[:4])
         assert server.asked == [TEXTS[:4]] * 2
