@@ -1,0 +1,42 @@
+"""Files of every schema so far are read, with equal values."""
+
+import json
+
+import dspy
+import pytest
+
+from dspy_qvl import Qwen3EmbeddingValueLearner
+from tests.saved.write import HERE, TEXTS, Program, values
+
+SCHEMAS = sorted(path.name.removesuffix(".qvl") for path in HERE.glob("schema_*.qvl"))
+
+
+def expected(schema: str) -> dict:
+    return json.loads((HERE / f"{schema}.values.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_program_saved_with_any_schema_gives_equal_values(schema, tmp_path):
+    program = Program(tmp_path)
+    program.load(HERE / f"{schema}.json")
+    assert values(program) == expected(schema)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_file_saved_with_any_schema_gives_equal_values(schema, tmp_path):
+    learner = Qwen3EmbeddingValueLearner(cache_dir=tmp_path)
+    learner.load_model(HERE / f"{schema}.qvl")
+    assert [value.hex() for value in learner.predict_many(TEXTS).tolist()] == expected(schema)["value"]
+    assert [learner.predict_std(text).hex() for text in TEXTS] == expected(schema)["std"]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_file_saved_with_any_schema_can_be_learned_on_and_saved_anew(schema, tmp_path):
+    learner = Qwen3EmbeddingValueLearner(cache_dir=tmp_path)
+    learner.load_model(HERE / f"{schema}.qvl")
+    learner.update("leaking and noisy", 0.5)
+    learner.save_model(tmp_path / "anew.qvl")
+    again = Qwen3EmbeddingValueLearner(cache_dir=tmp_path)
+    again.load_model(tmp_path / "anew.qvl")
+    assert again.predict_many(TEXTS).tobytes() == learner.predict_many(TEXTS).tobytes()
+    assert isinstance(again(text=TEXTS[0]), dspy.Prediction)
