@@ -15,19 +15,31 @@ def expected(schema: str) -> dict:
     return json.loads((HERE / f"{schema}.values.json").read_text(encoding="utf-8"))
 
 
+def numbers(figures: list[str]) -> list[float]:
+    return [float.fromhex(figure) for figure in figures]
+
+
+def close(figures: list[str]):
+    """Equal but for the last bits, in which processors differ."""
+    return pytest.approx(numbers(figures), rel=1e-12)
+
+
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_a_program_saved_with_any_schema_gives_equal_values(schema, tmp_path):
     program = Program(tmp_path)
     program.load(HERE / f"{schema}.json")
-    assert values(program) == expected(schema)
+    found, wanted = values(program), expected(schema)
+    assert found.keys() == wanted.keys()
+    for name, figures in found.items():
+        assert numbers(figures) == close(wanted[name]), name
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_a_file_saved_with_any_schema_gives_equal_values(schema, tmp_path):
     learner = Qwen3EmbeddingValueLearner(cache_dir=tmp_path)
     learner.load_model(HERE / f"{schema}.qvl")
-    assert [value.hex() for value in learner.predict_many(TEXTS).tolist()] == expected(schema)["value"]
-    assert [learner.predict_std(text).hex() for text in TEXTS] == expected(schema)["std"]
+    assert learner.predict_many(TEXTS).tolist() == close(expected(schema)["value"])
+    assert [learner.predict_std(text) for text in TEXTS] == close(expected(schema)["std"])
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)

@@ -4,7 +4,7 @@
 
 Run it once, before the schema of the saved state is raised; what it wrote is committed and never written again. Two
 files a schema: `schema_N.qvl` (`save_model`) and `schema_N.json` (DSPy's `save` of a program with a value function of
-texts, one of texts for queries, and a reranker), and `schema_N.values.json`, the values each must give, bit for bit.
+texts, one of texts for queries, and a reranker), and `schema_N.values.json`, the values each must give.
 """
 
 import json
