@@ -29,7 +29,7 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.features import AUTO, BUILT_IN, EMBEDDING, PAIRED, Features, Table
 from dspy_qvl.fit import Fit
-from dspy_qvl.folds import joined
+from dspy_qvl.folds import copies, members_of
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.hosted import Usage
 from dspy_qvl.state import read_file, take, write_file
@@ -143,13 +143,14 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         """Learn from all rated texts, and say how well that works on texts not learned from.
 
         A part is held out; the metrics come from a model that never saw it, cross-validation runs on the rest.
-        The model that is kept is then fitted on everything. The same text never stands on both sides.
+        The model that is kept is then fitted on everything. No text stands on both sides, nor does a copy of it.
 
         Args:
             validation_split: fraction of the texts to hold out, in [0, 1).
             cv_folds: folds of the cross-validation, at least 2.
             groups: one entry a text (a document, a prompt, a user), or the name of a metadata entry; what is in
-                one group is never split.
+                one group is never split. Nor are copies of a text (equal but for letter case, white space and Unicode
+                form, or with equal vectors): those that stand in several groups are a group of their own.
 
         Returns:
             train_mse, train_r2: on the rows the validated model learned from.
@@ -360,10 +361,16 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             with contextlib.suppress(StateError):  # a fit of another model brings nothing, and will be replaced
                 fit = self._ready()  # a loaded fit brings the vectors of its texts
         names = self._blocks.candidates(paired=paired)
-        return self._table([example.item for example in examples], names, fit, paired=paired), np.array(y), members
+        table = self._table([example.item for example in examples], names, fit, paired=paired)
+        queries = [example.query or "" for example in examples]
+        # Of texts for queries it is a query that never stands on two sides: an answer may be given to many of them.
+        by_query = len(set(queries)) > 1
+        copied = copies(queries) if by_query else copies(texts, table.X[:, table.blocks[0]])
+        return table, np.array(y), copied if groups is None else members_of(groups, copied)
 
     def _queried(self, examples: Sequence[RankingExample]) -> dict[str, Vectors] | None:
         """The vectors of the queries of rated texts; None where they have none."""
+            groups = named
         queries = list(dict.fromkeys(example.query for example in examples if example.query is not None))
         return dict(zip(queries, self._embedding(queries), strict=True)) if queries else None
 
