@@ -7,6 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dspy_qvl.folds import numbered
+
+CHUNK = 2**20  # rows times draws of a bootstrap that are in memory at once
 ROUNDING = 1e-24  # of the largest square: a variance below it is that of equal numbers
 
 
@@ -100,17 +103,32 @@ def bootstrap(
     data.
     """
     truth, guess = _pair(y, predicted)
-    members = np.arange(len(truth)) if groups is None else _numbered(groups)
+    members = np.arange(len(truth)) if groups is None else numbered(groups)
     n_groups = int(members.max(initial=-1)) + 1
     if n_groups < 2:
         return {name: np.full(n_draws, math.nan) for name in ("mse", "r2", "pearson", "spearman")}
     drawn = np.random.default_rng(random_state).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
-    weights = drawn[:, members].astype(np.float64)  # how often each row is in a draw, (n_draws, n)
+    chunk = max(1, CHUNK // len(truth))
+    parts = [_drawn_figures(truth, guess, drawn[at : at + chunk][:, members]) for at in range(0, n_draws, chunk)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def standard_error(draws: ArrayLike) -> float:
+    """The standard deviation of a figure over bootstrap draws; NaN where it is defined on fewer than half of them."""
+    known = np.asarray(draws, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    return float(known.std(ddof=1)) if len(known) > 1 and 2 * len(known) >= np.size(draws) else math.nan
+
+
+def _drawn_figures(
+    truth: NDArray[np.float64], guess: NDArray[np.float64], times: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """The figures of draws in which each row occurs so many times, (n_draws, n)."""
+    weights = times.astype(np.float64)
     total = weights.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         mse = weights @ (truth - guess) ** 2 / total
-        # Moments of the draws lose digits where scores lie far from 0.
-        centred = truth - truth.mean()
+        centred = truth - truth.mean()  # far from 0 the variance would lose digits
         variance = weights @ centred**2 / total - (weights @ centred / total) ** 2
         r2 = np.where(variance > ROUNDING * (centred**2).max(), 1 - mse / variance, math.nan)
         pearson = _weighted_pearson(
@@ -118,12 +136,6 @@ def bootstrap(
         )
         spearman = _weighted_pearson(_weighted_ranks(truth, weights), _weighted_ranks(guess, weights), weights)
     return {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}
-
-
-def _numbered(groups: Sequence[Hashable]) -> NDArray[np.intp]:
-    """Groups as numbers from 0, in order of appearance, (n,)."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.intp)
 
 
 def _weighted_ranks(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,9 +12,9 @@ PACKAGE = Path(dspy_qvl.__file__).parent
 # A room may import any room before it, unless it is listed with the only ones it may.
 FLOORS = [
     "errors",
+    "folds",
     "scores",
     "plots",
-    "folds",
     "moments",
     "linear",
     "solve",
@@ -23,6 +23,7 @@ FLOORS = [
     "ridge",
     "recursive",
     "uncertainty",
+    "permutation",
     "ranking",
     "weighting",
     "sharing",
@@ -61,7 +62,7 @@ FLOORS = [
 ]
 ONLY = {
     "errors": set(),
-    "scores": {"errors"},
+    "scores": {"errors", "folds"},
     "plots": {"errors"},
     "folds": {"errors"},
     "moments": {"errors"},
@@ -72,6 +73,7 @@ ONLY = {
     "ridge": {"moments", "linear", "primal", "dual"},
     "recursive": {"moments", "linear"},
     "uncertainty": {"moments", "linear", "solve", "primal", "dual"},
+    "permutation": {"folds", "moments", "ridge"},
     "ranking": {"scores", "moments", "solve"},
     "weighting": {"moments"},
     "sharing": set(),
@@ -91,7 +93,7 @@ ONLY = {
     "local": {"errors", "loading", "passes", "windows"},
     "features": {"errors", "moments", "linear", "cache", "lexical"},
     "tuning": {"ridge", "moments", "features", "weighting"},
-    "validation": {"scores", "folds", "moments", "features", "tuning"},
+    "validation": {"errors", "scores", "folds", "moments", "permutation", "ridge", "features", "tuning"},
 }
 NO_DSPY = set(ONLY)
 
