@@ -135,6 +135,17 @@ def hold_out(
     return np.setdiff1d(np.arange(n), held), np.array(sorted(held), dtype=np.intp)
 
 
+def sample(members: Members, at_most: int, rng: "np.random.Generator") -> NDArray[np.intp]:
+    """Rows of whole groups drawn at random, ascending: about `at_most`, of two groups at least; of fewer rows all."""
+    if len(members) <= at_most:
+        return np.arange(len(members))
+    groups = numbered(members)
+    order = rng.permutation(int(groups.max()) + 1)
+    reach = np.cumsum(np.bincount(groups)[order])
+    n_groups = max(2, int(np.searchsorted(reach, at_most, side="right")))
+    return np.flatnonzero(np.isin(groups, order[:n_groups]))
+
+
 def _group_rows(members: Members) -> list[list[int]]:
     """The rows of each group, groups in order of appearance."""
     rows: dict[Hashable, list[int]] = {}

@@ -28,7 +28,6 @@ from dspy_qvl.moments import Array, Rows
 
 N_SHUFFLES = 199
 LEVEL = 0.05  # p above which a value function cannot be told from noise
-AT_MOST = 1000  # rows that are asked; whoever is no better than noise on so many is so for every purpose
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,11 @@ class PermutationTest:
         p: share of all orders of the ratings, the true one among them, that do at least as well, in (0, 1].
         r2: 1 - mean squared error / variance of the out-of-fold values, at the best penalty.
         shuffled_r2: the same of every shuffle, (n_shuffles,).
-        n_texts: how many rows were asked.
     """
 
     p: float
     r2: float
     shuffled_r2: Array
-    n_texts: int
-
-    @property
-    def is_noise(self) -> bool:
-        """Shuffled ratings are learned as well, in more than one of twenty shuffles."""
-        return self.p > LEVEL
 
 
 def permutation_test(
@@ -68,21 +60,18 @@ def permutation_test(
     Nothing about X may have been chosen by these scores; the test is then exact for rows that are exchangeable.
 
     Args:
-        X: columns, (n, d). Of more than 1,000 rows, about as many decide, in whole groups drawn at random.
-        y: scores, (n,), not all equal.
+        X: columns, (n, d).
+        y: scores, (n,); where all are equal, p is 1.
         alphas: penalties to choose from, each > 0.
         members: the group of each row, never split: (n,), at least two groups.
         n_folds: folds at most.
         n_shuffles: how many shuffles; p is at least 1 / (1 + n_shuffles).
-        random_state: seed of rows, folds and shuffles.
+        random_state: seed of folds and shuffles.
     """
     rng = np.random.default_rng(random_state)
-    groups = numbered(members)
-    rows = _drawn(groups, AT_MOST, rng)
-    X, y, groups = X[rows], y[rows], numbered(groups[rows])
-    spread = y.std()
-    if spread == 0:  # of the rows that were drawn
-        return PermutationTest(1.0, 0.0, np.zeros(n_shuffles), len(y))
+    groups, spread = numbered(members), y.std()
+    if spread == 0:
+        return PermutationTest(1.0, 0.0, np.zeros(n_shuffles))
     y = (y - y.mean()) / spread
     folds = make_folds(groups.tolist(), min(n_folds, int(groups.max()) + 1), rng)
     scores = np.column_stack([y, *shuffles(y, groups, n_shuffles, rng)])  # (n, 1 + n_shuffles)
@@ -90,7 +79,7 @@ def permutation_test(
     errors = ((values - scores) ** 2).mean(axis=1).min(axis=0)
     r2 = 1 - errors / np.maximum(scores.var(axis=0), np.finfo(np.float64).tiny)
     as_good = int((r2[1:] >= r2[0] - 1e-9).sum())  # what rounds otherwise elsewhere counts as a tie
-    return PermutationTest((1 + as_good) / (1 + n_shuffles), float(r2[0]), r2[1:], len(y))
+    return PermutationTest((1 + as_good) / (1 + n_shuffles), float(r2[0]), r2[1:])
 
 
 def shuffles(y: Array, groups: NDArray[np.intp], n_shuffles: int, rng: np.random.Generator) -> Array:
@@ -126,16 +115,6 @@ def _deviations(y: Array, groups: NDArray[np.intp], sizes: NDArray[np.intp], mea
     between = max(0.0, (among - within) * (n_groups - 1) / (n - float((sizes**2).sum()) / n))
     variances = between + within / sizes
     return np.sqrt(variances) if variances.min() > 0 else np.ones(n_groups)
-
-
-def _drawn(groups: NDArray[np.intp], at_most: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Rows of whole groups, about `at_most` of them and of two groups at least, ascending."""
-    if len(groups) <= at_most:
-        return np.arange(len(groups))
-    order = rng.permutation(int(groups.max()) + 1)
-    reach = np.cumsum(np.bincount(groups)[order])
-    n_groups = max(2, int(np.searchsorted(reach, at_most, side="right")))
-    return np.flatnonzero(np.isin(groups, order[:n_groups]))
 
 
 def noise_warning(p: float) -> str:

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from dspy_qvl import ridge, scores
 from dspy_qvl.errors import SMALLEST_ALPHA
 from dspy_qvl.features import Table
-from dspy_qvl.folds import Members, hold_out, make_folds
+from dspy_qvl.folds import Members, hold_out, make_folds, sample
 from dspy_qvl.moments import Folds, Rows
-from dspy_qvl.permutation import AT_MOST, LEVEL, permutation_test
+from dspy_qvl.permutation import LEVEL, permutation_test
 from dspy_qvl.tuning import Tuned, block_report, prior_weights, tune, weighed
 
 Array = NDArray[np.float64]
 
+ENOUGH = 1000  # rows: a value function that cannot be told from noise by so many is of no use to anybody
 BEYOND = (10.0, 100.0)  # times the end of a range of penalties: where a better one is looked for
 WORTH_SAYING = 0.01  # share of the error that a penalty beyond the range must take away
 MEASURES = {"mse": scores.mse, "r2": scores.r2, "pearson": scores.pearson, "spearman": scores.spearman}
@@ -137,16 +138,18 @@ def _of_all_rows(
     random_state: int,
 ) -> dict[str, float]:
     """The permutation test, and for few rows the out-of-fold figures of all of them."""
+    rows = sample(members, ENOUGH, np.random.default_rng(random_state))
+    some = table.rows(rows)
     test = permutation_test(
-        weighed(table, prior_weights(table)),  # weights that these scores chose would find something in noise too
-        y,
+        weighed(some, prior_weights(some)),  # weights that these scores chose would find something in noise too
+        y[rows],
         alphas,
-        members=members,
+        members=[members[row] for row in rows],
         n_folds=cv_folds,
         random_state=random_state,
     )
     report = {"permutation_p": test.p}
-    if len(y) <= AT_MOST:
+    if len(y) <= ENOUGH:
         n_folds = min(cv_folds, len(set(members)))
         folds = make_folds(members, n_folds, np.random.default_rng(random_state))
         values = ridge.out_of_fold(weighed(table, tuned.weights), y, [tuned.alpha], folds)[0]

@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from dspy_qvl import FitValue, QVLWarning, Qwen3EmbeddingValueLearner, ValueMetric
-from dspy_qvl.folds import make_folds
+from dspy_qvl.folds import make_folds, sample
 from dspy_qvl.permutation import permutation_test, shuffles
 from dspy_qvl.tuning import prior_weights, weighed
 from tests.conftest import rated
@@ -104,13 +104,17 @@ def test_skill_is_seen_between_groups_and_within_them():
         assert permutation_test(X, y, ALPHAS, members=groups).p == 1 / 200
 
 
-def test_of_many_rows_about_a_thousand_decide_in_whole_groups():
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(5000, 4)).astype(np.float32)
-    groups = np.repeat(np.arange(500), 10)
-    found = permutation_test(X, X[:, 0] + rng.normal(size=5000), ALPHAS, members=groups)
-    assert (found.n_texts, found.p) == (1000, 1 / 200)
-    assert permutation_test(X, rng.normal(size=5000), ALPHAS, members=[0] * 4990 + [1] * 10).n_texts > 1000
+def test_of_many_rows_about_as_many_as_wanted_decide_in_whole_groups():
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(500), 10)).tolist()
+    rows = sample(groups, 1000, np.random.default_rng(1))
+    assert len(rows) == 1000
+    assert len({groups[row] for row in rows}) == 100
+    assert len(sample([0] * 4990 + [1] * 10, 1000, np.random.default_rng(1))) == 5000  # two groups at least
+    assert len(sample(groups, 5000, np.random.default_rng(1))) == 5000
+
+
+def test_equal_scores_are_no_better_than_noise():
+    assert permutation_test(np.eye(9, dtype=np.float32), np.ones(9), ALPHAS, members=range(9)).p == 1.0
 
 
 def test_the_same_ratings_get_the_same_p():
@@ -145,6 +149,7 @@ def test_everybody_says_of_noise_that_it_is_noise():
 
 def test_nobody_says_so_of_ratings_that_teach_something():
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=UNTOLD)
         learner = taught(rated(60))
         chosen = learner.optimize_hyperparameters()
