@@ -59,6 +59,8 @@ FLOORS = [
     "judge",
     "feedback",
     "metric",
+    "modules",
+    "lessons",
     "optimizer",
 ]
 ONLY = {
