@@ -19,6 +19,7 @@ what came, what is needed, and what to do.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
@@ -108,6 +109,16 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def characters(text: str) -> str:
+    """A string as exactly that: a (str, Enum) by its value, another subclass of `str` by its characters.
+
+    `str(text)` is "Tone.WARM", or whatever a subclass says; and what is equal to a plain string, and hashed like it,
+    must not get another value under the same key.
+    """
+    value = text.value if isinstance(text, Enum) else text
+    return str.__str__(value if isinstance(value, str) else text)
+
+
 def check_text(text: object, what: str = "text") -> str:
     """A text that can be valued: any `str` that can be written as UTF-8.
 
@@ -118,6 +129,7 @@ def check_text(text: object, what: str = "text") -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"{what} must be a string, but got {type(text).__name__}: {shown(text)}.")
+    text = characters(text)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -125,7 +137,7 @@ def check_text(text: object, what: str = "text") -> str:
             f"{what} holds a lone surrogate at position {error.start}, which no model can be sent as UTF-8; "
             "repair it with text.encode('utf-8', 'replace').decode()."
         ) from None
-    return str(text)
+    return text
 
 
 def check_texts(texts: object, what: str = "texts") -> list[str]:
@@ -296,13 +308,15 @@ def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any] |
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, str):
+        return characters(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise TypeError(f"the key {shown(key)} is not a string")
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {characters(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray):

@@ -14,11 +14,13 @@ from dspy_qvl.errors import (
     InputError,
     MissingTextError,
     QVLError,
+    characters,
     check_metadata,
     check_score,
     check_text,
     shown,
 )
+from dspy_qvl.typed import as_string, is_string
 
 AsText = str | Callable[[Any, Any], str]
 
@@ -112,7 +114,8 @@ class Rendering:
         a callable                                example, prediction -> text
         None                                      the only text the prediction has
 
-    Where texts are learned from, an example is its own prediction. A field that is no string is written as one.
+    Where texts are learned from, an example is its own prediction. A field that is no string is written as one: see
+    `typed.py`.
 
     Args:
         text: one of these.
@@ -129,9 +132,9 @@ class Rendering:
                 f"{what} must be a field name, a format string such as 'Question: {{question}} Answer: {{answer}}', "
                 f"or a callable, but got {type(text).__name__}: {shown(text)}."
             )
-        self.text = text
+        self.text = check_text(text, "the format string") if isinstance(text, str) else text
         self.usual = usual
-        self._parts = _parts(check_text(text, "the format string"), what) if isinstance(text, str) else ()
+        self._parts = _parts(self.text, what) if isinstance(self.text, str) else ()
 
     @property
     def shape(self) -> tuple[str, ...] | None:
@@ -148,7 +151,7 @@ class Rendering:
         if callable(self.text):
             return self._called(example, example)
         return "".join(
-            written + (_written(_field(name.removeprefix(OF_EXAMPLE), example)) if name else "")
+            written + (as_string(_field(name.removeprefix(OF_EXAMPLE), example)) if name else "")
             for written, name in self._parts
         )
 
@@ -165,7 +168,7 @@ class Rendering:
             text += written
             if name:
                 name = name.removeprefix(OF_EXAMPLE)
-                text += _written(_field(name, inputs if name in inputs else said))
+                text += as_string(_field(name, inputs if name in inputs else said))
         return text
 
     def __call__(self, example: Any, pred: Any) -> str:
@@ -235,7 +238,7 @@ class Rendering:
             raise InputError(f"the callable that gives the text failed: {type(error).__name__}: {error}") from error
         if not isinstance(text, str):
             raise InputError(f"the callable that gives the text must give a string, but gave {type(text).__name__}.")
-        return text
+        return characters(text)
 
 
 def is_blank(text: str) -> bool:
@@ -288,7 +291,7 @@ def _given(name: str, example: Any, pred: Any) -> str:
     if fields.get(name) is None:
         label = ", and of the example it is no input" if _has(example, name) and not from_all else ""
         raise MissingTextError(f"the prediction has no field {name!r}{label}; it has {_listed(pred.keys())}.")
-    return _written(fields[name])
+    return as_string(fields[name])
 
 
 def _has(fields: Any, name: Any) -> bool:
@@ -307,24 +310,23 @@ def _said(name: str, pred: Any) -> str:
     """A field of the prediction, as a text that is not blank."""
     if name not in pred:
         raise MissingTextError(f"the prediction has no field {name!r}; it has {_listed(pred.keys())}.")
-    text = _written(_field(name, pred))
+    text = as_string(_field(name, pred))
     if is_blank(text):
         raise MissingTextError("the answer is empty." if len(pred) == 1 else f"the field {name!r} is empty.")
     return text
 
 
 def _only_text(pred: Any) -> str:
-    names = [name for name in pred.keys() if pred[name] is None or isinstance(pred[name], str)]  # noqa: SIM118
+    """The field that holds the only string, or a failed one; where there is none, the only one that stands for one."""
+    fields = {name: pred[name] for name in pred.keys()}  # noqa: SIM118
+    texts = [name for name, value in fields.items() if value is None or isinstance(value, str)]
+    names = texts or [name for name, value in fields.items() if is_string(value)]
     if len(names) != 1:
         raise InputError(
             f"the prediction has {len(names) or 'no'} texts, among the fields {_listed(pred.keys())}; say which is "
             "valued with text=, the name of a field or a format string."
         )
     return str(names[0])
-
-
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
 
 
 def _listed(names: Any) -> str:

@@ -22,6 +22,7 @@ from dspy_qvl.errors import (
     InputError,
     QVLError,
     StateError,
+    characters,
     check_alpha,
     check_count,
     check_flag,
@@ -89,6 +90,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             raise InputError(f"cache_dir must be a path or None, but got {type(cache_dir).__name__}.")
         check_optional_string(api_key, "api_key")
         check_optional_string(api_base, "api_base")
+        if isinstance(model_name, str):
+            model_name = characters(model_name)
         self.random_state = check_count(random_state, "random_state", 0)
         # What the caller said: where that is the default, a loaded file may say otherwise.
         self._settings: dict[str, Any] = {

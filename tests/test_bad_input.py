@@ -1,12 +1,22 @@
 """What cannot be used is refused with one clear error, and nothing learned is lost by it."""
 
+import enum
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from dspy_qvl import InputError, ModelUnavailableError, NotFittedError, QVLError, Qwen3EmbeddingValueLearner
+from dspy_qvl import (
+    InputError,
+    ModelUnavailableError,
+    NotFittedError,
+    QVLError,
+    Qwen3EmbeddingValueLearner,
+    RankingExample,
+    Reranker,
+    ValueMetric,
+)
 from dspy_qvl import errors as errors_room
 from tests.conftest import CountingModel, rated
 
@@ -45,6 +55,51 @@ def test_what_is_no_text_is_refused_in_training_and_scoring_alike(trained, text,
         with pytest.raises(InputError, match=message):
             call()
     assert len(trained.training_texts) == 60
+
+
+class Tone(str, enum.Enum):
+    WARM = "love it"
+
+
+class Loud(str):
+    def __str__(self):
+        return "awful"
+
+
+def test_what_is_equal_to_a_text_is_that_text_wherever_it_enters(tmp_path):
+    def made():
+        learner = Qwen3EmbeddingValueLearner("lexical", 512, cache_dir=tmp_path)
+        learner.add_training_examples(rated(60))
+        learner.train()
+        return learner
+
+    plain = made()
+    value, std, score = (
+        plain.predict("love it"),
+        plain.predict_std("love it"),
+        ValueMetric(plain).judge("love it").score,
+    )
+    for text in (Tone.WARM, Loud("love it")):
+        learner = made()  # asked for the odd one first: what it was worth must not be kept for the plain one
+        assert learner.predict(text) == learner.predict("love it") == value
+        assert learner.predict_std(text) == learner.predict_std("love it") == std
+        assert learner(text=text).score == learner.predict_many([text])[0] == learner.rank_texts([text])[0][1] == value
+        metric = ValueMetric(learner, text="reply")
+        assert metric.judge(text).score == metric(None, {"reply": text}) == metric(None, {"reply": "love it"}) == score
+        assert type(metric.log[0].text) is str
+        ranked = Reranker(learner)(query=text, passages=[text, "broke"])
+        assert ranked.scores == Reranker(plain)(query="love it", passages=["love it", "broke"]).scores
+        learner.add_training_example(text, 9.0, {text: text})
+        learner.add_training_examples([RankingExample(text, 9.0, None), (text, 9.0), {"text": text, "score": 9.0}])
+        assert {type(one) for one in learner.training_texts} == {str}
+        assert learner.training_texts[60:] == ["love it"] * 4
+        assert [type(one) for one in (*learner.training_metadata[60], *learner.training_metadata[60].values())] == [
+            str
+        ] * 2
+        assert str(learner.training_metadata[60]) == "{'love it': 'love it'}"
+        learner.update(text, 9.0)
+        learner.forget("love it")
+        assert len(learner.training_texts) == 60
 
 
 @pytest.mark.parametrize(("score", "message"), BAD_SCORES)

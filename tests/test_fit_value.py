@@ -1,10 +1,13 @@
 """The optimizer that fits the value functions inside a program."""
 
+import enum
 import json
 import threading
+from typing import Literal
 
 import dspy
 import numpy as np
+import pydantic
 import pytest
 
 from dspy_qvl import FitValue, InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, ValueMetric
@@ -16,6 +19,10 @@ ROWS = [
     for n, (text, score) in enumerate(rated(60))
 ]
 ALPHAS = (0.001, 0.03, 1.0, 30.0, 1000.0)
+
+
+class Hue(enum.Enum):
+    RED = "red"
 
 
 class Desk(dspy.Module):
@@ -105,6 +112,26 @@ def test_text_score_and_group_may_be_callables(tmp_path):
     ).compile(lexical(tmp_path), trainset=ROWS)
     by_name = fit(group="question").compile(lexical(tmp_path), trainset=ROWS)
     assert by_callables.predict("love it") == pytest.approx(by_name.predict("love it") / 2)
+
+
+def test_a_typed_output_is_worth_what_the_dict_it_was_rated_as_is(tmp_path):
+    class Reply(pydantic.BaseModel):
+        body: str
+        stars: float
+        tone: Literal["warm", "cold"]
+
+    replies = [Reply(body=row.reply, stars=n % 5, tone=["warm", "cold"][n % 2]) for n, row in enumerate(ROWS)]
+    dicts = [{"tone": one.tone, "stars": int(one.stars), "body": one.body} for one in replies]
+    queries = [Hue.RED, "red"]
+    rows = [{"reply": reply, "rating": row.rating, "hue": queries[0]} for reply, row in zip(dicts, ROWS, strict=True)]
+    program = fit(query="hue", alphas=[1]).compile(lexical(tmp_path), trainset=rows)
+    metric = ValueMetric(program)
+    for reply, as_dict in zip(replies[:3], dicts, strict=False):
+        values = {
+            metric.value({"hue": query}, dspy.Prediction(reply=one)) for query in queries for one in (reply, as_dict)
+        }
+        assert values == {program.predict(program.training_texts[replies.index(reply)], "red")}
+    assert {(type(one.query), one.query) for one in program.ridge.examples} == {(str, "red")}
 
 
 def test_a_reason_is_kept_beside_metadata_and_what_is_no_metadata_left_alone(tmp_path):

@@ -42,6 +42,7 @@ FLOORS = [
     "windows",
     "local",
     "features",
+    "typed",
     "text",
     "backends",
     "model",

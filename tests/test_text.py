@@ -1,7 +1,16 @@
 """Which text is valued: one rule for learning and for scoring."""
 
+import dataclasses
+import datetime
+import enum
+import json
+from typing import Any
+
 import dspy
+import numpy as np
+import pydantic
 import pytest
+from dspy.experimental import Choice, Noul, Score
 
 from dspy_qvl import InputError, MissingTextError
 from dspy_qvl.text import Rendering
@@ -141,3 +150,124 @@ def test_a_missing_field_is_named_with_those_there_are():
 def test_a_text_that_names_no_field_is_refused(text, message):
     with pytest.raises(InputError, match=message):
         Rendering(text)
+
+
+# Values of other types than str
+
+
+class Tone(str, enum.Enum):
+    WARM = "warm"
+
+
+class Hue(enum.Enum):
+    RED = "red"
+    THIRD = 3
+
+
+class Loud(str):
+    def __str__(self):
+        return "LOUD"
+
+
+class Part(pydantic.BaseModel):
+    weight: float
+    tags: set[str] = set()
+
+
+class Reply(pydantic.BaseModel):
+    tone: Tone
+    parts: list[Part]
+    sent: datetime.date
+    note: str | None = None
+
+
+@dataclasses.dataclass
+class PlainReply:
+    sent: Any
+    note: Any
+    parts: Any
+    tone: Any
+
+
+REPLY = Reply(tone="warm", parts=[Part(weight=8, tags={"b", "a"}), Part(weight=0.5)], sent="2024-01-31")
+AS_JSON = (
+    '{"note": null, "parts": [{"tags": ["a", "b"], "weight": 8}, {"tags": [], "weight": 0.5}], '
+    '"sent": "2024-01-31", "tone": "warm"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("warm", "warm"),
+        (Tone.WARM, "warm"),
+        (Hue.RED, "red"),
+        (Hue.THIRD, "3"),
+        (Loud("as it is"), "as it is"),
+        (np.str_("warm"), "warm"),
+        (True, "True"),
+        (3, "3"),
+        (8.0, "8.0"),
+        (0.1, "0.1"),
+        (np.float32(0.1), "0.1"),
+        (np.float64(8), "8.0"),
+        (datetime.date(2024, 1, 31), "2024-01-31"),
+        (Noul(value=True, confidence=0.7), "True"),
+        (Score["poor", "good"](value=0.25, confidence=0.7), "0.25"),
+        (Choice[("warm", ""), ("cold", "")](value="warm", confidence=0.7), "warm"),
+        (dspy.Code(code="x = 1"), "x = 1"),
+        (["warm", Tone.WARM, 1, 1.0, None, True], '["warm", "warm", 1, 1, null, true]'),
+        (("ü", {2, 1}), '["ü", [1, 2]]'),
+        (np.float32([0.1, 8]), "[0.1, 8]"),
+        ({"b": {"d": 1, "c": 2}, "a": 3}, '{"a": 3, "b": {"c": 2, "d": 1}}'),
+        ({Tone.WARM: 1, 2: "x", None: 0.5}, '{"2": "x", "null": 0.5, "warm": 1}'),
+        ([Choice[("warm", ""), ("cold", "")](value="warm", confidence=0.7)], '["warm"]'),
+        (REPLY, AS_JSON),
+        ([REPLY], f"[{AS_JSON}]"),
+    ],
+)
+def test_a_value_is_written_alike_at_learning_and_at_scoring(value, text):
+    for rendered in (
+        Rendering("answer")(None, dspy.Prediction(answer=value)),
+        Rendering("answer").rated(dspy.Example(answer=value)),
+        Rendering("{answer}")(None, {"answer": value}),
+        Rendering("answer", what="query").query(dspy.Example(answer=value), None),
+    ):
+        assert (type(rendered), rendered) == (str, text)
+
+
+def test_a_model_a_dataclass_and_the_dict_of_a_file_are_one_text():
+    from_file = json.loads(REPLY.model_dump_json())
+    backwards = {name: from_file[name] for name in reversed(from_file)}
+    backwards["parts"][0]["weight"] = 8
+    backwards["parts"][0]["tags"].sort()
+    in_python = REPLY.model_dump()
+    plain = PlainReply(REPLY.sent, None, REPLY.parts, Tone.WARM)
+    for value in (backwards, in_python, plain, dspy.Example(**in_python)):
+        assert Rendering("answer")(None, {"answer": value}) == AS_JSON
+
+
+def test_what_says_nothing_of_itself_is_refused():
+    for value in (object(), [object()], iter([])):
+        with pytest.raises(InputError, match="says nothing of what it holds, so it cannot be valued; give a string"):
+            Rendering("answer")(None, {"answer": value})
+    loop: list = []
+    loop.append(loop)
+    with pytest.raises(InputError, match="a list holds itself"):
+        Rendering("answer")(None, {"answer": loop})
+
+
+def test_what_a_callable_gives_is_a_string_and_nothing_more():
+    for value in (Tone.WARM, Loud("warm")):
+        rendered = Rendering(lambda example, pred: pred["answer"])(None, {"answer": value})
+        assert (type(rendered), rendered) == (str, "warm")
+
+
+def test_the_only_text_may_be_one_that_stands_for_a_string():
+    for value in (Tone.WARM, Hue.RED, Choice[("red", ""), ("warm", "")](value="warm", confidence=1), Loud("x")):
+        assert Rendering(None)(None, dspy.Prediction(n=1, answer=value)) in ("warm", "red", "x")
+    assert Rendering(None)(None, dspy.Prediction(reply="yes", hue=Hue.RED, code=dspy.Code(code="x"))) == "yes"
+    with pytest.raises(InputError, match="has 2 texts, among the fields 'reply', 'tone'; say which"):
+        Rendering(None)(None, dspy.Prediction(reply="yes", tone=Tone.WARM))
+    with pytest.raises(InputError, match="has no texts, among the fields 'third', 'parts'"):
+        Rendering(None)(None, dspy.Prediction(third=Hue.THIRD, parts=["a"]))
