@@ -19,13 +19,13 @@ from dspy_qvl.errors import (
     StateError,
     check_alpha,
     check_count,
-    check_metadata,
     check_number,
     check_score,
     check_text,
     shown,
 )
 from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, Table
+from dspy_qvl.metadata import check_metadata
 from dspy_qvl.moments import Array, Rows
 from dspy_qvl.permutation import LEVEL
 from dspy_qvl.sharing import Memo

@@ -14,19 +14,19 @@ import numpy as np
 from dspy_qvl import scores
 from dspy_qvl.errors import (
     InputError,
-    MissingTextError,
     QVLWarning,
     check_alphas,
     check_count,
     check_flat,
-    check_metadata,
     check_score,
     check_scores_differ,
     check_text,
+    is_missing,
     shown,
 )
 from dspy_qvl.feedback import REASON
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.metadata import check_metadata
 from dspy_qvl.permutation import LEVEL, noise_warning
 from dspy_qvl.reranker import JudgedQuery, Reranker, as_list, checked_scores
 from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
@@ -86,7 +86,7 @@ class ValueLesson:
         if text is None:
             raise InputError("text must say which text of an example was rated: a field, a format string, a callable.")
         for name, given in (("score", score), ("group", group)):
-            if not (isinstance(given, str) or callable(given) or (name == "group" and given is None)):
+            if not (_is_field(given) or callable(given) or (name == "group" and given is None)):
                 raise InputError(f"{name} must be the name of a field or a callable, but got {shown(given)}.")
         self.score, self.group, self.query = score, group, query
         self.asked = _asked(query)
@@ -134,8 +134,8 @@ class ValueLesson:
             at = f"{what}[{row}]"
             try:
                 text = self.rendering.rated(example)
-            except MissingTextError as error:
-                raise InputError(f"{at} has no text to learn from: {error}") from None
+            except InputError as error:
+                raise InputError(f"{at} has no text to learn from: {error}") from error
             score = check_score(_taken(self.score, example, "score", at), f"the score of {at}")
             metadata = check_metadata(_metadata(example), f"the metadata of {at}")
             query = None if self.asked is None else _query(self.asked, example, at)
@@ -155,7 +155,7 @@ class RankingLesson:
 
     def __init__(self, *, query: str | None, passages: str, relevance: str, cv: int) -> None:
         for name, field in (("passages", passages), ("relevance", relevance)):
-            if not (isinstance(field, str) and field.isidentifier()):
+            if not _is_field(field):
                 raise InputError(f"{name} must be the name of a field, but got {shown(field)}.")
         asked = _asked(query)
         if asked is None:
@@ -214,8 +214,8 @@ def _asked(query: object) -> Rendering | None:
 def _query(asked: Rendering, example: Any, at: str) -> str:
     try:
         return check_text(asked.rated(example), f"the query of {at}")
-    except MissingTextError as error:
-        raise InputError(f"{at} has no query: {error}") from None
+    except InputError as error:
+        raise InputError(f"{at} has no query: {error}") from error
 
 
 def _is_nothing(valset: Any) -> bool:
@@ -237,13 +237,30 @@ def _checked_list(examples: Any, what: str) -> Sequence[Any]:
 
 
 def _taken(given: FromExample, example: Any, name: str, at: str) -> Any:
-    """A field of an example, or what a callable makes of it."""
-    if not isinstance(given, str):
-        return given(example)
-    value = example.get(given)
-    if value is None:
-        raise InputError(f"{at} has no field {given!r} for its {name}; it has {shown(sorted(example.keys()))}.")
+    """A field of an example, or what a callable makes of it.
+
+    Raises:
+        InputError: there is none, or no value in it, or the callable failed.
+    """
+    if isinstance(given, str):
+        if given not in example:
+            fields = shown(sorted(map(str, example.keys())), 300)
+            raise InputError(f"{at} has no field {given!r} for its {name}; it has {fields}.")
+        value, what = example[given], f"{at}'s {given!r}"
+    else:
+        try:
+            value, what = given(example), f"the {name} of {at}"
+        except Exception as error:
+            raise InputError(
+                f"the callable that gives the {name} failed for {at}: {type(error).__name__}: {error}"
+            ) from error
+    if is_missing(value):
+        raise InputError(f"{what} is {value}; fill it in, or leave the example out.")
     return value
+
+
+def _is_field(name: object) -> bool:
+    return isinstance(name, str) and bool(name.strip())
 
 
 def _metadata(example: Any) -> dict[str, Any] | None:

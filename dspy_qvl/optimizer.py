@@ -30,7 +30,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
     Args:
         text: the text of an example: the name of a field, a format string over its fields, or a callable
-            (example, example) -> text; what `ValueMetric` takes, so that learning and scoring see the same.
+            (example, example) -> text; what `ValueMetric` takes, so that learning and scoring see the same. A field may
+            be called as a column of a table is: "Review Text", "{Review Text}".
         score: its rating: the name of a field, or a callable example -> number.
         group: what belongs together (a document, a prompt, a user), and is never split by cross-validation: the name
             of a field, or a callable. A text rated twice never is.

@@ -2,6 +2,8 @@
 
 import enum
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -33,9 +35,14 @@ BAD_SCORES = [
     (math.inf, "must be finite, but got inf"),
     (10**400, "must be finite"),
     (None, "must be a number, but got NoneType"),
-    (True, "must be a number, but got bool"),
-    (np.True_, "must be a number, but got bool"),
-    ("7", "must be a number, but got str: '7'"),
+    (True, r"must be a number, but got bool: True; write float\(True\), which is 1"),
+    (np.True_, r"must be a number, but got bool_?: (np\.)?True_?; write float\((np\.)?True_?\), which is 1"),
+    ("7", r"must be a number, but got str: '7'; write float\('7'\), which is 7"),
+    ("seven", r"must be a number, but got str: 'seven'\.$"),
+    ("nan", r"must be a number, but got str: 'nan'\.$"),
+    (Decimal("NaN"), "must be finite, but got Decimal"),
+    (Decimal("sNaN"), "must be finite, but got Decimal"),
+    (Decimal("1e400"), "must be finite, but got Decimal"),
     ([7], "must be a number, but got list"),
     (1j, "must be a number, but got complex"),
     (1e160, "must lie within ±1e\\+75, but got 1e\\+160; rescale the scores"),
@@ -55,6 +62,19 @@ def test_what_is_no_text_is_refused_in_training_and_scoring_alike(trained, text,
         with pytest.raises(InputError, match=message):
             call()
     assert len(trained.training_texts) == 60
+
+
+def test_numbers_of_a_database_are_scores_and_kept_beside_them(learner):
+    for score in (Decimal("4.50"), Fraction(9, 2), np.float32(4.5), np.float16(4.5)):
+        learner.add_training_example("text", score, {"price": Decimal("4.50"), "none": Decimal("NaN")})
+        assert (type(learner.training_scores[-1]), learner.training_scores[-1]) == (float, 4.5)
+        assert learner.training_metadata[-1] == {"price": 4.5, "none": None}
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, pd.NA, pd.NaT])
+def test_texts_without_a_group_are_no_group(trained, nothing):
+    with pytest.raises(InputError, match=rf"groups\[7\] is {nothing}; every text needs a group"):
+        trained.train(groups=[*range(7), nothing, *range(8, 60)])
 
 
 class Tone(str, enum.Enum):

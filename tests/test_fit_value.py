@@ -3,10 +3,12 @@
 import enum
 import json
 import threading
+from decimal import Decimal
 from typing import Literal
 
 import dspy
 import numpy as np
+import pandas as pd
 import pydantic
 import pytest
 
@@ -211,7 +213,11 @@ def test_a_trainset_that_teaches_nothing_is_refused(tmp_path, trainset, message)
     ("settings", "message"),
     [
         ({"text": None}, "text must say which text"),
-        ({"text": "two words"}, "neither the name of a field"),
+        ({"text": " "}, "neither the name of a field"),
+        ({"score": " "}, "score must be the name of a field or a callable"),
+        ({"group": ""}, "group must be the name of a field or a callable"),
+        ({"query": "q", "passages": " "}, "passages must be the name of a field"),
+        ({"query": "q", "passages": "p", "relevance": ""}, "relevance must be the name of a field"),
         ({"score": None}, "score must be the name of a field or a callable"),
         ({"group": 3}, "group must be the name of a field or a callable"),
         ({"alphas": []}, "alphas is empty"),
@@ -250,6 +256,99 @@ def test_compile_fires_dspys_callbacks(tmp_path):
     with dspy.context(callbacks=[Listener()]):
         fit().compile(lexical(tmp_path), trainset=ROWS)
     assert heard == ["FitValue"]
+
+
+# Rows as tables and databases give them
+
+
+def test_columns_of_any_name_and_decimals_are_taken(tmp_path):
+    rows = [
+        {"Customer ID": row.question, "Review Text": row.reply, "Stars (1-5)": Decimal(str(row.rating))} for row in ROWS
+    ]
+    program = fit(text="Review Text", score="Stars (1-5)", group="Customer ID").compile(
+        lexical(tmp_path), trainset=rows
+    )
+    by_attribute = fit(group="question").compile(lexical(tmp_path), trainset=ROWS)
+    assert program.ridge.coef_.tobytes() == by_attribute.ridge.coef_.tobytes()
+    paired = fit(text="{Review Text}", score="Stars (1-5)", query="Customer ID", alphas=[1])
+    program = paired.compile(lexical(tmp_path), trainset=rows)
+    program.save(tmp_path / "p.json")
+    loaded = lexical(tmp_path)
+    loaded.load(tmp_path / "p.json")
+    value = program.predict(ROWS[0].reply, ROWS[0].question)
+    assert ValueMetric(loaded).value(rows[0], {"Review Text": ROWS[0].reply}) == value
+    assert ValueMetric(loaded, text="Review Text", query="Customer ID").value(rows[0], rows[0]) == value
+
+
+def test_passages_in_columns_of_any_name_are_taken(tmp_path):
+    rows = [
+        {"Search Term": row.query, "Found Passages": row.passages, "How relevant?": [*map(Decimal, row.relevance)]}
+        for row in judged()
+    ]
+    optimizer = FitValue(query="Search Term", passages="Found Passages", relevance="How relevant?")
+    reranker = optimizer.compile(Reranker(lexical(tmp_path)), trainset=rows)
+    plain = FitValue(query="query", passages="passages").compile(Reranker(lexical(tmp_path)), trainset=judged())
+    assert reranker.ridge.dump_state() == plain.ridge.dump_state()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"rating": None},
+            r"trainset\[60\]'s 'rating' is None; fill it in, or leave the example out",
+        ),
+        ({"rating": float("nan")}, r"trainset\[60\]'s 'rating' is nan; fill it in"),
+        (
+            {"rating": "4.5"},
+            r"the score of trainset\[60\] must be a number, but got str: '4.5'; write float\('4.5'\), wh",
+        ),
+        ({"rating": True}, r"must be a number, but got bool: True; write float\(True\), which is 1"),
+        ({"rating": "good"}, r"must be a number, but got str: 'good'\.$"),
+        ({"reply": None}, r"trainset\[60\] has no text to learn from: the field 'reply' is None"),
+        ({"reply": float("nan")}, r"trainset\[60\] has no text to learn from: the field 'reply' is nan"),
+        ({"ticket": None}, r"trainset\[60\]'s 'ticket' is None; fill it in"),
+        ({"ticket": pd.NA}, r"trainset\[60\]'s 'ticket' is <NA>; fill it in"),
+        ({"question": None}, r"trainset\[60\] has no query: the field 'question' is None"),
+    ],
+)
+def test_a_value_that_is_missing_or_no_number_is_named_with_what_to_do(tmp_path, row, message):
+    rows = [dspy.Example(**one, ticket=n) for n, one in enumerate(ROWS)]
+    rows.append(dspy.Example(**{**rows[0], **row}))
+    with pytest.raises(InputError, match=message):
+        fit(group="ticket", query="question").compile(lexical(tmp_path), trainset=rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"passages": None}, r"trainset\[6\]'s 'passages' is None; fill it in"),
+        ({"relevance": None}, r"trainset\[6\]'s 'relevance' is None; fill it in"),
+        ({"query": None}, r"trainset\[6\] has no query: the field 'query' is None"),
+        ({"relevance": ["1", 2]}, r"the relevance of trainset\[6\] must be a number, but got str: '1'; write float"),
+        ({"relevance": [None, 2]}, r"the relevance of trainset\[6\] must be a number, but got NoneType: None\.$"),
+    ],
+)
+def test_a_judgement_that_is_missing_is_named_with_what_to_do(tmp_path, row, message):
+    rows = [*judged(), dspy.Example(**{"query": "q", "passages": ["a", "b"], "relevance": [1, 2], **row})]
+    with pytest.raises(InputError, match=message):
+        FitValue(query="query", passages="passages").compile(Reranker(lexical(tmp_path)), trainset=rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"score": lambda row: row.stars},
+            r"the callable that gives the score failed for trainset\[0\]: AttributeError",
+        ),
+        ({"score": lambda row: None}, r"the score of trainset\[0\] is None; fill it in"),
+        ({"group": lambda row: None}, r"the group of trainset\[0\] is None; fill it in"),
+    ],
+)
+def test_a_callable_that_fails_or_gives_nothing_is_named_with_the_row(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        fit(**settings).compile(lexical(tmp_path), trainset=ROWS)
 
 
 # Which of several

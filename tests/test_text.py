@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 import numpy as np
+import pandas as pd
 import pydantic
 import pytest
 from dspy.experimental import Choice, Noul, Score
@@ -134,13 +135,16 @@ def test_a_missing_field_is_named_with_those_there_are():
     ("text", "message"),
     [
         (3, "text must be a field name, a format string such as .* but got int: 3"),
-        ("two words", "neither the name of a field nor a format string"),
+        (" \n", "neither the name of a field nor a format string"),
         ("", "neither the name of a field nor a format string"),
         ("{answer", "is no format string"),
         ("answer}", "is no format string"),
         ("{}", "nothing but names of fields in braces"),
         ("{0}", "nothing but names of fields in braces"),
         ("{answer.__class__}", "nothing but names of fields in braces"),
+        ("{answer.text}", "nothing but names of fields in braces, .* a callable can do what a name cannot"),
+        ("{example.answer.text}", "nothing but names of fields in braces"),
+        ("{ }", "nothing but names of fields in braces"),
         ("{answer[0]}", "nothing but names of fields in braces"),
         ("{answer!r}", "nothing but names of fields in braces"),
         ("{answer:>999999999}", "nothing but names of fields in braces"),
@@ -150,6 +154,62 @@ def test_a_missing_field_is_named_with_those_there_are():
 def test_a_text_that_names_no_field_is_refused(text, message):
     with pytest.raises(InputError, match=message):
         Rendering(text)
+
+
+# Names that are no identifiers
+
+
+ROW = {
+    "Review Text": "gold",
+    "Review-Text": "dash",
+    "review.text": "dot",
+    "example.x": "x",
+    "Score [1-10]": "7",
+    "№ 1": "1",
+}
+
+
+@pytest.mark.parametrize("name", ROW)
+def test_a_field_may_have_any_name_a_column_may_have(name):
+    assert Rendering(name).rated(ROW) == Rendering(name)(None, ROW) == ROW[name]
+    assert Rendering(name, what="query").query(ROW, None) == ROW[name]
+    assert Rendering(None, usual=name)({}, {name: "x", "other": "y"}) == "x"
+
+
+@pytest.mark.parametrize("name", ["Review Text", "Review-Text", "Score [1-10]", "№ 1", "Rev. Text"])
+def test_a_format_string_may_hold_names_with_blanks_and_dashes(name):
+    row = {name: "said", "answer": "yes"}
+    both = Rendering(f"Of {{{name}}}: {{answer}}")
+    assert both.rated(row) == both(row, {"answer": "yes"}) == "Of said: yes"
+    labelled = Rendering(f"{{example.{name}}} {{answer}}")
+    assert labelled(dspy.Example(row).with_inputs("answer"), {"answer": "yes"}) == "said yes"
+    with pytest.raises(MissingTextError, match=r"has no field .* it has 'answer'"):
+        both({}, {"answer": "yes"})
+
+
+def test_a_missing_field_that_looks_like_a_format_string_is_told_so():
+    hint = (
+        "there is no field 'Answer: answer' among 'question', 'answer'; a format string has fields in braces, {answer}"
+    )
+    with pytest.raises(MissingTextError, match=hint):
+        Rendering("Answer: answer").rated({"question": "?", "answer": "x"})
+    with pytest.raises(
+        MissingTextError, match="has no field 'my answer'; it has 'answer'; a format string has fields in"
+    ):
+        Rendering("my answer")(None, {"answer": "x"})
+    with pytest.raises(MissingTextError, match=r"there is no field 'an swer' among 'answer'\.$"):
+        Rendering("an swer").rated({"answer": "x"})
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT])
+def test_what_a_table_has_in_place_of_a_value_is_no_text(nothing):
+    for call in (
+        lambda: Rendering("answer").rated({"answer": nothing}),
+        lambda: Rendering("{answer} {n}")(None, {"answer": nothing, "n": 1}),
+        lambda: Rendering("{answer} {style}")({"style": nothing}, {"answer": "yes"}),
+    ):
+        with pytest.raises(MissingTextError, match=rf"the field '(answer|style)' is {nothing}"):
+            call()
 
 
 # Values of other types than str
