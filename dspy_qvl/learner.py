@@ -422,7 +422,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             "ridge_alpha": self._settings["ridge_alpha"],
             "features": self._settings["features"],
         }
-        write_file(path, {"settings": settings, "head": self.ridge.dump_state()})
+        write_file(path, {"settings": settings, "head": self.ridge.content()})
         logger.debug("saved to %s", path)
 
     def load_model(self, path: str | os.PathLike[str]) -> None:
