@@ -145,7 +145,11 @@ class ValueScores:
     @property
     def log(self) -> list[Judgement]:
         """What is said of every text that was scored, in the order of the first calls; of the last 50,000."""
-        return [self._judgement(item) for item in list(self._known)]
+        scored = list(self._known)
+        new = [item for item in scored if item not in self._judged]
+        for item, judgement in zip(new, self._judge.many(new), strict=True):
+            self._keep(self._judged, item, judgement)
+        return [self._judgement(item) for item in scored]
 
     def as_filter(self, threshold: float | None = None) -> "ValueFilter":
         """A metric that answers True or False, for callers that test truthiness without a trace."""

@@ -380,6 +380,28 @@ def test_the_log_remembers_what_was_scored_in_order(metric):
     assert metric.log[0].score == metric(None, said(GOOD))
 
 
+def test_many_texts_are_judged_as_each_of_them_alone(tmp_path):
+    learners = [reasoned(tmp_path) for _ in range(2)]
+    learners[0].update("", 3.0)
+    learners[1].update("", 3.0)
+    metric, alone = (ValueMetric(learner, pessimism=0.5, n_neighbors=3) for learner in learners)
+    texts = [*TEXTS, "zxq wvut kjhg qqqq", learners[0].training_texts[7], "love it, perfect, excellent. " * 8]
+    for text in texts:
+        metric(None, said(text))
+    assert metric.log == [alone.judge(text) for text in texts]
+    assert {"unlike", "copied", "repeated"} <= {mark for judged in metric.log for mark in judged.marks}
+    for judged in metric.log:
+        cosines = learners[0].inspection().cosines(judged.text)
+        assert judged.likeness == cosines.max()
+        clear = [
+            row
+            for row in np.argsort(-cosines, kind="stable")
+            if alone._judge.fit.scores[row] > judged.value + judged.std
+        ]
+        if clear:
+            assert [example.text for example in judged.above] == [learners[0].training_texts[row] for row in clear[:3]]
+
+
 # The same text, the same answer
 
 
