@@ -15,7 +15,14 @@ REASON_AT_MOST = 300
 
 
 def in_words(
-    judgement: Judgement, *, scale: Scale, threshold: float, pessimism: float, n_texts: int, quote: int
+    judgement: Judgement,
+    *,
+    scale: Scale,
+    threshold: float,
+    pessimism: float,
+    n_texts: int,
+    quote: int,
+    caution: str | None = None,
 ) -> str:
     """A judgement as sentences, one a line.
 
@@ -26,6 +33,7 @@ def in_words(
         pessimism: standard deviations that were taken off the value.
         n_texts: how many texts were rated; 0 where they were not kept.
         quote: characters to quote of a rated text at most.
+        caution: a sentence on the value function as a whole; None for none.
     """
 
     def tell(value: float) -> str:
@@ -51,7 +59,9 @@ def in_words(
         COPIED: "it is one of the rated texts.",
         EMPTY: "it says nothing.",
     }
-    return "\n".join([*lines, *(f"Caution: {why}" for mark, why in cautions.items() if mark in judgement.marks)])
+    said = [why for mark, why in cautions.items() if mark in judgement.marks]
+    said += [] if caution is None else [caution]
+    return "\n".join([*lines, *(f"Caution: {why}" for why in said)])
 
 
 def failed(reason: str) -> str:

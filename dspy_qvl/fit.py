@@ -27,8 +27,9 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, Table
 from dspy_qvl.moments import Array, Rows
+from dspy_qvl.permutation import LEVEL
 from dspy_qvl.sharing import Memo
-from dspy_qvl.state import SCHEMA, decode_array, encode_array, take
+from dspy_qvl.state import check_schema, decode_array, encode_array, take
 from dspy_qvl.text import Item, RankingExample, Rendering
 from dspy_qvl.tuning import Fitted
 
@@ -52,6 +53,7 @@ class Fit:
         own: their columns of each block that is the caller's own, (k,) each.
         queried: unit vectors of their queries, (dim,) each, where texts were rated for queries; else None.
         paired: whether a text is valued for a query.
+        permutation_p: of the permutation test (`permutation.py`) when it was last trained; None where there was none.
         memo: what follows from the fit; not saved.
     """
 
@@ -65,6 +67,7 @@ class Fit:
     own: Mapping[str, tuple[Vectors, ...]] = field(default_factory=dict)
     queried: Mapping[str, Vectors] | None = None
     paired: bool = False
+    permutation_p: float | None = None
     memo: Memo = field(default_factory=Memo)
 
     @property
@@ -96,6 +99,11 @@ class Fit:
     def line(self) -> ridge.Linear:
         """Coefficients and intercept."""
         return self.fitted.line
+
+    @property
+    def is_noise(self) -> bool:
+        """The permutation test could not tell it from a fit to shuffled ratings."""
+        return self.permutation_p is not None and self.permutation_p > LEVEL
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -155,6 +163,7 @@ def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
         "vectors": None if vectors is None else encode_array(np.stack(vectors)),
         "own": {name: encode_array(np.stack(rows)) for name, rows in own.items()},
         "paired": fit.paired,
+        "permutation_p": fit.permutation_p,
         "queried": None
         if not queried
         else {"texts": list(queried), "vectors": encode_array(np.stack(list(queried.values())))},
@@ -171,12 +180,7 @@ def checked(
 ) -> tuple[float, bool, dict[str, float] | None, tuple[str | None, str | None], list[RankingExample], Fit | None]:
     """The parts of a dumped state, each checked as if a stranger had written it."""
     what = "the saved value function"
-    schema = take(state, "schema", int, what)
-    if schema != SCHEMA:
-        raise StateError(
-            f"{what} has schema {schema}, this version of dspy_qvl reads schema {SCHEMA}; "
-            "read it with the version that wrote it, or train again."
-        )
+    check_schema(take(state, "schema", int, what), what)
     alpha = check_alpha(take(state, "alpha", (int, float), what), f"alpha in {what}")
     tuned = take(state, "alpha_tuned", bool, what)
     weights = take(state, "weights", (Mapping, type(None)), what)
@@ -262,6 +266,9 @@ def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -
         if not (is_unit(rows) | ~rows.any(axis=1)).all():
             raise StateError(f"{what} has vectors of queries that are not of unit length.")
         asked = dict(zip(texts, rows, strict=True))
+    p = entry.get("permutation_p")  # since schema 4
+    if p is not None and not 0 < check_number(p, "permutation_p") <= 1:
+        raise StateError(f"permutation_p in {what} must lie between 0 and 1, but is {shown(p)}.")
     if not paired and set(names) & set(PAIRED):
         raise StateError(f"{what} has blocks of a query and a text, but no queries.")
     blocks = dict(zip(names, widths, strict=True))
@@ -278,6 +285,7 @@ def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -
         {name: tuple(rows) for name, rows in own.items()},
         asked,
         paired,
+        p,
     )
 
 

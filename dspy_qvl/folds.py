@@ -1,8 +1,10 @@
 """Which rows go where: folds to cross-validate on, and rows to hold out. Rows of one group are never split."""
 
+import hashlib
 import math
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,29 @@ from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError, QVLWarning
 
-Members = Sequence[Any]  # the group of each row
+Members = Sequence[Hashable]  # the group of each row
 
 
-def joined(groups: Members, texts: Sequence[str]) -> list[int]:
-    """The group of each row, where groups that share a text are one: the same text never stands on two sides."""
-    first: dict[Any, int] = {}
+def folded(text: str) -> str:
+    """A text without what tells copies of it apart: Unicode form, letter case and white space."""
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+
+
+def copies(texts: Sequence[str], vectors: NDArray[np.floating[Any]] | None = None) -> list[int]:
+    """The first row that each row is a copy of, (n,): their texts are equal once folded, or their vectors are.
+
+    Found by hashing, so that 100,000 texts take a second. Vectors that are equal for all texts tell nothing.
+
+    Args:
+        texts: a text for each row.
+        vectors: their embedding, (n, d); None to go by the texts alone.
+    """
+    keys: list[list[Hashable]] = [[folded(text)] for text in texts]
+    if vectors is not None:
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in vectors]
+        if len(set(digests)) > 1:
+            keys = [[*key, digest] for key, digest in zip(keys, digests, strict=True)]
+    first: dict[Hashable, int] = {}
     root = list(range(len(texts)))
 
     def find(row: int) -> int:
@@ -23,10 +42,36 @@ def joined(groups: Members, texts: Sequence[str]) -> list[int]:
             root[row] = row = root[root[row]]
         return row
 
-    for row, (group, text) in enumerate(zip(groups, texts, strict=True)):
-        for key in (("group", group), ("text", text)):
-            root[find(row)] = find(first.setdefault(key, row))
+    for row, of_row in enumerate(keys):
+        for key in of_row:
+            a, b = find(first.setdefault(key, row)), find(row)
+            root[max(a, b)] = min(a, b)
     return [find(row) for row in range(len(texts))]
+
+
+def members_of(groups: Sequence[Hashable], copied: Sequence[int]) -> list[Hashable]:
+    """The group of each row, (n,), such that copies are together and groups stay apart.
+
+    A text that stands in several groups ("I don't know", given to many questions) becomes a group of its own: joining
+    the groups that share it would leave few of them, or one.
+
+    Args:
+        groups: the caller's group of each row, (n,).
+        copied: the first row that each row is a copy of, (n,).
+    """
+    stands_in: dict[int, set[Hashable]] = {}
+    for group, first in zip(groups, copied, strict=True):
+        stands_in.setdefault(first, set()).add(group)
+    return [
+        ("group", group) if len(stands_in[first]) == 1 else ("copies", first)
+        for group, first in zip(groups, copied, strict=True)
+    ]
+
+
+def numbered(groups: Iterable[Hashable]) -> NDArray[np.intp]:
+    """Groups as numbers from 0, in order of appearance, (n,)."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.intp)
 
 
 def make_folds(members: Members, n_folds: int, rng: "np.random.Generator") -> list[NDArray[np.intp]]:
@@ -36,7 +81,7 @@ def make_folds(members: Members, n_folds: int, rng: "np.random.Generator") -> li
 
     Args:
         members: the group of each row.
-        n_folds: folds wanted, at least 2; with fewer groups there are fewer, and a warning says so.
+        n_folds: folds wanted, at least 2; with fewer groups there are fewer, and a warning says what that means.
         rng: where the shuffle comes from.
 
     Raises:
@@ -50,7 +95,9 @@ def make_folds(members: Members, n_folds: int, rng: "np.random.Generator") -> li
         )
     if n_folds > len(groups):
         warnings.warn(
-            f"cv_folds={n_folds} is more than there are texts to split ({len(groups)}); {len(groups)} are used.",
+            f"cv_folds={n_folds} is more than there are groups ({len(groups)}) among the rated texts (a group is never "
+            f"split, nor are copies of a text), so there are {len(groups)} folds; figures from so few groups, and the "
+            "penalty they choose, say little of texts of a new group: rate texts of more groups.",
             QVLWarning,
             stacklevel=4,
         )
@@ -88,9 +135,20 @@ def hold_out(
     return np.setdiff1d(np.arange(n), held), np.array(sorted(held), dtype=np.intp)
 
 
+def sample(members: Members, at_most: int, rng: "np.random.Generator") -> NDArray[np.intp]:
+    """Rows of whole groups drawn at random, ascending: about `at_most`, of two groups at least; of fewer rows all."""
+    if len(members) <= at_most:
+        return np.arange(len(members))
+    groups = numbered(members)
+    order = rng.permutation(int(groups.max()) + 1)
+    reach = np.cumsum(np.bincount(groups)[order])
+    n_groups = max(2, int(np.searchsorted(reach, at_most, side="right")))
+    return np.flatnonzero(np.isin(groups, order[:n_groups]))
+
+
 def _group_rows(members: Members) -> list[list[int]]:
     """The rows of each group, groups in order of appearance."""
-    rows: dict[Any, list[int]] = {}
+    rows: dict[Hashable, list[int]] = {}
     for row, group in enumerate(members):
         rows.setdefault(group, []).append(row)
     return list(rows.values())

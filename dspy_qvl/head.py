@@ -102,6 +102,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         vectors: Vectors | None = None,
         own: Mapping[str, Vectors] | None = None,
         queried: Mapping[str, Vectors] | None = None,
+        permutation_p: float | None = None,
     ) -> Fit:
         """Keep a fit, and its penalty.
 
@@ -114,6 +115,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             vectors: unit vectors of the same examples, (n_texts, dim), to be kept with the fit.
             own: see `Fit`.
             queried: see `Fit`; None where texts were rated without a query.
+            permutation_p: see `Fit`.
         """
         for array in (fitted.line.coef, vectors, *(own or {}).values()):
             if array is not None:
@@ -129,6 +131,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             {name: tuple(rows) for name, rows in (own or {}).items()},
             queried,
             queried is not None,
+            permutation_p,
         )
         self.alpha, self.fitted = alpha, fit
         return fit

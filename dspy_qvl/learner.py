@@ -29,9 +29,10 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.features import AUTO, BUILT_IN, EMBEDDING, PAIRED, Features, Table
 from dspy_qvl.fit import Fit
-from dspy_qvl.folds import joined
+from dspy_qvl.folds import copies, members_of
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.hosted import Usage
+from dspy_qvl.permutation import LEVEL, noise_warning
 from dspy_qvl.state import read_file, take, write_file
 from dspy_qvl.text import RankingExample, rated_text
 from dspy_qvl.tuning import Fitted, refit
@@ -143,17 +144,23 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         """Learn from all rated texts, and say how well that works on texts not learned from.
 
         A part is held out; the metrics come from a model that never saw it, cross-validation runs on the rest.
-        The model that is kept is then fitted on everything. The same text never stands on both sides.
+        The model that is kept is then fitted on everything. No text stands on both sides, nor does a copy of it.
 
         Args:
             validation_split: fraction of the texts to hold out, in [0, 1).
             cv_folds: folds of the cross-validation, at least 2.
             groups: one entry a text (a document, a prompt, a user), or the name of a metadata entry; what is in
-                one group is never split.
+                one group is never split. Nor are copies of a text (equal but for letter case, white space and Unicode
+                form, or with equal vectors): those that stand in several groups are a group of their own.
 
         Returns:
             train_mse, train_r2: on the rows the validated model learned from.
             val_mse, val_r2, val_pearson, val_spearman: on the rows held out; NaN for fewer than 2.
+            val_mse_se, …: the standard error of each, over bootstrap draws of whole groups.
+            oof_mse, …, oof_mse_se, …: the same of all rows, each valued by the fold models that did not see it; of at
+                most 1,000 rated texts, where a fifth of them says little.
+            permutation_p: how often the ratings, shuffled at random, are learned as well (`permutation.py`). Above .05
+                the value function cannot be told from noise, and a warning says so.
             cv_mse_mean, cv_mse_std: over the folds.
             n_train, n_val, cv_folds, alpha: what was used.
             alpha_saw_validation: True if cross-validation over all rows chose alpha (and the weights of blocks), which
@@ -171,7 +178,10 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         fraction, n_folds = check_fraction(validation_split, "validation_split"), check_count(cv_folds, "cv_folds", 2)
         before = self._embedding.usage
         with self._changing:
-            return self._with_usage(self._train(fraction, n_folds, groups), before)
+            metrics = self._train(fraction, n_folds, groups)
+        if metrics["permutation_p"] > LEVEL:
+            warnings.warn(noise_warning(metrics["permutation_p"]), QVLWarning, stacklevel=2)
+        return self._with_usage(metrics, before)
 
     def _train(self, fraction: float, n_folds: int, groups: Sequence[Any] | str | None) -> dict[str, Any]:
         examples = list(self.ridge.examples)
@@ -190,7 +200,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             optional=self._blocks.auto,
         )
         metrics["alpha_saw_validation"] = self.ridge.alpha_tuned
-        self._adopt(refit(table, y, alpha, tuned.weights), alpha, table)
+        self._adopt(refit(table, y, alpha, tuned.weights), alpha, table, metrics)
         logger.info(
             "trained on %d texts with alpha %g: cross-validated MSE %.4g, validation R² %.3f",
             len(y),
@@ -217,6 +227,8 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             best_alpha, best_mse: the penalty with the lowest mean error over the folds, and that error.
             results: for each alpha, mse_mean and mse_std over the folds.
             cv_folds: the folds used.
+            better_alpha: a penalty beyond the range, only where it takes away a hundredth of the error or more.
+            permutation_p, oof_mse, …: as `train`; the penalty was chosen on the same rows.
             blocks: as `train`; the weights are chosen together with alpha.
             usage: as `train`.
 
@@ -236,14 +248,17 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
                 random_state=self.random_state,
                 optional=self._blocks.auto,
             )
-            self._adopt(tuned.fitted, tuned.alpha, table)
+            self._adopt(tuned.fitted, tuned.alpha, table, chosen)
             self.ridge.alpha_tuned, self.ridge.weights = True, tuned.weights
         logger.info("chose alpha %g of %s over %d texts", chosen["best_alpha"], alphas, len(y))
-        if len(alphas) > 1 and chosen["best_alpha"] in (alphas[0], alphas[-1]):
-            end = "lower" if chosen["best_alpha"] == alphas[0] else "upper"
+        if chosen["permutation_p"] > LEVEL:
+            warnings.warn(noise_warning(chosen["permutation_p"]), QVLWarning, stacklevel=2)
+        elif "better_alpha" in chosen:
+            best, better = chosen["best_alpha"], chosen["better_alpha"]
+            end = "lower" if better < best else "upper"
             warnings.warn(
-                f"the best alpha, {chosen['best_alpha']:g}, lies at the {end} end of alpha_range; "
-                "widen the range to see whether a better one lies beyond.",
+                f"the best alpha, {best:g}, lies at the {end} end of alpha_range, and {better:g} beyond it is better: "
+                "widen the range.",
                 QVLWarning,
                 stacklevel=2,
             )
@@ -343,31 +358,34 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         check_scores_differ(y)
         paired = examples[0].query is not None
         _check_queries(examples, paired=paired)
-        queries = [example.query for example in examples]
-        together: list[Any] = queries if paired and len(set(queries)) > 1 else texts
-        members: Sequence[Any] = together  # the same text, or query, never stands on two sides
         if isinstance(groups, str):
-            members = [(example.metadata or {}).get(groups) for example in examples]
-            if None in members:
+            named = [(example.metadata or {}).get(groups) for example in examples]
+            if None in named:
                 raise InputError(
-                    f"groups={groups!r} names a metadata entry that text {members.index(None)} does not have; "
+                    f"groups={groups!r} names a metadata entry that text {named.index(None)} does not have; "
                     "give every rated text that entry, or pass a list."
                 )
+            groups = named
         if groups is not None:
-            members = joined(check_groups(members if isinstance(groups, str) else groups, len(texts)), together)
+            groups = check_groups(groups, len(texts))
         fit: Fit | None = None
         if self.ridge.fitted is not None:
             with contextlib.suppress(StateError):  # a fit of another model brings nothing, and will be replaced
                 fit = self._ready()  # a loaded fit brings the vectors of its texts
         names = self._blocks.candidates(paired=paired)
-        return self._table([example.item for example in examples], names, fit, paired=paired), np.array(y), members
+        table = self._table([example.item for example in examples], names, fit, paired=paired)
+        queries = [example.query or "" for example in examples]
+        # Of texts for queries it is a query that never stands on two sides: an answer may be given to many of them.
+        by_query = len(set(queries)) > 1
+        copied = copies(queries) if by_query else copies(texts, table.X[:, table.blocks[0]])
+        return table, np.array(y), copied if groups is None else members_of(groups, copied)
 
     def _queried(self, examples: Sequence[RankingExample]) -> dict[str, Vectors] | None:
         """The vectors of the queries of rated texts; None where they have none."""
         queries = list(dict.fromkeys(example.query for example in examples if example.query is not None))
         return dict(zip(queries, self._embedding(queries), strict=True)) if queries else None
 
-    def _adopt(self, fitted: Fitted, alpha: float, table: Table) -> None:
+    def _adopt(self, fitted: Fitted, alpha: float, table: Table, report: Mapping[str, Any]) -> None:
         """Keep the fit of rated texts with these columns, and what a saved state needs."""
         columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
         keeps = self._embedding.keeps_vectors and not self._overridden()
@@ -380,6 +398,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             vectors=columns[EMBEDDING].copy() if keeps else None,
             own={name: columns[name].copy() for name in fitted.names if name not in (EMBEDDING, *BUILT_IN, *PAIRED)},
             queried=self._queried(self.ridge.examples[: len(table.X)]),
+            permutation_p=report["permutation_p"],
         )
         self._embedding.accepted.add(fit)
 

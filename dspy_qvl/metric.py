@@ -33,6 +33,7 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.judge import Judge, Judgement
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.permutation import noise_warning
 from dspy_qvl.scale import check_scale
 from dspy_qvl.text import AsText, Item, Pair, Rendering
 
@@ -106,6 +107,8 @@ class ValueScores:
             pessimism,
             check_count(n_neighbors, "n_neighbors", 1),
         )
+        if self._judge.fit.is_noise:
+            warnings.warn(noise_warning(self._judge.fit.permutation_p), QVLWarning, stacklevel=2)
         self.rendering = _rendering(text, learner.ridge.template)
         self.query = _query(query, learner.ridge.query_template, paired=self._judge.fit.paired)
         self.__name__ = "value"
@@ -200,6 +203,7 @@ class ValueScores:
             pessimism=self._judge.pessimism,
             n_texts=self._judge.fit.n_texts,
             quote=self.quote,
+            caution=noise_warning(self._judge.fit.permutation_p) if self._judge.fit.is_noise else None,
         )
 
     def _item(self, example: Any, pred: Any) -> tuple[Item | None, str]:

@@ -25,6 +25,7 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.feedback import REASON
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.permutation import LEVEL, noise_warning
 from dspy_qvl.reranker import JudgedQuery, Reranker, as_list, checked_scores
 from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
 
@@ -59,8 +60,10 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
     Attributes:
         report: of the last `compile`, for each value function by its name in the program: `n_texts`, `alpha`, `cv_mse`,
-            `cv_r2` (1 - cv_mse over the variance of the scores), `alphas` (the mean error of each), `blocks`, and,
-            with a valset, `val`: `n_texts`, `mse`, `r2`, `pearson` and `spearman` on it. For each reranker what
+            `cv_r2` (1 - cv_mse over the variance of the scores), `alphas` (the mean error of each), `blocks`,
+            `permutation_p` and `oof_…` as `optimize_hyperparameters` gives them, `warning` (a sentence, where the value
+            function cannot be told from noise), and, with a valset, `val`: `n_texts`, `mse`, `r2`, `pearson` and
+            `spearman` on it. For each reranker what
         `Reranker.learn` returns, and as `val` `n_queries`, `ndcg` and `cosine_ndcg`.
 
     Raises:
@@ -285,7 +288,11 @@ def _report(
         "cv_r2": 1 - chosen["best_mse"] / scores.mse(y, [sum(y) / len(y)] * len(y)),
         "alphas": {alpha: row["mse_mean"] for alpha, row in chosen["results"].items()},
         "blocks": chosen["blocks"],
+        "permutation_p": chosen["permutation_p"],
     }
+    report |= {name: figure for name, figure in chosen.items() if name.startswith("oof_")}
+    if chosen["permutation_p"] > LEVEL:
+        report["warning"] = noise_warning(chosen["permutation_p"])
     if unseen:
         truth = [example.score for example in unseen]
         queries = [example.query for example in unseen if example.query is not None]

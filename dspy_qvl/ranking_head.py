@@ -14,7 +14,7 @@ from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT
 from dspy_qvl.fit import checked_identity, checked_probe, dumped_probe
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.moments import Array, Rows
-from dspy_qvl.state import SCHEMA, decode_array, encode_array, take
+from dspy_qvl.state import SCHEMA, check_schema, decode_array, encode_array, take
 
 Vectors = NDArray[np.float32]
 
@@ -119,9 +119,7 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 
 def _checked(state: object) -> Order | None:
     what = "the saved reranker"
-    schema = take(state, "schema", int, what)
-    if schema != SCHEMA:
-        raise StateError(f"{what} has schema {schema}, this version of dspy_qvl reads schema {SCHEMA}; fit it again.")
+    check_schema(take(state, "schema", int, what), what)
     entry = take(state, "order", (Mapping, type(None)), what)
     if entry is None:
         return None

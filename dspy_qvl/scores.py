@@ -2,10 +2,15 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from dspy_qvl.folds import numbered
+
+CHUNK = 2**20  # rows times draws of a bootstrap that are in memory at once
+ROUNDING = 1e-24  # of the largest square: a variance below it is that of equal numbers
 
 
 def mse(y: ArrayLike, predicted: ArrayLike) -> float:
@@ -67,6 +72,94 @@ def average_precision(relevant: ArrayLike, values: ArrayLike) -> float:
         return math.nan
     hits = found[np.lexsort((truth, -guess))]
     return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+
+
+# How far to trust a figure
+
+
+def bootstrap(
+    y: ArrayLike,
+    predicted: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    n_draws: int = 200,
+    random_state: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """The figures on bootstrap draws of the rows: their standard deviation is the figures' standard error.
+
+    Rows of one group are drawn together, since they are not independent of each other.
+
+    Args:
+        y: true scores, (n,).
+        predicted: values, (n,), in the units of y.
+        groups: the group of each row, (n,); None where every row is one of its own.
+        n_draws: how many draws.
+        random_state: seed of the draws.
+
+    Returns:
+        "mse", "r2", "pearson" and "spearman", each (n_draws,); NaN on draws where a figure is not defined.
+
+    Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap; Field & Welsh (2007), Bootstrapping clustered
+    data.
+    """
+    truth, guess = _pair(y, predicted)
+    members = np.arange(len(truth)) if groups is None else numbered(groups)
+    n_groups = int(members.max(initial=-1)) + 1
+    if n_groups < 2:
+        return {name: np.full(n_draws, math.nan) for name in ("mse", "r2", "pearson", "spearman")}
+    drawn = np.random.default_rng(random_state).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
+    chunk = max(1, CHUNK // len(truth))
+    parts = [_drawn_figures(truth, guess, drawn[at : at + chunk][:, members]) for at in range(0, n_draws, chunk)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def standard_error(draws: ArrayLike) -> float:
+    """The standard deviation of a figure over bootstrap draws; NaN where it is defined on fewer than half of them."""
+    known = np.asarray(draws, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    return float(known.std(ddof=1)) if len(known) > 1 and 2 * len(known) >= np.size(draws) else math.nan
+
+
+def _drawn_figures(
+    truth: NDArray[np.float64], guess: NDArray[np.float64], times: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """The figures of draws in which each row occurs so many times, (n_draws, n)."""
+    weights = times.astype(np.float64)
+    total = weights.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mse = weights @ (truth - guess) ** 2 / total
+        centred = truth - truth.mean()  # far from 0 the variance would lose digits
+        variance = weights @ centred**2 / total - (weights @ centred / total) ** 2
+        r2 = np.where(variance > ROUNDING * (centred**2).max(), 1 - mse / variance, math.nan)
+        pearson = _weighted_pearson(
+            np.broadcast_to(truth, weights.shape), np.broadcast_to(guess, weights.shape), weights
+        )
+        spearman = _weighted_pearson(_weighted_ranks(truth, weights), _weighted_ranks(guess, weights), weights)
+    return {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}
+
+
+def _weighted_ranks(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean rank of every row where each occurs as often as its weight says, (n_draws, n)."""
+    order = np.argsort(values, kind="stable")
+    _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
+    of_value = np.add.reduceat(weights[:, order], starts, axis=1)  # (n_draws, n_distinct)
+    middles = np.cumsum(of_value, axis=1) - of_value / 2
+    ranks = np.empty_like(weights)
+    ranks[:, order] = np.repeat(middles, counts, axis=1)
+    return ranks
+
+
+def _weighted_pearson(
+    a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Linear correlation of the rows of each draw, (n_draws,)."""
+    share = weights / weights.sum(axis=1, keepdims=True)
+    a = a - np.einsum("ij,ij->i", share, a)[:, None]
+    b = b - np.einsum("ij,ij->i", share, b)[:, None]
+    across, aa, bb = (np.einsum("ij,ij,ij->i", share, x, y) for x, y in ((a, b), (a, a), (b, b)))
+    differ = (aa > ROUNDING * (a**2).max(initial=0)) & (bb > ROUNDING * (b**2).max(initial=0))
+    correlation: NDArray[np.float64] = np.where(differ, across / np.sqrt(aa * bb), math.nan)
+    return correlation
 
 
 def _correlation(statistic: Callable[..., float], y: ArrayLike, predicted: ArrayLike) -> float:

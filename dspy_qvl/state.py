@@ -1,6 +1,6 @@
 """What is written down: arrays inside JSON, and one file that is whole or refused.
 
-    dspy_qvl 3 <blake2b of what follows, hex>
+    dspy_qvl 4 <blake2b of what follows, hex>
     {"settings": …, "head": …}
 
 The digest tells damage, not malice: whoever reads a state checks every value in it all the same.
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError, StateError, shown
 
-SCHEMA = 3
+SCHEMA = 4
+READABLE = (3, SCHEMA)  # 4: the p-value of the permutation test
 _HEADER = re.compile(rb"dspy_qvl ([0-9]{1,9}) ([0-9a-f]{32})\n")
 
 
@@ -94,6 +95,19 @@ def take(state: object, name: str, kind: type | tuple[type, ...], what: str) -> 
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise StateError(f"{name!r} in {what} has the wrong type: {shown(value)}.")
     return value
+
+
+def check_schema(schema: int, what: str) -> None:
+    """Refuse a state of a schema that cannot be read here.
+
+    Raises:
+        StateError: names both.
+    """
+    if schema not in READABLE:
+        raise StateError(
+            f"{what} has schema {schema}, this version of dspy_qvl reads schemas "
+            f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it, or train again."
+        )
 
 
 def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -186,11 +200,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     header = _HEADER.match(raw)
     if header is None:
         raise StateError(f"{target} was not written by save_model: it does not begin with dspy_qvl's header.")
-    if int(header[1]) != SCHEMA:
-        raise StateError(
-            f"{target} has schema {int(header[1])}, this version of dspy_qvl reads schema {SCHEMA}; "
-            "read it with the version that wrote it, or train again."
-        )
+    check_schema(int(header[1]), str(target))
     body = raw[header.end() :]
     if hashlib.blake2b(body, digest_size=16).hexdigest().encode() != header[2]:
         raise StateError(f"{target} is truncated or was altered: its checksum does not match; restore a good copy.")

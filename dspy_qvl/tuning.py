@@ -13,7 +13,7 @@ import numpy as np
 from dspy_qvl import ridge
 from dspy_qvl.features import EMBEDDING, PAIRED, Table
 from dspy_qvl.moments import Array, Folds, Rows
-from dspy_qvl.weighting import WIDE, Vectors, block_scales, choose_weights
+from dspy_qvl.weighting import LEVELS, WIDE, Vectors, block_scales, choose_weights
 
 # The weight that narrow blocks of pairs start with: that the likeness of two texts matters is known before any rating.
 # On train articles of summeval it gives .409 where the smallest level gives .399 (mean Spearman within articles).
@@ -103,10 +103,9 @@ def tune(
     """
     adds: dict[str, float] = {}
     if weights is None:
-        weights = dict.fromkeys(table.names, 1.0)
+        weights = prior_weights(table)
         if len(table.names) > 1:
-            paired = any(name in PAIRED for name in table.names)
-            starts = [START_OF_PAIRED if paired and width < WIDE else None for width in table.widths]
+            starts = list(weights.values())
             found = choose_weights(table.X, table.blocks, y, alphas, folds, optional=optional, starts=starts)
             weights = {name: w for name, w in zip(table.names, found.weights, strict=True) if w > 0}
             adds = dict(zip(table.names[1:], found.adds, strict=True))
@@ -120,6 +119,20 @@ def tune(
         adds,
         _plain(search.line, used, factors),
     )
+
+
+def prior_weights(table: Table) -> dict[str, float]:
+    """The weights of blocks that stand until ratings speak for others, by name."""
+    paired = any(name in PAIRED for name in table.names)
+    narrow, wide = START_OF_PAIRED if paired else LEVELS[False][0], LEVELS[True][0]
+    others = zip(table.names[1:], table.widths[1:], strict=True)
+    return {table.names[0]: 1.0, **{name: wide if width >= WIDE else narrow for name, width in others}}
+
+
+def weighed(table: Table, weights: Mapping[str, float]) -> Rows:
+    """The columns of the blocks that have a weight, times what a fit multiplies them with, (n, d)."""
+    used = table.only(list(weights))
+    return used.weighed(_factors(used, weights))
 
 
 def refit(table: Table, y: Array, alpha: float, weights: Mapping[str, float]) -> Fitted:

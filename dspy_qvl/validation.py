@@ -1,23 +1,31 @@
 """How good a value function is on texts it did not learn from, and which penalty makes it best.
 
-A room of its own: `tuning.py` fits, `scores.py` judges, and this is where rows are held out so that the one can
-judge the other honestly. The baselines are what a value function must beat to be worth having.
+`tuning.py` fits, `scores.py` measures, and here rows are held out so that the one can be measured honestly. No figure
+without its doubt: what is held out carries a standard error, and a permutation test says whether there is anything to
+measure. The baselines are what a value function must beat to be worth having.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl import scores
+from dspy_qvl import ridge, scores
+from dspy_qvl.errors import SMALLEST_ALPHA
 from dspy_qvl.features import Table
-from dspy_qvl.folds import Members, hold_out, make_folds
-from dspy_qvl.moments import Rows
-from dspy_qvl.tuning import Tuned, block_report, tune
+from dspy_qvl.folds import Members, hold_out, make_folds, sample
+from dspy_qvl.moments import Folds, Rows
+from dspy_qvl.permutation import LEVEL, permutation_test
+from dspy_qvl.tuning import Tuned, block_report, prior_weights, tune, weighed
 
 Array = NDArray[np.float64]
+
+ENOUGH = 1000  # rows: a value function that cannot be told from noise by so many is of no use to anybody
+BEYOND = (10.0, 100.0)  # times the end of a range of penalties: where a better one is looked for
+WORTH_SAYING = 0.01  # share of the error that a penalty beyond the range must take away
+MEASURES = {"mse": scores.mse, "r2": scores.r2, "pearson": scores.pearson, "spearman": scores.spearman}
 
 
 def validate(
@@ -67,10 +75,11 @@ def validate(
         "length": length_baseline(lengths[seen], y[seen], lengths[held]),
         "nearest": nearest_baseline(known.X[:, embedding], y[seen], new.X[:, embedding]),
     }
+    groups = [members[row] for row in held]
     metrics = {
         "train_mse": scores.mse(y[seen], fitted),
         "train_r2": scores.r2(y[seen], fitted),
-        **_figures(y[held], tuned.fitted.predict(new)),
+        **_figures("val", y[held], tuned.fitted.predict(new), groups),
         "cv_mse_mean": float(fold_mse.mean()),
         "cv_mse_std": float(fold_mse.std()),
         "n_train": len(seen),
@@ -78,7 +87,8 @@ def validate(
         "cv_folds": len(folds),
         "alpha": alpha,
         "blocks": block_report(tuned),
-        "baselines": {name: _figures(y[held], guess) for name, guess in guesses.items()},
+        "baselines": {name: _figures("val", y[held], guess, groups) for name, guess in guesses.items()},
+        **_of_all_rows(table, y, [alpha], tuned, members=members, cv_folds=cv_folds, random_state=random_state),
     }
     return metrics, tuned
 
@@ -103,7 +113,7 @@ def choose_alpha(
     """
     folds = make_folds(members, cv_folds, np.random.default_rng(random_state))
     tuned = tune(table, y, alphas, folds, optional=optional)
-    results = {
+    results: dict[str, Any] = {
         "best_alpha": tuned.alpha,
         "best_mse": float(tuned.errors[tuned.alpha].mean()),
         "results": {
@@ -111,19 +121,63 @@ def choose_alpha(
         },
         "cv_folds": len(folds),
         "blocks": block_report(tuned),
+        **_of_all_rows(table, y, alphas, tuned, members=members, cv_folds=cv_folds, random_state=random_state),
     }
-    return results, tuned
+    better = None if results["permutation_p"] > LEVEL else _better_beyond(table, y, alphas, folds, tuned)
+    return results | ({} if better is None else {"better_alpha": better}), tuned
 
 
-def _figures(y: Array, guessed: Array) -> dict[str, float]:
-    """How good values of held-out texts are; NaN for fewer than 2."""
-    measures = {
-        "val_mse": scores.mse,
-        "val_r2": scores.r2,
-        "val_pearson": scores.pearson,
-        "val_spearman": scores.spearman,
-    }
-    return {name: measure(y, guessed) if len(y) > 1 else math.nan for name, measure in measures.items()}
+def _of_all_rows(
+    table: Table,
+    y: Array,
+    alphas: Sequence[float],
+    tuned: Tuned,
+    *,
+    members: Members,
+    cv_folds: int,
+    random_state: int,
+) -> dict[str, float]:
+    """The permutation test, and for few rows the out-of-fold figures of all of them."""
+    rows = sample(members, ENOUGH, np.random.default_rng(random_state))
+    some = table.rows(rows)
+    test = permutation_test(
+        weighed(some, prior_weights(some)),  # weights that these scores chose would find something in noise too
+        y[rows],
+        alphas,
+        members=[members[row] for row in rows],
+        n_folds=cv_folds,
+        random_state=random_state,
+    )
+    report = {"permutation_p": test.p}
+    if len(y) <= ENOUGH:
+        n_folds = min(cv_folds, len(set(members)))
+        folds = make_folds(members, n_folds, np.random.default_rng(random_state))
+        values = ridge.out_of_fold(weighed(table, tuned.weights), y, [tuned.alpha], folds)[0]
+        report |= _figures("oof", y, values, members)
+    return report
+
+
+def _better_beyond(table: Table, y: Array, alphas: Sequence[float], folds: Folds, tuned: Tuned) -> float | None:
+    """A penalty beyond the range that takes away a hundredth of the error or more, if the best one ends the range."""
+    if len(alphas) < 2 or tuned.alpha not in (alphas[0], alphas[-1]):
+        return None
+    further = [tuned.alpha * factor if tuned.alpha == alphas[-1] else tuned.alpha / factor for factor in BEYOND]
+    further = [alpha for alpha in further if alpha >= SMALLEST_ALPHA]
+    if not further:
+        return None
+    beyond = tune(table, y, further, folds, weights=tuned.weights)
+    errors = {alpha: float(row.mean()) for alpha, row in beyond.errors.items()}
+    best = min(errors, key=errors.__getitem__)
+    return best if errors[best] < (1 - WORTH_SAYING) * float(tuned.errors[tuned.alpha].mean()) else None
+
+
+def _figures(prefix: str, y: Array, guessed: Array, groups: Sequence[Hashable]) -> dict[str, float]:
+    """Figures of values that were not learned from these scores, each with its standard error; NaN for fewer than 2."""
+    if len(y) < 2:
+        return {f"{prefix}_{name}{end}": math.nan for name in MEASURES for end in ("", "_se")}
+    drawn = scores.bootstrap(y, guessed, groups)
+    figures = {f"{prefix}_{name}": measure(y, guessed) for name, measure in MEASURES.items()}
+    return figures | {f"{prefix}_{name}_se": scores.standard_error(draws) for name, draws in drawn.items()}
 
 
 # Baselines

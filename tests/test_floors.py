@@ -12,9 +12,9 @@ PACKAGE = Path(dspy_qvl.__file__).parent
 # A room may import any room before it, unless it is listed with the only ones it may.
 FLOORS = [
     "errors",
+    "folds",
     "scores",
     "plots",
-    "folds",
     "moments",
     "linear",
     "solve",
@@ -24,6 +24,7 @@ FLOORS = [
     "recursive",
     "bounds",
     "uncertainty",
+    "permutation",
     "ranking",
     "weighting",
     "sharing",
@@ -62,7 +63,7 @@ FLOORS = [
 ]
 ONLY = {
     "errors": set(),
-    "scores": {"errors"},
+    "scores": {"errors", "folds"},
     "plots": {"errors"},
     "folds": {"errors"},
     "moments": {"errors"},
@@ -74,6 +75,7 @@ ONLY = {
     "recursive": {"moments", "linear"},
     "bounds": {"moments"},
     "uncertainty": {"moments", "linear", "solve", "primal", "dual", "bounds"},
+    "permutation": {"folds", "moments", "ridge"},
     "ranking": {"scores", "moments", "solve"},
     "weighting": {"moments"},
     "sharing": set(),
@@ -93,7 +95,7 @@ ONLY = {
     "local": {"errors", "loading", "passes", "windows"},
     "features": {"errors", "moments", "linear", "cache", "lexical"},
     "tuning": {"ridge", "moments", "features", "weighting"},
-    "validation": {"scores", "folds", "moments", "features", "tuning"},
+    "validation": {"errors", "scores", "folds", "moments", "permutation", "ridge", "features", "tuning"},
 }
 NO_DSPY = set(ONLY)
 

@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import logging
 import math
+import time
+import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +15,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from dspy_qvl import EmbeddingError, QVLWarning, Qwen3EmbeddingValueLearner, RankingExample, scores
+from dspy_qvl.folds import copies, hold_out, make_folds, members_of
 from tests.conftest import CountingModel, rated
 
 
@@ -45,8 +48,6 @@ def test_training_figures_come_from_a_model_that_never_saw_the_validation_part()
     learner.add_training_examples(rated(60))
     metrics = learner.train(validation_split=0.25, cv_folds=4)
     assert (metrics["n_train"], metrics["n_val"], metrics["cv_folds"]) == (45, 15, 4)
-    from dspy_qvl.validation import hold_out, make_folds
-
     rng = np.random.default_rng(0)
     seen, held = hold_out(60, 0.25, learner.training_texts, rng)
     X, y = embedded(learner, learner.training_texts), np.array(learner.training_scores)
@@ -95,7 +96,7 @@ def test_another_seed_holds_out_other_texts(tmp_path):
 def test_folds_are_capped_at_the_training_rows_with_a_warning(tmp_path):
     learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path)
     learner.add_training_examples(rated(5))
-    with pytest.warns(QVLWarning, match=r"cv_folds=10 is more than there are texts to split \(4\); 4 are used"):
+    with pytest.warns(QVLWarning, match=r"cv_folds=10 is more than there are groups \(4\)"):
         metrics = learner.train(cv_folds=10)
     assert metrics["cv_folds"] == 4
     assert metrics["n_val"] == 1
@@ -120,8 +121,6 @@ def test_nothing_held_out_gives_nan_and_a_model_all_the_same(learner):
 
 
 def test_groups_stay_on_one_side(learner):
-    from dspy_qvl.validation import hold_out, make_folds
-
     groups = [number // 3 for number in range(60)]
     rng = np.random.default_rng(0)
     seen, held = hold_out(60, 0.2, groups, rng)
@@ -156,8 +155,6 @@ def test_groups_may_be_a_metadata_entry(tmp_path):
 def test_a_text_rated_twice_never_stands_on_both_sides(tmp_path):
     learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path)
     learner.add_training_examples([*rated(20), *[(text, score + 1) for text, score in rated(20)]])
-    from dspy_qvl.validation import hold_out
-
     seen, held = hold_out(40, 0.2, learner.training_texts, np.random.default_rng(0))
     assert not {row % 20 for row in seen} & {row % 20 for row in held}
     assert learner.train()["n_val"] == len(held) == 8
@@ -386,22 +383,52 @@ def test_rating_training_and_valuing_at_once_never_mixes_anything_up(trained):
     np.testing.assert_allclose(trained.predict_many(texts), peer.predict(weighed(trained, texts)), rtol=1e-6)
 
 
-def test_a_text_rated_twice_stays_on_one_side_whatever_the_groups():
-    from dspy_qvl.folds import joined
+def test_groups_that_share_a_text_stay_apart_and_the_text_stays_whole():
+    texts = [f"text {number}" for number in range(60)]
+    texts[::5] = ["No response."] * 12
+    groups = [number // 10 for number in range(60)]
+    members = members_of(groups, copies(texts))
+    assert len(set(members)) == 7
+    assert len({members[row] for row in range(0, 60, 5)}) == 1
+    for group in range(6):
+        assert len({members[row] for row in range(60) if groups[row] == group and row % 5}) == 1
 
-    texts = [f"text {number % 40}" for number in range(80)]
-    groups = joined([number // 8 for number in range(80)], texts)
-    assert all(groups[row] == groups[row + 40] for row in range(40))
-    assert len(set(groups)) == 5
-    first, *_, last = joined([1, 1, 2, 2, 3], ["a", "b", "c", "b", "d"])
-    assert joined([1, 1, 2, 2, 3], ["a", "b", "c", "b", "d"]) == [first] * 4 + [last]
-    assert first != last
+
+def test_near_copies_of_a_text_are_copies_whether_spelling_or_vector_says_so():
+    texts = ["It broke.", "it  broke.\n", "IT BROKE.", "Café ﬁne", "cafe\u0301 fine", "Straße", "STRASSE", "other", ""]
+    assert copies(texts) == [0, 0, 0, 3, 3, 5, 5, 7, 8]
+    vectors = np.eye(9, dtype=np.float32)
+    vectors[7] = vectors[4]
+    assert copies(texts, vectors) == [0, 0, 0, 3, 3, 5, 5, 3, 8]
+    assert copies(texts, np.ones((9, 2), dtype=np.float32)) == copies(texts)  # equal for all: they tell nothing
+
+
+def test_a_hundred_thousand_texts_are_searched_for_copies_in_no_time():
+    texts = [f"text number {number % 90_000} of many" for number in range(100_000)]
+    vectors = np.random.default_rng(0).normal(size=(100_000, 16)).astype(np.float32)
+    started = time.process_time()
+    found = copies(texts, vectors)
+    assert time.process_time() - started < 5  # about .5 s on a quiet machine
+    assert len(set(found)) == 90_000
+
+
+@pytest.mark.parametrize("copied", [str.upper, "{}\n".format, lambda text: unicodedata.normalize("NFD", text)])
+def test_copies_of_noise_do_not_pass_for_skill(tmp_path, copied):
+    rng = np.random.default_rng(0)
+    texts = [unicodedata.normalize("NFC", f"é {text}") for text, _ in rated(120)]
+    noise = rng.normal(size=120).tolist()
+    learner = Qwen3EmbeddingValueLearner("lexical", 512, cache_dir=None)
+    learner.add_training_examples(list(zip([*texts, *map(copied, texts)], [*noise, *noise], strict=True)))
+    with pytest.warns(QVLWarning, match="cannot be told from noise"):
+        learner.optimize_hyperparameters()
+    with pytest.warns(QVLWarning, match="cannot be told from noise"):
+        metrics = learner.train()
+    assert learner.ridge_alpha >= 10
+    assert metrics["val_r2"] < 0.1
 
 
 @pytest.mark.parametrize("sizes", [(5, 5, 90), (90, 5, 5), (5, 90, 5)])
 def test_a_small_group_is_held_out_where_there_is_one(sizes):
-    from dspy_qvl.folds import hold_out
-
     groups = [number for number, size in enumerate(sizes) for _ in range(size)]
     for seed in range(5):
         seen, held = hold_out(100, 0.05, groups, np.random.default_rng(seed))

@@ -128,14 +128,14 @@ def test_a_refused_file_leaves_the_learner_as_it_was(trained, tmp_path):
     good = (tmp_path / "good").read_bytes()
     (tmp_path / "cut").write_bytes(good[:-100])
     (tmp_path / "longer").write_bytes(good + b" ")
-    (tmp_path / "future").write_bytes(good.replace(b"dspy_qvl 3 ", b"dspy_qvl 9 ", 1))
+    (tmp_path / "future").write_bytes(good.replace(b"dspy_qvl 4 ", b"dspy_qvl 9 ", 1))
     for name, error, message in [
         ("pickle", StateError, "is a pickle; dspy_qvl never loads pickles"),
         ("text", StateError, "was not written by save_model"),
         ("empty", StateError, "was not written by save_model"),
         ("cut", StateError, "is truncated or was altered"),
         ("longer", StateError, "is truncated or was altered"),
-        ("future", StateError, "has schema 9, this version of dspy_qvl reads schema 3"),
+        ("future", StateError, "has schema 9, this version of dspy_qvl reads schemas 3 and 4"),
         ("other", StateError, "saved with embedding_dim=64, but this learner was made with 512"),
         ("absent", InputError, "cannot be read"),
         ("", InputError, "cannot be read"),
@@ -500,7 +500,7 @@ def test_loading_a_state_twice_changes_nothing_more(trained):
 def test_a_state_that_cannot_be_used_leaves_the_head_as_it_was(trained):
     good = trained.ridge.dump_state()
     for change, message in [
-        ({"schema": 1}, "has schema 1, this version of dspy_qvl reads schema 3"),
+        ({"schema": 1}, "has schema 1, this version of dspy_qvl reads schemas 3 and 4"),
         ({"alpha": -1.0}, "must be above 0"),
         ({"alpha_tuned": 1}, "'alpha_tuned' in .* has the wrong type"),
         (

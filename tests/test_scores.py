@@ -54,3 +54,49 @@ def test_the_nearest_baseline_is_the_mean_of_the_five_highest_cosines():
     np.testing.assert_allclose(nearest_baseline(vectors, y, new), expected)
     np.testing.assert_allclose(nearest_baseline(vectors[:2], y[:2], new), np.full(4, y[:2].mean()))
     assert nearest_baseline(vectors, y, new[:0]).shape == (0,)
+
+
+FIGURES = ("mse", "r2", "pearson", "spearman")
+
+
+def test_a_bootstrap_draw_scores_the_rows_that_it_drew():
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 5, 40).astype(float) + 100  # ties, far from 0
+    guess, groups = y + rng.normal(size=40).round(1), [f"g{row % 9}" for row in range(40)]
+    drawn = scores.bootstrap(y, guess, groups, n_draws=20, random_state=7)
+    times = np.random.default_rng(7).multinomial(9, np.full(9, 1 / 9), size=20)
+    for draw in range(20):
+        rows = np.repeat(np.arange(40), times[draw][[row % 9 for row in range(40)]])
+        for name in FIGURES:
+            assert drawn[name][draw] == pytest.approx(getattr(scores, name)(y[rows], guess[rows]), rel=1e-9), name
+
+
+def test_the_standard_error_of_a_bootstrap_is_the_spread_over_fresh_samples():
+    rng = np.random.default_rng(2)
+
+    def sample(n):
+        y = rng.normal(size=n)
+        return y, y + rng.normal(size=n)
+
+    spread = np.std([scores.spearman(*sample(60)) for _ in range(400)])
+    errors = [np.std(scores.bootstrap(*sample(60))["spearman"]) for _ in range(20)]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.15)
+
+
+def test_rows_of_one_group_count_as_one():
+    rng = np.random.default_rng(3)
+    y = np.repeat(rng.normal(size=30), 4)
+    guess = y + np.repeat(rng.normal(size=30), 4)
+    alone, together = (np.std(scores.bootstrap(y, guess, groups)["mse"]) for groups in (None, np.repeat(range(30), 4)))
+    assert together > 1.5 * alone
+    assert all(np.isnan(scores.bootstrap(y, guess, [1] * 120)[name]).all() for name in FIGURES)
+
+
+def test_a_draw_of_equal_scores_has_no_correlation():
+    drawn = scores.bootstrap([3.3, 3.3, 3.3, 7.1], [0.1, 0.2, 0.4, 0.9], n_draws=200)
+    times = np.random.default_rng(0).multinomial(4, np.full(4, 1 / 4), size=200)
+    one_score = (times[:, 3] == 0) | (times[:, :3].sum(axis=1) == 0)
+    one_value = (times > 0).sum(axis=1) < 2
+    assert 20 < one_score.sum() < 180
+    np.testing.assert_array_equal(np.isnan(drawn["r2"]), one_score)
+    np.testing.assert_array_equal(np.isnan(drawn["spearman"]), one_score | one_value)
