@@ -52,6 +52,7 @@ FLOORS = [
     "head",
     "scale",
     "inspection",
+    "migration",
     "values",
     "learner",
     "ranking_head",
