@@ -5,10 +5,12 @@
     Bootstrap*, InferRules, KNNFewShot         metric(example, pred, trace)                 bool
     GEPA                                       metric(gold, pred, trace, name, pred_trace)  Prediction(score, feedback)
     BestOfN, Refine                            metric(kwargs, pred)                         float in [0, 1)
+                                               metric.reward(kwargs, pred)                  Reward(score, feedback)
 
 The bool is `score >= threshold`, and overrides a `metric_threshold` of Bootstrap*: True passes any.
 
-`Refine` shows a language model the source of the metric's class: `ValueMetric` holds the call and nothing else.
+`Refine` shows a language model the source of the reward, and what it gave: of `reward_fn=metric` the class, which holds
+the call and nothing else, and the number; of `reward_fn=metric.reward` one method, the score and why.
 """
 
 import logging
@@ -34,6 +36,7 @@ from dspy_qvl.errors import (
 from dspy_qvl.judge import Judge, Judgement
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.permutation import noise_warning
+from dspy_qvl.reward import Reward
 from dspy_qvl.scale import check_scale
 from dspy_qvl.text import AsText, Item, Pair, Rendering
 
@@ -185,6 +188,10 @@ class ValueScores:
         if self.feedback:
             answer.feedback = self._feedback(example, pred)
         return self._with_objectives(answer, example, pred)
+
+    def reward(self, inputs: Any, pred: Any) -> Reward:
+        """How people who rated texts like the answer would rate it, from 0 to 1, and in words why."""
+        return Reward(**self.explained(inputs, pred).toDict())
 
     def _with_objectives(self, answer: dspy.Prediction, example: Any, pred: Any) -> dspy.Prediction:
         if self.objectives is not None:

@@ -59,6 +59,7 @@ FLOORS = [
     "reranker",
     "judge",
     "feedback",
+    "reward",
     "metric",
     "optimizer",
 ]

@@ -16,6 +16,7 @@ from pathlib import Path
 import dspy
 import numpy as np
 import pytest
+from dspy.utils.dummies import DummyLM
 
 from dspy_qvl import (
     EmbeddingError,
@@ -148,6 +149,55 @@ def test_copies_and_pickles_score_the_same(metric):
 
 def test_a_copy_costs_nothing(metric):
     assert copy.deepcopy({"metric": metric})["metric"] is metric
+
+
+# With its reason, for Refine
+
+
+def test_refine_tells_the_language_model_why(trained):
+    metric = ValueMetric(trained, threshold=0.9)
+    desk = dspy.Predict("question -> answer")
+    told = {}
+    for name, reward in (
+        ("reward", metric.reward),
+        ("metric", metric),
+        ("prediction", lambda inputs, pred: metric.explained(inputs, pred)),
+    ):
+        answers = [{"answer": BAD}, {"discussion": "so", "advice": '{"self": "be kind"}'}, {"answer": GOOD}]
+        lm = DummyLM(answers)
+        with dspy.context(lm=lm):
+            best = dspy.Refine(module=desk, N=2, reward_fn=reward, threshold=metric.threshold)(question="How?")
+        assert best.answer == GOOD
+        (prompt,) = [call["messages"][-1]["content"] for call in lm.history if "reward_value" in str(call["messages"])]
+        told[name] = prompt.split("[[ ## reward_value ## ]]")[1].split("[[ ##")[0]
+    explained = metric.explained(None, said(BAD))
+    assert json.loads(told["reward"]) == {"score": explained.score, "feedback": explained.feedback}
+    assert float(told["metric"]) == explained.score
+    assert "non-serializable" in told["prediction"]  # what a reward without a form of its own comes to
+
+
+def test_a_reward_is_a_prediction_that_compares_by_its_score(trained):
+    metric = ValueMetric(trained, objectives={"brief": lambda example, pred: 1 / (1 + len(pred.answer))})
+    good, bad = metric.reward({"question": "?"}, said(GOOD)), metric.reward({"question": "?"}, said(BAD))
+    assert isinstance(good, dspy.Prediction)
+    assert good > bad
+    assert -math.inf < bad < metric.threshold <= good
+    assert float(good) == good.score == ValueMetric(trained)(None, said(GOOD))
+    assert good.feedback == metric.explained(None, said(GOOD)).feedback
+    assert good.objective_scores == {"value": good.score, "brief": 1 / (1 + len(GOOD))}
+    for other in (copy.copy(good), copy.deepcopy(good), pickle.loads(pickle.dumps(good))):
+        assert other == good
+        assert json.loads(json.dumps(other)) == good.toDict()
+    with pytest.warns(QVLWarning, match="no prediction"):
+        assert metric.reward({}, None).score == 0.0
+
+
+def test_refine_is_shown_the_reward_as_one_short_method_in_plain_words(trained):
+    source = dspy.Refine(
+        module=dspy.Predict("question -> answer"), N=2, reward_fn=ValueMetric(trained).reward, threshold=0.5
+    ).reward_fn_code
+    assert "How people who rated texts like the answer would rate it" in source
+    assert len(source.splitlines()) < 5
 
 
 # What cannot be valued
