@@ -102,6 +102,15 @@ class Judge:
         value: float = self.learner.predict(text, query)
         return value - self.pessimism * self.learner.predict_std(text, query) if self.pessimism else value
 
+    def values(self, items: Sequence[Item]) -> Array:
+        """What `value` gives for each of many texts, (n_texts,)."""
+        texts = [text_of(item) for item in items]
+        queries = [query for item in items if (query := query_of(item)) is not None] or None
+        values: Array = self.learner.predict_many(texts, queries)
+        if self.pessimism:
+            values = values - self.pessimism * self.learner.predict_std_many(texts, queries)
+        return values
+
     def __call__(self, item: Item) -> Judgement:
         """All that is said of a text."""
         return next(self.many([item]))

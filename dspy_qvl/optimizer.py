@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -16,13 +16,13 @@ from dspy_qvl.errors import (
     QVLWarning,
     check_alphas,
     check_count,
-    check_flat,
     check_metadata,
     check_score,
     check_scores_differ,
     check_text,
     shown,
 )
+from dspy_qvl.examples import FromExample, checked_examples, taken
 from dspy_qvl.feedback import REASON
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.permutation import LEVEL, noise_warning
@@ -32,7 +32,6 @@ from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
 logger = logging.getLogger("dspy_qvl")
 
 ALPHAS = tuple(float(f"{10 ** (step / 2):.3g}") for step in range(-4, 7))  # .01 to 1,000, two a decade
-FromExample = str | Callable[[Any], Any]
 
 
 class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
@@ -175,11 +174,11 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
     def _judged(self, examples: Any, what: str, *, scored: bool) -> list[JudgedQuery]:
         """Judged queries from examples."""
         judged = []
-        for row, example in enumerate(_checked_list(examples, what)):
+        for row, example in enumerate(checked_examples(examples, what)):
             at = f"{what}[{row}]"
             query = self._query_of(example, at)
-            passages = as_list(_taken(str(self.passages), example, "passages", at), f"the passages of {at}")
-            relevance = _taken(self.relevance, example, "relevance", at)
+            passages = as_list(taken(str(self.passages), example, "passages", at), f"the passages of {at}")
+            relevance = taken(self.relevance, example, "relevance", at)
             if isinstance(relevance, str) or not isinstance(relevance, Iterable):
                 raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
             numbers = [
@@ -226,42 +225,18 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
     def _rated(self, examples: Any, what: str) -> tuple[list[RankingExample], list[Any] | None]:
         """Rated texts, and the group of each, from examples."""
         rated, members = [], []
-        for row, example in enumerate(_checked_list(examples, what)):
+        for row, example in enumerate(checked_examples(examples, what)):
             at = f"{what}[{row}]"
             try:
                 text = self.rendering.rated(example)
             except MissingTextError as error:
                 raise InputError(f"{at} has no text to learn from: {error}") from None
-            score = check_score(_taken(self.score, example, "score", at), f"the score of {at}")
+            score = check_score(taken(self.score, example, "score", at), f"the score of {at}")
             metadata = check_metadata(_metadata(example), f"the metadata of {at}")
             query = None if self._asked is None else self._query_of(example, at)
             rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata, query))
-            members.append(None if self.group is None else _taken(self.group, example, "group", at))
+            members.append(None if self.group is None else taken(self.group, example, "group", at))
         return rated, members if self.group is not None else None
-
-
-def _checked_list(examples: Any, what: str) -> Sequence[Any]:
-    """Examples that are a list of dspy.Examples or dicts, not empty."""
-    check_flat(examples, what, "its rows, for instance data_frame.to_dict('records')")
-    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence) or not examples:
-        raise InputError(
-            f"{what} must be a list of rated examples, but got "
-            f"{'an empty one' if isinstance(examples, Sequence) and not examples else type(examples).__name__}."
-        )
-    for row, example in enumerate(examples):
-        if not isinstance(example, dspy.Example | Mapping):
-            raise InputError(f"{what}[{row}] must be a dspy.Example or a dict, but got {type(example).__name__}.")
-    return examples
-
-
-def _taken(given: FromExample, example: Any, name: str, at: str) -> Any:
-    """A field of an example, or what a callable makes of it."""
-    if not isinstance(given, str):
-        return given(example)
-    value = example.get(given)
-    if value is None:
-        raise InputError(f"{at} has no field {given!r} for its {name}; it has {shown(sorted(example.keys()))}.")
-    return value
 
 
 def _metadata(example: Any) -> dict[str, Any] | None:

@@ -60,6 +60,8 @@ FLOORS = [
     "judge",
     "feedback",
     "reward",
+    "examples",
+    "agreement",
     "metric",
     "optimizer",
 ]
