@@ -3,11 +3,12 @@
     texts ─► batches the provider takes ─► turn (pace) ─► provider ─► rows, checked ─► usage counted
                         ▲                      ▲              │
                         │                      └── again ─────┤ what may pass: rate limit, server error, timeout
-                        └───────────────────────── halves ────┘ what texts may cause: too many, or one unusable
+                        └───────────────────────── halves ────┘ what texts may cause: refused, or failing at every try
 
-What may pass is asked again, with jitter and bounds; a provider's Retry-After holds back every request. A refused
-batch is halved until it is clear whether it was too large or which text it was: that text is named, the others keep
-their vectors. Everything else fails at once, in words that hold no key.
+What may pass is asked again, with jitter and bounds; a provider's Retry-After holds back every request. A batch that
+is refused, or fails at every try while a harmless text passes, is halved until it is clear whether it was too large or
+which texts it was: they are named, the others keep their vectors (`halving.py`, which states the bounds). Everything
+else fails at once, in words that hold no key.
 
 All requests of a process run on one event loop of our own, in a thread of its own; callers wait for it, in threads or
 in loops of theirs. litellm keeps connections and a log worker a process, which break where loops change or run side by
@@ -30,6 +31,7 @@ from urllib.parse import urlsplit, urlunsplit
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
+from dspy_qvl.halving import Batch, Fault, Row, is_refusal, may_be_a_text
 from dspy_qvl.provider import Answer, Failure, Refused, Unusable, Vector, ask
 
 T = TypeVar("T")
@@ -38,9 +40,8 @@ logger = logging.getLogger("dspy_qvl")
 
 BATCH_SIZE = 64
 BATCH_SIZES = {"dashscope": 10}  # providers that take fewer texts a request
-PROBE = "text"  # harmless: a route that refuses it refuses everything
 LONGEST_WAIT = 30.0  # seconds between two tries, where the provider names none
-TOO_LARGE_OR_UNUSABLE = {400, 413, 422}  # what one text, or too many of them, can cause
+MOST_HANGS = 2  # tries of a request that nobody answers
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Limits:
         requests_per_minute: evenly spaced starts, or None for no limit.
         max_concurrency: requests at the same time; the caller of a `HostedModel` keeps to it.
         timeout: seconds one request may take.
-        max_attempts: tries of one request.
+        max_attempts: tries of one request; at most 2 where it hangs, and fewer of parts of a batch that failed.
         max_wait: seconds one request may wait between its tries.
         first_wait: seconds before the second try, doubled for each one after it, less up to half of it at random.
 
@@ -158,7 +159,7 @@ class HostedModel:
         self._pace = _Pace(self.limits.requests_per_minute)
         # Processes that were refused together must not come back together.
         self._random = random.Random(f"{os.getpid()} {route}")
-        self._answers = False  # whether it has answered since it last refused a lone text
+        self._answers = False  # whether it ever has
 
     def __repr__(self) -> str:
         return f"HostedModel({self.name!r})"
@@ -190,37 +191,21 @@ class HostedModel:
     # Batches
 
     async def _embed(self, texts: list[str]) -> list[Vector]:
-        rows: dict[int, Vector | Refused] = {}
+        if not texts:
+            return []
+        batch = Batch(texts, self._ask, limit=self.batch_limit, timeout=self.limits.timeout)
         try:
-            await self._fill(rows, texts, range(len(texts)))
-            self._check(rows)
+            await batch.fill()
+            self._check(batch.rows)
         except EmbeddingError as error:  # what was paid for is kept
-            error.vectors = {place: row for place, row in rows.items() if not isinstance(row, Refused)}
+            error.vectors = {place: row for place, row in batch.rows.items() if not isinstance(row, Refused)}
             raise
-        return [row for _, row in sorted(rows.items()) if not isinstance(row, Refused)]
+        finally:
+            known = [limit for limit in (self.batch_limit, batch.limit) if limit is not None]
+            self.batch_limit = min(known, default=None)
+        return [row for _, row in sorted(batch.rows.items()) if not isinstance(row, Refused)]
 
-    async def _fill(self, rows: dict[int, Vector | Refused], texts: list[str], places: range) -> None:
-        """Put a vector or a refusal at each place, in as few requests as the provider allows."""
-        if not places:
-            return
-        if self.batch_limit is not None and len(places) > self.batch_limit:
-            return await self._fill_parts(rows, texts, places, self.batch_limit)
-        outcome = await self._ask([texts[place] for place in places])
-        if not isinstance(outcome, Failure):
-            rows.update(zip(places, outcome, strict=True))
-        elif len(places) == 1:
-            rows[places[0]] = await self._refused_alone(outcome)
-        else:
-            half = (len(places) + 1) // 2
-            await self._fill_parts(rows, texts, places, half)
-            if not any(isinstance(rows[place], Refused) for place in places):  # no text was bad, they were too many
-                self.batch_limit = min(half, self.batch_limit or half)
-
-    async def _fill_parts(self, rows: dict[int, Vector | Refused], texts: list[str], places: range, size: int) -> None:
-        for start in range(0, len(places), size):
-            await self._fill(rows, texts, places[start : start + size])
-
-    def _check(self, rows: dict[int, Vector | Refused]) -> None:
+    def _check(self, rows: dict[int, Row]) -> None:
         refused = {place: row.reason for place, row in sorted(rows.items()) if isinstance(row, Refused)}
         if len({len(row) for row in rows.values() if not isinstance(row, Refused)}) > 1:
             rows.clear()
@@ -231,15 +216,6 @@ class HostedModel:
         if refused:
             raise TextsRefusedError(self._refusal(refused, len(rows)), refused=refused)
 
-    async def _refused_alone(self, failure: Failure) -> Refused:
-        """Whether it was the text, or the route that refuses everything: a wrong model name may be a 400 too."""
-        if not self._answers:
-            probe = await self._ask([PROBE])
-            if isinstance(probe, Failure):
-                raise EmbeddingError(self._failed(failure))
-        self._answers = False
-        return Refused(f"{failure.what}: {failure.reason}")
-
     def _refusal(self, refused: Mapping[int, str], n_texts: int) -> str:
         shown = "; ".join(f"text {place} ({reason})" for place, reason in list(refused.items())[:3])
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
@@ -248,36 +224,51 @@ class HostedModel:
 
     # One request
 
-    async def _ask(self, texts: list[str]) -> list[Vector | Refused] | Failure:
-        """Rows, or a failure that only other texts could change.
+    async def _ask(self, texts: list[str], tries: int | None = None) -> list[Row] | Fault:
+        """Rows, or a fault that other texts might not have met.
+
+        Args:
+            texts: at least one.
+            tries: of a failure that may be a text's fault, or None for `max_attempts`.
 
         Raises:
             EmbeddingError: any other failure, after as many tries as make sense.
         """
-        tries = AsyncRetrying(
+        failures: list[Failure] = []
+
+        async def once() -> Answer | Failure:
+            outcome = await self._try(texts)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            return outcome
+
+        again = AsyncRetrying(
             retry=retry_if_result(lambda outcome: isinstance(outcome, Failure) and outcome.may_pass),
             wait=self._wait,
-            stop=lambda state: state.attempt_number >= self.limits.max_attempts or self._waited_enough(state),
+            stop=lambda state: self._enough(failures, tries) or self._waited_enough(state),
             before_sleep=self._again,
             retry_error_callback=_outcome,  # out of tries
         )
         started = time.monotonic()
-        outcome: Answer | Failure = await tries(self._try, texts)
+        outcome: Answer | Failure = await again(once)
         if isinstance(outcome, Failure):
-            if outcome.status in TOO_LARGE_OR_UNUSABLE:
-                return outcome
-            said = tries.statistics
-            seconds = time.monotonic() - started
-            raise EmbeddingError(self._failed(outcome, said["attempt_number"], seconds, waited=said["idle_for"]))
+            seconds, waited = time.monotonic() - started, again.statistics["idle_for"]
+            message = self._failed(outcome, len(failures), seconds, waited=waited)
+            is_flagged = outcome.status == 403 and self._answers  # by moderation: the key was good enough before
+            if not (is_refusal(outcome) or may_be_a_text(outcome) or is_flagged):
+                raise EmbeddingError(message)
+            lost = sum(failure.seconds for failure in failures)
+            return Fault(f"{outcome.what}: {outcome.reason}", message, is_refusal(outcome), lost)
         self._answers = True
         if len(outcome.rows) != len(texts):
             counts = f"{_counted(len(outcome.rows), 'vector')} for {_counted(len(texts), 'text')}"
-            raise EmbeddingError(f"the route {self.name!r} gave {counts}; it must give one a text.")
+            return Fault(counts, f"the route {self.name!r} gave {counts}; it must give one a text.")
         return outcome.rows
 
     async def _try(self, texts: list[str]) -> Answer | Failure:
         await self._pace.turn()
         limits = self.limits
+        started = time.monotonic()
         outcome = await ask(
             self.name,
             texts,
@@ -293,13 +284,20 @@ class HostedModel:
         self._count(Usage(requests=int(outcome.status is not None or outcome.unreadable)))
         if outcome.may_pass and outcome.retry_after is not None and outcome.retry_after <= limits.max_wait:
             self._pace.hold(outcome.retry_after)  # all requests: the next one would be refused as well
-        if outcome.unreadable and self._answers:  # a known address: garbled on the way, no wrong page
-            return replace(outcome, may_pass=True)
-        return outcome
+        garbled = outcome.unreadable and self._answers  # a known address: garbled on the way, no wrong page
+        return replace(outcome, may_pass=outcome.may_pass or garbled, seconds=time.monotonic() - started)
 
     def _wait(self, state: RetryCallState) -> float:
         longest = min(self.limits.first_wait * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT)
         return max(longest * self._random.uniform(0.5, 1.0), _outcome(state).retry_after or 0.0)
+
+    def _enough(self, failures: Sequence[Failure], tries: int | None) -> bool:
+        """Tell when a request was tried often enough; what may be a text's fault is not worth as many tries."""
+        if len(failures) >= self.limits.max_attempts:
+            return True
+        own = [failure.seconds for failure in failures if may_be_a_text(failure)]
+        n_hangs = round(sum(own) / self.limits.timeout)
+        return may_be_a_text(failures[-1]) and (n_hangs >= MOST_HANGS or (tries is not None and len(own) >= tries))
 
     def _waited_enough(self, state: RetryCallState) -> bool:
         return state.idle_for + state.upcoming_sleep > self.limits.max_wait

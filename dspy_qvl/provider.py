@@ -83,6 +83,7 @@ class Failure:
         may_pass: whether the same request may succeed later.
         retry_after: seconds the provider asks to wait, or None.
         unreadable: whether there was an answer that could not be read.
+        seconds: how long it took, where the caller keeps the time.
     """
 
     what: str
@@ -91,6 +92,7 @@ class Failure:
     may_pass: bool = False
     retry_after: float | None = None
     unreadable: bool = False
+    seconds: float = 0.0
 
     @property
     def advice(self) -> str:

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -185,8 +185,12 @@ def too_many_texts(limit: int, code: int = 400) -> Fault:
 
 def poison(*texts: str, code: int = 400, message: str = "input cannot be processed") -> Fault:
     """Refuses batches that hold one of the texts."""
-    refuse = status(code, message)
-    return lambda request: refuse(request) if set(texts) & set(request.texts) else None
+    return where(texts, status(code, message))
+
+
+def where(texts: Iterable[str], fault: Fault) -> Fault:
+    """The fault, for batches that hold one of the texts."""
+    return lambda request: fault(request) if set(texts) & set(request.texts) else None
 
 
 def echo_key(code: int) -> Fault:

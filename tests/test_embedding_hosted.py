@@ -18,7 +18,6 @@ from tests.conftest import rated
 from tests.loopback import (
     Loopback,
     in_base64,
-    one_too_few,
     other_model,
     other_size,
     poison,
@@ -132,7 +131,7 @@ def test_parts_of_a_batch_that_came_before_a_failure_are_kept(server, tmp_path):
     [
         (status(401, "bad key"), "failed with HTTP 401.*Check api_key"),
         (status(404, "no such model"), "failed with HTTP 404.*Check the name of the model"),
-        (one_too_few, "gave .* vectors for .* texts"),
+        (status(409, "not now"), "failed with HTTP 409: not now"),
     ],
 )
 def test_what_was_embedded_before_a_failure_is_kept_and_only_the_rest_is_asked_again(server, tmp_path, fault, message):

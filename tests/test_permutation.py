@@ -158,7 +158,7 @@ def test_nobody_says_so_of_ratings_that_teach_something():
         fit = FitValue()
         fit.compile(learner, trainset=[{"text": text, "score": score} for text, score in rated(60)])
     assert chosen["permutation_p"] == metrics["permutation_p"] == 1 / 200
-    assert "Caution" not in metric(None, dspy.Prediction(text="a lamp"), None, "predictor").feedback
+    assert UNTOLD not in metric(None, dspy.Prediction(text="a lamp"), None, "predictor").feedback
     assert "warning" not in next(iter(fit.report.values()))
 
 
