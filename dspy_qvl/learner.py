@@ -32,6 +32,7 @@ from dspy_qvl.fit import Fit
 from dspy_qvl.folds import copies, members_of
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.hosted import Usage
+from dspy_qvl.migration import Migration, check_texts_kept, compared, saved_values
 from dspy_qvl.permutation import LEVEL, noise_warning
 from dspy_qvl.state import read_file, take, write_file
 from dspy_qvl.text import RankingExample, rated_text
@@ -430,15 +431,11 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
 
         Raises:
             InputError: there is no such file.
-            StateError: a pickle, a damaged file, another schema, another embedding model, or a setting given to
-                the constructor that the file contradicts. The learner stays as it was.
+            StateError: a pickle, a damaged file, another schema, another embedding model (see `migrate`), or a setting
+                given to the constructor that the file contradicts. The learner stays as it was.
         """
         content = read_file(path)
-        head = RidgeHead(keep_examples=self.ridge.keep_examples)
-        head.load_state(take(content, "head", Mapping, str(path)))
-        fit = head.fitted
-        if fit is None:
-            raise StateError(f"{path} holds no fitted value function.")
+        head, fit = self._saved(path, content)
         try:
             settings, embedding, blocks = self._adopted(take(content, "settings", Mapping, str(path)), fit.identity)
             check_blocks(blocks, fit)
@@ -447,6 +444,64 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         check_identity(embedding, fit)
         self._settings, self._embedding, self._blocks, self.ridge = settings, embedding, blocks, head
         logger.debug("loaded %r from %s", self, path)
+
+    def migrate(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        alpha_range: Sequence[float] = ALPHA_RANGE,
+        cv_folds: int = 5,
+        groups: Sequence[Any] | str | None = None,
+    ) -> Migration:
+        """Learn the rated texts of a value function of another embedding model anew, with this learner's model.
+
+        Texts, scores, metadata, queries and how they were rendered are taken over, in the place of those that are
+        here; the penalty, and the weights of blocks, are chosen as `optimize_hyperparameters` does. Features and
+        other settings are this learner's. A value function of the same model is learned anew as well.
+
+        Args:
+            path: a file of `save_model`; left out, what was loaded here, for instance with a program by DSPy.
+            alpha_range: as in `optimize_hyperparameters`.
+            cv_folds: as there.
+            groups: as there.
+
+        Returns:
+            How values moved (`migration.py`): correlation of old and new values, how either agree with the ratings,
+            the largest moves; printed, it is a short report.
+
+        Raises:
+            InputError: no such file, a value function saved without its texts, or an argument that cannot be used.
+            StateError: a pickle, a damaged file or another schema.
+            NotFittedError: no path, and nothing was learned.
+            EmbeddingError, FeatureError: the model or a block failed. Whatever is raised, the learner stays as it was.
+        """
+        with self._changing:
+            old = self.ridge if path is None else self._saved(path, read_file(path))[0]
+            fit = old.fit_or_refuse()
+            check_texts_kept(fit, "this value function" if path is None else str(path))
+            twin = self.deepcopy()
+            twin.ridge = copy.deepcopy(old)
+            twin.ridge.unfit()
+            if path is None:
+                self.embedding_cache.clear()  # a loaded fit may have brought vectors of its model
+            twin._blocks.remember(fit.texts, {name: own for name, own in fit.own.items() if name in twin.features})
+            chosen = twin.optimize_hyperparameters(alpha_range, cv_folds, groups)
+            values = twin.leave_one_out().values[: fit.n_texts]
+            migration = compared(fit.rated, saved_values(fit), values, chosen)
+            self.ridge, self._embedding = twin.ridge, twin._embedding
+        logger.info("learned %d rated texts anew with %s", fit.n_texts, self._embedding.name)
+        return migration
+
+    def _saved(self, path: str | os.PathLike[str], content: Mapping[str, Any]) -> tuple[RidgeHead, Fit]:
+        """The fitted head in the content of a file.
+
+        Raises:
+            StateError: there is none, or one that cannot be used.
+        """
+        head = RidgeHead(keep_examples=self.ridge.keep_examples)
+        head.load_state(take(content, "head", Mapping, str(path)))
+        if head.fitted is None:
+            raise StateError(f"{path} holds no fitted value function.")
+        return head, head.fitted
 
     def _adopted(
         self, saved: Mapping[str, Any], identity: Mapping[str, str] | None
@@ -470,10 +525,16 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             mine = self._settings[name]
             # A model is compared by what it is, not by its name: see check_identity.
             if name != "model_name" and mine not in (DEFAULTS[name], value):
-                raise StateError(f"it was saved with {name}={value!r}, but this learner was made with {mine!r}.")
+                raise StateError(
+                    f"it was saved with {name}={value!r}, but this learner was made with {mine!r}; leave {name} out, "
+                    "or let this learner learn its rated texts anew: migrate(path)."
+                )
         now, spec = self._embedding, self._embedding.spec
         if settings["model_name"] is None and spec.embedder is None:
-            raise StateError("it was saved with an embedder of its own; give that embedder to this learner.")
+            raise StateError(
+                "it was saved with an embedder of its own; give that embedder to this learner, or let this one learn "
+                "its rated texts anew: migrate(path)."
+            )
         chosen = spec.embedder is not None or self._settings["model_name"] is not None
         name = spec.model_name if chosen else settings["model_name"]
         if (name, settings["embedding_dim"], settings["instruction"]) != (spec.model_name, now.dim, now.instruction):

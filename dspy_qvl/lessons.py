@@ -4,7 +4,7 @@ A lesson says where an example keeps what is learned from, reads it, and teaches
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,21 +17,18 @@ from dspy_qvl.errors import (
     QVLWarning,
     check_alphas,
     check_count,
-    check_flat,
     check_score,
     check_scores_differ,
     check_text,
-    is_missing,
     shown,
 )
+from dspy_qvl.examples import FromExample, checked_examples, taken
 from dspy_qvl.feedback import REASON
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metadata import check_metadata
 from dspy_qvl.permutation import LEVEL, noise_warning
 from dspy_qvl.reranker import JudgedQuery, Reranker, as_list, checked_scores
 from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
-
-FromExample = str | Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -130,17 +127,17 @@ class ValueLesson:
     def _rated(self, examples: Any, what: str) -> tuple[list[RankingExample], list[Any] | None]:
         """Rated texts, and the group of each, from examples."""
         rated, members = [], []
-        for row, example in enumerate(_checked_list(examples, what)):
+        for row, example in enumerate(checked_examples(examples, what)):
             at = f"{what}[{row}]"
             try:
                 text = self.rendering.rated(example)
             except InputError as error:
                 raise InputError(f"{at} has no text to learn from: {error}") from error
-            score = check_score(_taken(self.score, example, "score", at), f"the score of {at}")
+            score = check_score(taken(self.score, example, "score", at), f"the score of {at}")
             metadata = check_metadata(_metadata(example), f"the metadata of {at}")
             query = None if self.asked is None else _query(self.asked, example, at)
             rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata, query))
-            members.append(None if self.group is None else _taken(self.group, example, "group", at))
+            members.append(None if self.group is None else taken(self.group, example, "group", at))
         return rated, members if self.group is not None else None
 
 
@@ -180,11 +177,11 @@ class RankingLesson:
     def _judged(self, examples: Any, what: str, *, scored: bool) -> list[JudgedQuery]:
         """Judged queries from examples."""
         judged = []
-        for row, example in enumerate(_checked_list(examples, what)):
+        for row, example in enumerate(checked_examples(examples, what)):
             at = f"{what}[{row}]"
             query = _query(self.asked, example, at)
-            passages = as_list(_taken(self.passages, example, "passages", at), f"the passages of {at}")
-            relevance = _taken(self.relevance, example, "relevance", at)
+            passages = as_list(taken(self.passages, example, "passages", at), f"the passages of {at}")
+            relevance = taken(self.relevance, example, "relevance", at)
             if isinstance(relevance, str) or not isinstance(relevance, Iterable):
                 raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
             numbers = [
@@ -220,43 +217,6 @@ def _query(asked: Rendering, example: Any, at: str) -> str:
 
 def _is_nothing(valset: Any) -> bool:
     return valset is None or (isinstance(valset, Sequence) and not len(valset))
-
-
-def _checked_list(examples: Any, what: str) -> Sequence[Any]:
-    """Examples that are a list of dspy.Examples or dicts, not empty."""
-    check_flat(examples, what, "its rows, for instance data_frame.to_dict('records')")
-    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence) or not examples:
-        raise InputError(
-            f"{what} must be a list of rated examples, but got "
-            f"{'an empty one' if isinstance(examples, Sequence) and not examples else type(examples).__name__}."
-        )
-    for row, example in enumerate(examples):
-        if not isinstance(example, dspy.Example | Mapping):
-            raise InputError(f"{what}[{row}] must be a dspy.Example or a dict, but got {type(example).__name__}.")
-    return examples
-
-
-def _taken(given: FromExample, example: Any, name: str, at: str) -> Any:
-    """A field of an example, or what a callable makes of it.
-
-    Raises:
-        InputError: there is none, or no value in it, or the callable failed.
-    """
-    if isinstance(given, str):
-        if given not in example:
-            fields = shown(sorted(map(str, example.keys())), 300)
-            raise InputError(f"{at} has no field {given!r} for its {name}; it has {fields}.")
-        value, what = example[given], f"{at}'s {given!r}"
-    else:
-        try:
-            value, what = given(example), f"the {name} of {at}"
-        except Exception as error:
-            raise InputError(
-                f"the callable that gives the {name} failed for {at}: {type(error).__name__}: {error}"
-            ) from error
-    if is_missing(value):
-        raise InputError(f"{what} is {value}; fill it in, or leave the example out.")
-    return value
 
 
 def _is_field(name: object) -> bool:

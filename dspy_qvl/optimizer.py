@@ -8,7 +8,8 @@ import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_qvl.errors import InputError, shown
-from dspy_qvl.lessons import FromExample, Lesson, RankingLesson, ValueLesson
+from dspy_qvl.examples import FromExample
+from dspy_qvl.lessons import Lesson, RankingLesson, ValueLesson
 from dspy_qvl.modules import check_which, copied, meant
 from dspy_qvl.text import AsText
 

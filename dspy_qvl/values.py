@@ -4,6 +4,7 @@ The half of the learner that reads a fit; `learner.py` is the half that makes on
 """
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import os
@@ -229,6 +230,17 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 await self.aembed([query], expect=fit.probe)
         return await asyncio.to_thread(self._answer, text, query)
 
+    def batch(self, examples: Sequence[Any], *args: Any, **settings: Any) -> Any:
+        """As `dspy.Module.batch`: the same predictions, worked out for all the texts together."""
+        examples = list(examples)
+        with contextlib.suppress(QVLError):  # whatever is wrong, the calls will say so
+            fit, items = self._ready(), []
+            for example in examples:
+                with contextlib.suppress(QVLError, KeyError):
+                    items.append(_item(check_text(example["text"]), example.get("query"), fit))
+            self._inspection(fit).foresee(items)
+        return super().batch(examples, *args, **settings)
+
     def _get_embedding_vector(self, text: str) -> Vectors:
         """Features of one text, (n_features,); override it to change or extend them.
 
@@ -254,6 +266,15 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """
         text, inspection = check_text(text), self.inspection()
         return inspection.std(_item(text, query, inspection.fit))
+
+    def predict_std_many(self, texts: Sequence[str], queries: Sequence[str] | str | None = None) -> Array:
+        """The standard deviations of texts, (n_texts,), each what `predict_std` gives; `queries` as `predict_many`.
+
+        Raises:
+            InputError, NotFittedError, StateError: as `predict_std`.
+        """
+        checked, inspection = check_texts(texts), self.inspection()
+        return inspection.stds(_items(checked, queries, inspection.fit))
 
     def leave_one_out(self) -> LeftOut:
         """Every rated text under the value function that all the others give: exact, without refitting.
@@ -361,14 +382,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def _values(self, texts: list[str], queries: Sequence[str] | str | None) -> Array:
         """The values of checked texts, (n_texts,)."""
         fit = self._ready()
-        asked: Sequence[str | None] = [None] * len(texts)
-        if isinstance(queries, str):
-            asked = [queries] * len(texts)
-        elif queries is not None:
-            asked = check_texts(queries, "queries")
-        if len(asked) != len(texts):
-            raise InputError(f"there are {len(asked)} queries for {len(texts)} texts; give one a text, or one for all.")
-        items = [_item(text, query, fit) for text, query in zip(texts, asked, strict=True)]
+        items = _items(texts, queries, fit)
         return fit.predict(self._columns(items, fit).X) if texts else np.empty(0)
 
     def _columns(self, items: Sequence[Item], fit: Fit) -> Table:
@@ -462,6 +476,20 @@ def _item(text: str, query: str | None, fit: Fit) -> Item:
             "queries."
         )
     return Pair(check_text(query, "query"), text)
+
+
+def _items(texts: Sequence[str], queries: Sequence[str] | str | None, fit: Fit) -> list[Item]:
+    """What is to be valued of many checked texts.
+
+    Raises:
+        InputError: as `_item`, or another number of queries than of texts.
+    """
+    asked: Sequence[str | None] = [queries] * len(texts) if queries is None or isinstance(queries, str) else []
+    if not asked and queries is not None:
+        asked = check_texts(queries, "queries")
+    if len(asked) != len(texts):
+        raise InputError(f"there are {len(asked)} queries for {len(texts)} texts; give one a text, or one for all.")
+    return [_item(text, query, fit) for text, query in zip(texts, asked, strict=True)]
 
 
 def check_identity(embedding: Embedding, fit: Any) -> None:

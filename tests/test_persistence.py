@@ -359,7 +359,7 @@ def test_another_model_under_the_same_name_is_refused_and_may_be_trained_anew(tm
     learner.save_model(tmp_path / "m")
     changed = Qwen3EmbeddingValueLearner(embedder=Changed(), cache_dir=tmp_path / "elsewhere")
     changed.load_model(tmp_path / "m")
-    with pytest.raises(StateError, match=r"other vectors for a probe text .* call unfit\(\) and train again"):
+    with pytest.raises(StateError, match=r"other vectors for a probe text .* or migrate\(\) where it is loaded"):
         changed.predict("a new text")
     changed.unfit()
     changed.train()
