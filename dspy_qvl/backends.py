@@ -13,16 +13,19 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import dspy
 
+from dspy_qvl import embedders
+from dspy_qvl.addresses import address_of, public_address
+from dspy_qvl.backend import Backend, Measured
 from dspy_qvl.errors import InputError, check_count, check_optional_string, shown
-from dspy_qvl.hosted import HostedModel, Limits, Usage, batch_size, public_address
+from dspy_qvl.hosted import HostedModel, Limits, batch_size
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.local import LocalModel
 
@@ -60,58 +63,6 @@ LOCAL_BATCH = 256  # texts a batch in process, where the budget of tokens allows
 # Batches at once in process: one is tokenized, or waits for Python, while the other is in the processor's hands.
 LOCAL_SLOTS = 2
 
-Embed = Callable[[list[str]], Any]
-
-
-class Measured(NamedTuple):
-    """What texts cost a model in process.
-
-    Attributes:
-        tokens: of each text, as the model sees it.
-        budget: padded tokens of a batch.
-        warning: what is lost of texts longer than the model's window, or None.
-    """
-
-    tokens: Sequence[int]
-    budget: int
-    warning: str | None
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What one model name means.
-
-    Attributes:
-        name: how messages call the model.
-        identity: what makes two vectors comparable, for saved states; None for an anonymous callable.
-        endpoint: where the model is served, without user, password or query; part of the cache's key only.
-        size: length of a full vector, or None if only the first vector tells.
-        default_dim: `embedding_dim` where the caller gives none, or None for the model's own size.
-        embed: list of texts -> (n, size); a `dspy.Embedder`, or what can be handed to one.
-        batch_size: texts a call.
-        keep_on_disk: whether a vector is worth storing.
-        slots: batches that run well at once.
-        width: how many of them one caller may have.
-        is_served: whether another process answers: it may change the model under its name, and its failures tell the
-            texts they are about from the others of the batch.
-        measure: list of texts -> what they cost, or None where they are only counted.
-        usage: what was asked of a provider so far, or None where nobody is paid.
-    """
-
-    name: str
-    identity: Mapping[str, str] | None
-    embed: Embed
-    endpoint: str = ""
-    size: int | None = None
-    default_dim: int | None = None
-    batch_size: int = 32
-    keep_on_disk: bool = True
-    slots: int = 1
-    width: int = 1
-    is_served: bool = False
-    measure: Callable[[Sequence[str]], Measured] | None = None
-    usage: Callable[[], Usage] | None = None
-
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -138,8 +89,7 @@ class ModelSpec:
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "api_key": None, "api_base": public_address(self.api_base) or None}
         state["key_lost"] = self.key_lost or self.api_key is not None
-        if isinstance(self.embedder, dspy.Embedder):
-            state["embedder"] = _without_secrets(self.embedder)
+        state["embedder"] = embedders.without_secrets(self.embedder)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -154,8 +104,25 @@ class ModelSpec:
         settings = {**{name: value for name, value in theirs.items() if value is not None}, **self.settings}
         return replace(self, settings=settings)
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether litellm is asked, so that the address may change with the environment."""
+        if self.embedder is not None:
+            return embedders.is_route(self.embedder)
+        return self.model_name.split("/")[0] in PROVIDERS and not Path(self.model_name).is_dir()
+
+    def address(self) -> str | None:
+        """Where the model is asked now, or None for the provider's own address, or no address at all."""
+        if self.embedder is not None:
+            return embedders.address_of(self.embedder)
+        return address_of(str(self.model_name), self.api_base)
+
     def backend(self) -> Backend:
-        """The backend this describes; nothing is loaded or sent yet.
+        """The backend this describes, at the address of this moment; see `backend_at`."""
+        return self.backend_at(self.address())
+
+    def backend_at(self, address: str | None) -> Backend:
+        """The backend this describes, served at an address; nothing is loaded or sent yet.
 
         Raises:
             InputError: a chat model, an unusable name, an embedder that cannot be called, or a setting that the
@@ -163,7 +130,7 @@ class ModelSpec:
         """
         if self.embedder is not None:
             self._check_settings("an embedder of one's own", OF_ANY)
-            return _custom(self.embedder, self._slots(1))
+            return _custom(self.embedder, self._slots(1), address)
         if not isinstance(self.model_name, str) or not self.model_name.strip():
             raise InputError(f"model_name must be the name of an embedding model, but got {shown(self.model_name)}.")
         if self.model_name.strip().lower() == LEXICAL:
@@ -176,7 +143,7 @@ class ModelSpec:
         self._check_address()
         if self.model_name.split("/")[0] in PROVIDERS:
             self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY))
-            return self._hosted()
+            return self._hosted(address)
         if self.api_base is not None:
             raise InputError(
                 f"api_base was given, but {self.model_name!r} names no provider; put one first, for instance "
@@ -255,17 +222,17 @@ class ModelSpec:
 
     # Hosted
 
-    def _hosted(self) -> Backend:
+    def _hosted(self, address: str | None) -> Backend:
         given = {name: value for name, value in self.settings.items() if name in (*OF_HOSTED, *OF_ANY)}
         limits = Limits(**given)
         model = HostedModel(
-            self.model_name, api_key=self.api_key, api_base=self.api_base, limits=limits, key_lost=self.key_lost
+            self.model_name, api_key=self.api_key, api_base=address, limits=limits, key_lost=self.key_lost
         )
         return Backend(
             name=f"the route {self.model_name!r}",
             identity={"model": self.model_name, "backend": "litellm"},
             embed=model,
-            endpoint=public_address(self.api_base),
+            endpoint=public_address(address),
             size=_qwen3_size(self.model_name),
             default_dim=_qwen3_dim(self.model_name),
             batch_size=batch_size(self.model_name),
@@ -341,35 +308,20 @@ def _qwen3_dim(model_name: str) -> int | None:
 # The caller's own
 
 
-def _custom(embedder: Any, n_slots: int) -> Backend:
-    model = embedder.model if isinstance(embedder, dspy.Embedder) else embedder
-    if not callable(embedder):
-        raise InputError(f"embedder must be a dspy.Embedder or a callable, but got {type(embedder).__name__}.")
-    name = model if isinstance(model, str) else getattr(embedder, "name", None) or getattr(model, "name", None) or None
-    if name is not None and not isinstance(name, str):
-        raise InputError(f"the name of an embedder must be a string, but got {type(name).__name__}: {shown(name)}.")
-    if name is not None and not name.strip():
-        raise InputError("the name of an embedder must not be blank: it keeps its vectors apart from those of others.")
+def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
+    name, model = embedders.name_of(embedder), embedders.model_of(embedder)
     if isinstance(model, str):
         refuse_chat_model(model)
-    own = embedder.default_kwargs if isinstance(embedder, dspy.Embedder) else {}
-    address = own.get("api_base") or own.get("base_url")
+    identity, former = embedders.identity_of(embedder), embedders.former_identity(embedder)
     return Backend(
         name=f"the embedder {name!r}" if name else "the embedder",
-        identity={"model": name, "backend": "embedder"} if name else None,
+        identity=identity,
         embed=embedder,
-        endpoint=public_address(str(address) if address else None),
+        endpoint=public_address(address),
         batch_size=embedder.batch_size if isinstance(embedder, dspy.Embedder) else 64,
         keep_on_disk=name is not None,
         slots=n_slots,
+        former=former if former != identity else None,
+        sent=embedders.sent_to(embedder, address),
+        secrets=embedders.secret_strings_of(embedder),
     )
-
-
-def _without_secrets(embedder: dspy.Embedder) -> dspy.Embedder:
-    """The same embedder without the arguments that may hold a key."""
-    secret = re.compile(r"key|token|secret|password|credential|header", re.I)
-    kept = {name: value for name, value in embedder.default_kwargs.items() if not secret.search(name)}
-    bare = dspy.Embedder(embedder.model, batch_size=embedder.batch_size, caching=embedder.caching, **kept)
-    if hasattr(embedder, "name"):
-        bare.name = embedder.name
-    return bare

@@ -11,27 +11,36 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
+
+import numpy as np
 
 from dspy_qvl import transfer, upkeep
 from dspy_qvl.errors import InputError, check_text, shown
 from dspy_qvl.store import Vector, VectorStore
 from dspy_qvl.upkeep import CacheInfo, Pruned
+from dspy_qvl.vectors import Truncation
 
 STORAGES = ("float32", "float16")
+
+
+def _as_it_is(text: str, instruct: bool) -> str:
+    return text
 
 
 class EmbeddingCache:
     """The vectors of one embedding model, in a file that all models share.
 
-    `len`, `in` and `clear()` speak of this model's vectors in memory; `info()`, `prune()`, `export()` and
-    `import_()` of the whole file.
+    `len`, `in` and `clear()` speak of this model's vectors in memory; `info()`, `prune()`, `export()`
+    and `import_()` of the whole file.
 
     Args:
         identity: what makes the model's vectors its own; part of every key.
         path: the SQLite file, or None for memory only.
+        truncation: how a full vector becomes one that is used; None for a model that says nothing of it.
+        sent: text, and whether the instruction is put before it -> what the model is sent.
         memory_bytes: how much memory vectors may take before the least recently used ones leave.
         storage: how new vectors are stored, "float32" or "float16" (half the bytes, three digits an entry); what
             is there already is read either way.
@@ -41,17 +50,43 @@ class EmbeddingCache:
     """
 
     def __init__(
-        self, identity: str, path: Path | None, *, memory_bytes: int = 256 * 2**20, storage: str = "float32"
+        self,
+        identity: str,
+        path: Path | None,
+        *,
+        truncation: Truncation | None = None,
+        sent: Callable[[str, bool], str] = _as_it_is,
+        memory_bytes: int = 256 * 2**20,
+        storage: str = "float32",
     ) -> None:
         if not isinstance(storage, str) or storage not in STORAGES:
             raise InputError(f'storage must be "float32" or "float16", but got {shown(storage)}.')
         self._secret = hashlib.blake2b(identity.encode(), digest_size=32).digest()
+        self._truncation = truncation or Truncation("the model", None, None, None)
+        self._sent = sent
         self.memory = MemoryCache(memory_bytes)
         self.store = None if path is None else VectorStore(path, identity, half=storage == "float16")
 
     def key(self, text: str) -> bytes:
         """16 bytes that stand for this text under this model."""
         return hashlib.blake2b(text.encode(), digest_size=16, key=self._secret).digest()
+
+    def add(self, vectors: Mapping[bytes, Vector]) -> dict[bytes, Vector]:
+        """Store full vectors and keep them in memory; as `keep`, and the first that was stored stays."""
+        if self.store is not None and vectors:
+            vectors = {**vectors, **self.store.write(list(vectors), np.stack(list(vectors.values())))}
+        return self.keep(vectors)
+
+    def keep(self, vectors: Mapping[bytes, Vector]) -> dict[bytes, Vector]:
+        """Keep full vectors in memory, cut and scaled as they are used; the first of a text stays.
+
+        Raises:
+            EmbeddingError, InputError: as `Truncation`.
+        """
+        if not vectors:
+            return {}
+        rows = self._truncation(list(vectors.values()))
+        return {key: self.memory.put(key, row) for key, row in zip(vectors, rows, strict=True)}
 
     def info(self) -> CacheInfo:
         """What is on disk, of every model; reads through the whole file."""
@@ -129,7 +164,8 @@ class EmbeddingCache:
         return len(self.memory)
 
     def __contains__(self, text: object) -> bool:
-        return self.memory.get(self.key(check_text(text))) is not None
+        text = check_text(text)
+        return any(self.memory.get(self.key(self._sent(text, instruct))) is not None for instruct in (True, False))
 
     def _on_disk(self, what: str) -> VectorStore:
         if self.store is None:

@@ -26,10 +26,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
+from dspy_qvl.addresses import public_address
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
 from dspy_qvl.halving import Batch, Fault, Row, is_refusal, may_be_a_text
 from dspy_qvl.provider import Answer, Failure, Refused, Unusable, Vector, ask
@@ -368,14 +368,6 @@ def _on_our_loop(coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
             loop = _LOOPS[os.getpid()] = asyncio.new_event_loop()
             threading.Thread(target=loop.run_forever, name="dspy_qvl hosted", daemon=True).start()
     return asyncio.run_coroutine_threadsafe(coroutine, loop)
-
-
-def public_address(api_base: str | None) -> str:
-    """An address without user, password, query and fragment: nothing secret reaches a key or a file."""
-    if not api_base:
-        return ""
-    parts = urlsplit(api_base)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _outcome(state: RetryCallState) -> Failure:

@@ -68,8 +68,10 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         api_key: key of a hosted model; left out, the provider's environment variable. Never saved or logged.
         embedder: a `dspy.Embedder`, or a callable from a list of texts to vectors, in place of a model name.
             Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
+            The default arguments of a `dspy.Embedder` count as well, but for secrets and limits such as `timeout`.
         instruction: Qwen's task instruction, in English, put before every text.
-        api_base: address of a hosted model, where it is not the provider's own.
+        api_base: address of a hosted model, where it is not the provider's own. Left out, the provider's environment
+            variable counts, as it is when the model is asked. Servers at different addresses never share vectors.
         batch_size: texts a call of the model; left out, what suits the model.
         random_state: seed of every split and shuffle.
         keep_examples: whether saved files hold the rated texts, their scores, metadata and vectors.

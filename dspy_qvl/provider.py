@@ -298,15 +298,15 @@ def _message(body: str) -> str:
 
 
 def _reason(text: str, key: str | None) -> str:
-    line = " ".join(without_secrets(text, key).split()).rstrip(".")
+    line = " ".join(without_secrets(text, [key] if key else []).split()).rstrip(".")
     return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
 
 
-def without_secrets(text: str, key: str | None = None) -> str:
-    """A message without the key, the values of secret environment variables, and logins of addresses."""
+def without_secrets(text: str, secrets: Sequence[str] = ()) -> str:
+    """A message without these secrets, the values of secret environment variables, and logins of addresses."""
     secret = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.I)
-    secrets = {value for name, value in os.environ.items() if secret.search(name) and len(value) >= 8}
-    for value in sorted(secrets | ({key} if key and len(key) >= 4 else set()), key=len, reverse=True):
+    known = {value for name, value in os.environ.items() if secret.search(name) and len(value) >= 8}
+    for value in sorted(known | {value for value in secrets if len(value) >= 4}, key=len, reverse=True):
         text = text.replace(value, "<key>")
     text = re.sub(r"(?i)\bbearer\s+[^\s'\",}]+", "Bearer <key>", text)
     text = re.sub(r"(?i)([?&](?:api_?)?(?:key|token)=)[^&\s'\"]+", r"\1<key>", text)

@@ -169,7 +169,10 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     @property
     def embedding_cache(self) -> EmbeddingCache:
-        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info`, `prune`, `export`, `import_`)."""
+        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info`, `prune`, `export`, `import_`).
+
+        Of a hosted model these are the vectors of the server that would be asked now.
+        """
         return self._embedding.cache
 
     # Values
@@ -221,7 +224,9 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop; a hosted model has as many requests at once as it may."""
-        text, fit = check_text(text), self._ready()
+        text, fit = check_text(text), self.ridge.fit_or_refuse()
+        if fit not in self._embedding.accepted:
+            fit = await asyncio.to_thread(self._ready)  # it may ask the model what it is
         _item(text, query, fit)
         if not self._overridden():
             await self.aembed([text], instruct=not fit.paired, expect=fit.probe)
@@ -471,7 +476,7 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
         StateError: the names differ, or the number of columns.
     """
     mine, saved = embedding.identity, fit.identity
-    if mine is not None and saved is not None and mine != dict(saved):
+    if mine is not None and saved is not None and mine != dict(saved) and not _is_former(embedding, fit):
         differences = ", ".join(
             f"{key}: {saved.get(key, LEFT_OUT.get(key, ''))!r} saved, {mine.get(key, LEFT_OUT.get(key, ''))!r} here"
             for key in sorted({*mine, *saved})
@@ -481,6 +486,11 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
     n_columns = fit.probe.vectors.shape[1]
     if embedding.dim is not None and embedding.dim != n_columns:
         raise other_model(f"embedding_dim {n_columns} saved, {embedding.dim} here")
+
+
+def _is_former(embedding: Embedding, fit: Any) -> bool:
+    """Whether a fit of version 0.1.0 belongs to this model, which said less of it then: its vectors tell."""
+    return embedding.former_identity == dict(fit.identity) and embedding.meets(fit.probe)
 
 
 def check_blocks(blocks: Features, fit: Fit) -> None:
