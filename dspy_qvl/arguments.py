@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.addresses import public_address
+from dspy_qvl.errors import InputError
+from dspy_qvl.metadata import check_metadata
 
 SECRET_NAME = re.compile(
     r"key|secret|credential|passw|passphrase|pwd|signature|^sig$|jwt|bearer|cookie|auth(?!or(?!i[sz]))"
@@ -42,8 +44,42 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 
 # What changes how a request is made, and no vector.
 HOW_IT_IS_ASKED = frozenset("timeout request_timeout num_retries max_retries caching user metadata client".split())
+# What this package says itself, and by what setting.
+OURS = {
+    "model": "model_name",
+    "input": "the texts",
+    "api_key": "api_key",
+    "api_base": "api_base",
+    "base_url": "api_base",
+    "timeout": "timeout",
+    "request_timeout": "timeout",
+    "num_retries": "nothing: what may pass is tried again",
+    "max_retries": "nothing: what may pass is tried again",
+    "caching": "cache_dir",
+}
 LONGEST = 2000  # characters of an identity's part
 _SECRET = object()
+
+
+def check_options(options: object) -> dict[str, Any] | None:
+    """`provider_options` as JSON has them; their values are not shown, since they may be secret.
+
+    Raises:
+        InputError: no dict, something that JSON cannot hold, or an argument that the learner has a setting for.
+    """
+    if options is None:
+        return None
+    if not isinstance(options, Mapping):
+        raise InputError(f"provider_options must be a dict or None, but got {type(options).__name__}.")
+    for name in options:
+        if name in OURS:
+            raise InputError(f"provider_options must not hold {name!r}; the learner says it by {OURS[name]}.")
+    try:
+        return check_metadata(options, "provider_options")
+    except InputError:
+        raise InputError(
+            "provider_options must hold only what JSON can: strings, numbers, lists, dicts with string keys."
+        ) from None
 
 
 def public(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,9 @@ import dspy
 
 from dspy_qvl import embedders
 from dspy_qvl.addresses import address_of, public_address
+from dspy_qvl.arguments import canonical, public, secrets
 from dspy_qvl.backend import Backend, Measured
-from dspy_qvl.errors import InputError, check_count, check_optional_string, shown
+from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optional_string, shown
 from dspy_qvl.hosted import HostedModel, Limits, batch_size
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.local import LocalModel
@@ -76,6 +77,8 @@ class ModelSpec:
         embedder: a `dspy.Embedder` or callable that takes the place of `model_name`.
         settings: of the model, by the names in `OF_LOCAL`, `OF_HOSTED` and `OF_ANY`; only what the caller gave.
         key_lost: whether there was a key that pickling left out.
+        options: arguments of the provider's own, sent with each request.
+        options_lost: the names of those that pickling left out.
     """
 
     model_name: str
@@ -85,15 +88,20 @@ class ModelSpec:
     embedder: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     key_lost: bool = field(default=False, repr=False)
+    options: Mapping[str, Any] | None = field(default=None, repr=False)
+    options_lost: tuple[str, ...] = field(default=(), repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "api_key": None, "api_base": public_address(self.api_base) or None}
         state["key_lost"] = self.key_lost or self.api_key is not None
         state["embedder"] = embedders.without_secrets(self.embedder)
+        if self.options is not None:
+            state["options"] = public(self.options)
+            state["options_lost"] = (*self.options_lost, *secrets(self.options))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"options": None, "options_lost": (), **state})
 
     def like(self, identity: Mapping[str, str] | None) -> "ModelSpec":
         """The same model, in process as the one that `identity` belongs to, where the caller left that open."""
@@ -142,7 +150,7 @@ class ModelSpec:
         refuse_chat_model(self.model_name)
         self._check_address()
         if self.model_name.split("/")[0] in PROVIDERS:
-            self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY))
+            self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY), takes_options=True)
             return self._hosted(address)
         if self.api_base is not None:
             raise InputError(
@@ -175,12 +183,15 @@ class ModelSpec:
         if "@" in parts.netloc:
             raise InputError("api_base must not hold a user or password, which would show in errors; use api_key.")
 
-    def _check_settings(self, what: str, allowed: Sequence[str]) -> None:
+    def _check_settings(self, what: str, allowed: Sequence[str], *, takes_options: bool = False) -> None:
         """Refuse a setting that would have no effect.
 
         Raises:
             InputError: names it, and whose it is.
         """
+        if self.options is not None and not takes_options:
+            instead = "give them to dspy.Embedder" if self.embedder is not None else "leave them out"
+            raise InputError(f"provider_options are sent with requests to a provider, but this is {what}; {instead}.")
         for name, value in self.settings.items():
             if name not in allowed:
                 where = "a model in process" if name in OF_LOCAL else "a hosted model"
@@ -226,20 +237,39 @@ class ModelSpec:
         given = {name: value for name, value in self.settings.items() if name in (*OF_HOSTED, *OF_ANY)}
         limits = Limits(**given)
         model = HostedModel(
-            self.model_name, api_key=self.api_key, api_base=address, limits=limits, key_lost=self.key_lost
+            self.model_name,
+            api_key=self.api_key,
+            api_base=address,
+            limits=limits,
+            key_lost=self.key_lost,
+            options=self.options,
         )
+        options = self.options or {}
+        arguments = canonical(options)
+        n_columns = options.get("dimensions")
         return Backend(
             name=f"the route {self.model_name!r}",
-            identity={"model": self.model_name, "backend": "litellm"},
-            embed=model,
+            identity={
+                "model": self.model_name,
+                "backend": "litellm",
+                **({"arguments": arguments} if arguments else {}),
+            },
+            embed=self._without_its_options if self.options_lost else model,
             endpoint=public_address(address),
-            size=_qwen3_size(self.model_name),
+            size=n_columns if isinstance(n_columns, int) else _qwen3_size(self.model_name),
             default_dim=_qwen3_dim(self.model_name),
             batch_size=batch_size(self.model_name),
             slots=limits.max_concurrency,
             width=limits.max_concurrency,
             is_served=True,
             usage=lambda: model.usage,
+        )
+
+    def _without_its_options(self, texts: Sequence[str]) -> Any:
+        names = ", ".join(self.options_lost)
+        raise EmbeddingError(
+            f"the route {self.model_name!r} was given secrets in provider_options ({names}), which do not travel to "
+            "another process or a file; give them to a new learner there."
         )
 
 

@@ -11,6 +11,7 @@ without any feature, and rating one teaches what nothing is worth.
 """
 
 import asyncio
+import json
 import os
 import sys
 import threading
@@ -120,7 +121,7 @@ class Embedding:
             storage=self.storage,
             batch_size=self.batch_size,
             sent=partial(_sent, self.instruction),
-            whose=(spec.api_key, address, id(spec.embedder)),
+            whose=(spec.api_key, address, json.dumps(spec.options, sort_keys=True), id(spec.embedder)),
         )
 
     def _has_moved(self, source: Source) -> bool:

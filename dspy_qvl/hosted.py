@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
 from dspy_qvl.addresses import public_address
+from dspy_qvl.arguments import public
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
 from dspy_qvl.halving import Batch, Fault, Row, is_refusal, may_be_a_text
 from dspy_qvl.provider import Answer, Failure, Refused, Unusable, Vector, ask
@@ -133,6 +134,7 @@ class HostedModel:
         api_base: where it is served, or None for the provider's own address.
         limits: how hard it may be asked.
         key_lost: whether it had a key of its own that was left behind.
+        options: arguments of the provider's own, sent with each request.
 
     Attributes:
         name: the route.
@@ -148,6 +150,7 @@ class HostedModel:
         api_base: str | None = None,
         limits: Limits | None = None,
         key_lost: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = route
         self.limits = limits or Limits()
@@ -156,6 +159,7 @@ class HostedModel:
         self._api_base = api_base
         self._key_lost = key_lost and not api_key
         self._key: Callable[[], str | None] = lambda: api_key  # a closure shows in no repr and no vars()
+        self._options: Callable[[], Mapping[str, Any] | None] = lambda: options
         self._pace = _Pace(self.limits.requests_per_minute)
         # Processes that were refused together must not come back together.
         self._random = random.Random(f"{os.getpid()} {route}")
@@ -169,7 +173,8 @@ class HostedModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         lost = self._key_lost or self._key() is not None
-        return _remake, (self.name, public_address(self._api_base) or None, self.limits, lost)
+        options = public(self._options() or {})
+        return _remake, (self.name, public_address(self._api_base) or None, self.limits, lost, options)
 
     def __call__(self, texts: Sequence[str]) -> list[Vector]:
         """Full-size vectors of texts, in their order.
@@ -276,6 +281,7 @@ class HostedModel:
             api_base=self._api_base,
             timeout=limits.timeout,
             key_lost=self._key_lost,
+            options=self._options(),
         )
         if isinstance(outcome, Answer):
             known = outcome.cost is not None
@@ -324,8 +330,10 @@ class HostedModel:
         return f"the route {self.name!r} failed with {failure.what}{tries}: {failure.reason}.{advice}"
 
 
-def _remake(route: str, api_base: str | None, limits: Limits, key_lost: bool) -> HostedModel:
-    return HostedModel(route, api_base=api_base, limits=limits, key_lost=key_lost)
+def _remake(
+    route: str, api_base: str | None, limits: Limits, key_lost: bool, options: Mapping[str, Any] | None = None
+) -> HostedModel:
+    return HostedModel(route, api_base=api_base, limits=limits, key_lost=key_lost, options=options)
 
 
 class _Pace:

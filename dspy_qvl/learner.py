@@ -72,6 +72,10 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         instruction: Qwen's task instruction, in English, put before every text.
         api_base: address of a hosted model, where it is not the provider's own. Left out, the provider's environment
             variable counts, as it is when the model is asked. Servers at different addresses never share vectors.
+        provider_options: arguments of a hosted provider's own, sent with each request, for instance
+            {"input_type": "passage", "extra_body": {…}, "extra_headers": {…}}, as the route of litellm takes them.
+            They belong to the model: with others, a saved value function is refused. All but what looks like a secret
+            (a key, a token, the headers of a login), which is never saved, logged or pickled.
         batch_size: texts a call of the model; left out, what suits the model.
         random_state: seed of every split and shuffle.
         keep_examples: whether saved files hold the rated texts, their scores, metadata and vectors.

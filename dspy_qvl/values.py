@@ -7,13 +7,14 @@ import asyncio
 import contextvars
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.arguments import check_options
 from dspy_qvl.backends import DEFAULT_MODEL, ModelSpec
 from dspy_qvl.cache import EmbeddingCache
 from dspy_qvl.embedding import Embedding, Probe
@@ -81,6 +82,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         timeout: float | None = None,
         max_concurrency: int | None = None,
         storage: str = "float32",
+        provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._changing = Lock()  # rated texts and fits change one call at a time; values need not wait
@@ -114,7 +116,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         given = {name: value for name, value in settings.items() if value is not None}
         name = DEFAULT_MODEL if model_name is None else model_name
         self._embedding = Embedding(
-            ModelSpec(name, embedding_dim, api_base, api_key, embedder, given),
+            ModelSpec(name, embedding_dim, api_base, api_key, embedder, given, options=check_options(provider_options)),
             cache_dir=cache_dir,
             instruction=instruction,
             batch_size=batch_size,

@@ -1,18 +1,21 @@
 """Arguments of a provider's own: they reach it, they keep vectors apart, and their secrets stay where they are."""
 
 import asyncio
+import copy
 import json
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cloudpickle
 import dspy
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner, StateError
+from dspy_qvl import EmbeddingError, InputError, Qwen3EmbeddingValueLearner, StateError
 from dspy_qvl.arguments import canonical, public, secret_strings, secrets
 from dspy_qvl.backends import ModelSpec
+from dspy_qvl.hosted import HostedModel
 from tests.conftest import CountingModel, rated
 from tests.loopback import Loopback, answer, status, vectors
 
@@ -46,6 +49,18 @@ def server(monkeypatch):
     with Loopback() as server:
         server.rule = by_input_type
         yield server
+
+
+def hosted(server, tmp_path, options, route="openai/an-embedding", **settings):
+    return Qwen3EmbeddingValueLearner(
+        route,
+        api_base=server.v1,
+        api_key="sk-right",
+        cache_dir=tmp_path / "cache",
+        features=None,
+        provider_options=options,
+        **settings,
+    )
 
 
 def own(embedder, tmp_path):
@@ -245,3 +260,142 @@ class Turning(dspy.Embedder):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.name, self.session_token, self.asked = "turning", "sk-of-a-session", []
+
+
+# Routes of the learner's own
+
+
+PROVIDERS = ["openai", "hosted_vllm", "nvidia_nim", "together_ai", "openrouter", "fireworks_ai", "dashscope"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_options_are_sent_with_each_request(server, tmp_path, provider):
+    options = {
+        "input_type": "query",
+        "extra_body": {"truncate": "END"},
+        "extra_headers": {"X-Version": "2", "X-Api-Token": "sk-of-a-gateway"},
+    }
+    learner = hosted(server, tmp_path, options, f"{provider}/an/embedding", batch_size=4)
+    np.testing.assert_allclose(learner.embed(TEXTS), vectors(TEXTS)[:, ::-1], atol=1e-6)
+    assert len(server.requests) >= 3
+    for request in server.requests:
+        assert (request.body["input_type"], request.body["truncate"]) == ("query", "END")
+        assert (request.headers["x-version"], request.headers["x-api-token"]) == ("2", "sk-of-a-gateway")
+    assert options["extra_body"] == {"truncate": "END"}
+
+
+def test_options_are_part_of_the_identity_but_for_their_secrets(server, tmp_path):
+    plain, same, other = (
+        hosted(server, tmp_path, options)
+        for options in (
+            {"input_type": "query", "extra_headers": {"Authorization": "Bearer sk-of-a-gateway"}},
+            {"input_type": "query"},
+            None,
+        )
+    )
+    assert plain.identity == same.identity == {**other.identity, "arguments": '{"input_type":"query"}'}
+    assert "arguments" not in other.identity
+    assert plain.embedding_cache.key("a") == same.embedding_cache.key("a") != other.embedding_cache.key("a")
+    # But nobody's text is sent with another's headers.
+    assert plain._embedding._source()._coalescer is not same._embedding._source()._coalescer
+
+
+def test_a_fit_remembers_its_options(server, tmp_path):
+    learner = hosted(server, tmp_path, {"input_type": "query"})
+    learner.add_training_examples(rated(10))
+    learner.train()
+    learner.save_model(tmp_path / "value.qvl")
+    again = hosted(server, tmp_path, {"input_type": "query"})
+    again.load_model(tmp_path / "value.qvl")
+    assert again.predict("a sturdy cup") == learner.predict("a sturdy cup")
+    with pytest.raises(StateError, match=r"arguments: .* saved, '' here"):
+        hosted(server, tmp_path, None).load_model(tmp_path / "value.qvl")
+
+
+@pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps])
+def test_secret_options_do_not_travel_and_are_missed_before_anything_is_sent(server, tmp_path, dumps):
+    learner = hosted(server, tmp_path, NESTED)
+    learner.add_training_examples(rated(10))
+    learner.train()
+    learner.save_model(tmp_path / "value.qvl")
+    raw = dumps(learner)
+    again, twin = pickle.loads(raw), copy.deepcopy(learner)
+    shown = repr(learner) + repr(vars(learner)) + repr(learner._embedding.spec)
+    for secret in ("sk-right", *SECRETS):
+        assert secret.encode() not in raw
+        assert secret not in shown
+        assert all(secret.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert again.identity == learner.identity
+    assert again.predict(TEXTS[0]) == learner.predict(TEXTS[0])  # known
+    server.requests.clear()
+    with pytest.raises(
+        EmbeddingError, match=r"secrets in provider_options \(.*extra_headers.Authorization.*do not trav"
+    ):
+        again.predict("a new text")
+    assert server.requests == []
+    twin.predict("a new text")
+    assert server.requests[-1].headers["authorization"] == f"Bearer {SECRETS[0]}"
+    thrice = pickle.loads(pickle.dumps(again))
+    with pytest.raises(EmbeddingError, match="do not travel"):
+        thrice.predict("another text")
+
+
+def test_what_a_server_repeats_of_secret_options_is_not_passed_on(server, tmp_path, caplog):
+    server.rule = lambda request: status(401, f"{request.headers} {request.body}")(request)
+    with pytest.raises(EmbeddingError, match="failed with HTTP 401") as info:
+        hosted(server, tmp_path, NESTED).embed(TEXTS)
+    for secret in ("sk-right", *SECRETS):
+        assert secret not in str(info.value)
+        assert secret not in caplog.text
+    model = HostedModel("openai/an-embedding", options=NESTED)
+    assert pickle.loads(pickle.dumps(model))._options() == HARMLESS
+    assert not any(secret in repr(model) + repr(vars(model)) for secret in SECRETS)
+
+
+def test_a_size_that_a_provider_is_asked_for_is_the_size_of_a_full_vector():
+    spec = ModelSpec("openrouter/qwen/qwen3-embedding-8b", options={"dimensions": 512})
+    assert spec.backend().size == 512
+    assert Qwen3EmbeddingValueLearner(spec.model_name, provider_options={"dimensions": 512}).embedding_dim == 512
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["input_type"], "provider_options must be a dict or None, but got list"),
+        ({"input_type": object()}, "provider_options must hold only what JSON can"),
+        ({1: "a"}, "provider_options must hold only what JSON can"),
+        ({"api_key": "sk-secret"}, "must not hold 'api_key'; the learner says it by api_key"),
+        ({"base_url": "http://x"}, "must not hold 'base_url'; the learner says it by api_base"),
+        ({"timeout": 3}, "must not hold 'timeout'; the learner says it by timeout"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_and_not_shown(options, message):
+    with pytest.raises(InputError, match=message) as info:
+        Qwen3EmbeddingValueLearner("openai/an-embedding", provider_options=options)
+    assert "sk-secret" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("lexical", "but this is the lexical model; leave them out"),
+        ("Qwen/Qwen3-Embedding-0.6B", "but this is a model in process; leave them out"),
+        (None, "but this is an embedder of one's own; give them to dspy.Embedder"),
+    ],
+)
+def test_options_are_refused_where_nothing_is_sent_to_a_provider(model, message):
+    embedder = CountingModel() if model is None else None
+    with pytest.raises(InputError, match=message):
+        Qwen3EmbeddingValueLearner(model, embedder=embedder, provider_options={"input_type": "sk-secret-secret"})
+
+
+def test_many_threads_with_two_kinds_of_options_get_their_own_vectors(server, tmp_path):
+    learners = [hosted(server, tmp_path, {"input_type": kind}) for kind in ("query", "passage")]
+    expected = (vectors(TEXTS)[:, ::-1], vectors(TEXTS))
+
+    def one(number):
+        kind, row = number % 2, number // 2 % len(TEXTS)
+        np.testing.assert_allclose(learners[kind].embed([TEXTS[row]])[0], expected[kind][row], atol=1e-6)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(60)))
