@@ -4,7 +4,7 @@
     "openrouter/qwen/qwen3-embedding-8b"   a hosted route through litellm: the first part names the provider
     "path/to/model"                        an existing folder: a sentence-transformers model, in process
     "Qwen/Qwen3-Embedding-0.6B"            anything else: a model of the Hugging Face hub, in process
-    embedder=...                           your own `dspy.Embedder` or callable, list of texts -> (n, d)
+    embedder=...                           your own `dspy.Embedder` or callable, plain or async, list of texts -> (n, d)
 
 Each becomes a `Backend`: a callable to hand to `dspy.Embedder`, and the identity that keeps its vectors apart.
 """

@@ -20,12 +20,10 @@ import asyncio
 import logging
 import os
 import random
-import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
@@ -33,9 +31,8 @@ from dspy_qvl.addresses import public_address
 from dspy_qvl.arguments import public
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
 from dspy_qvl.halving import Batch, Fault, Row, is_refusal, may_be_a_text
+from dspy_qvl.loops import on_our_loop
 from dspy_qvl.provider import Answer, Failure, Refused, Unusable, Vector, ask
-
-T = TypeVar("T")
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -183,7 +180,7 @@ class HostedModel:
             TextsRefusedError: some texts have no vector; the error carries those of the others.
             EmbeddingError: the route failed, or answered wrongly.
         """
-        future = _on_our_loop(self._embed(list(texts)))
+        future = on_our_loop(self._embed(list(texts)))
         try:
             return future.result()
         finally:
@@ -191,7 +188,7 @@ class HostedModel:
 
     async def acall(self, texts: Sequence[str]) -> list[Vector]:
         """The same without blocking the event loop; cancelling it drops the request."""
-        return await asyncio.wrap_future(_on_our_loop(self._embed(list(texts))))
+        return await asyncio.wrap_future(on_our_loop(self._embed(list(texts))))
 
     # Batches
 
@@ -358,24 +355,6 @@ class _Pace:
     def hold(self, seconds: float) -> None:
         """Let nobody start for so long."""
         self._held = max(self._held, time.monotonic() + seconds)
-
-
-# The event loop
-
-_LOOPS: dict[int, asyncio.AbstractEventLoop] = {}  # by process: threads do not survive a fork, connections must not
-_STARTING = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_STARTING.acquire, after_in_parent=_STARTING.release, after_in_child=_STARTING.release)
-
-
-def _on_our_loop(coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
-    """Run a coroutine on this process's loop for requests."""
-    with _STARTING:
-        loop = _LOOPS.get(os.getpid())
-        if loop is None:
-            loop = _LOOPS[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="dspy_qvl hosted", daemon=True).start()
-    return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
 
 def _outcome(state: RetryCallState) -> Failure:

@@ -66,8 +66,8 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         ridge_alpha: penalty, > 0; larger for noisier ratings. `optimize_hyperparameters` chooses it.
         cache_dir: folder where vectors are kept between runs; None for memory only.
         api_key: key of a hosted model; left out, the provider's environment variable. Never saved or logged.
-        embedder: a `dspy.Embedder`, or a callable from a list of texts to vectors, in place of a model name.
-            Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
+        embedder: a `dspy.Embedder`, or a callable (plain or async) from a list of texts to vectors, in place of a model
+            name. Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
             The default arguments of a `dspy.Embedder` count as well, but for secrets and limits such as `timeout`.
         instruction: Qwen's task instruction, in English, put before every text.
         api_base: address of a hosted model, where it is not the provider's own. Left out, the provider's environment

@@ -3,10 +3,14 @@
     texts ─► dspy.Embedder ─► the callable ─► vectors, checked ──────┬─► rows
                                    └─► a failure, in our own words ──┘
 
-What a model gave before it failed is kept: it was paid for.
+What a model gave before it failed is kept: it was paid for. A caller's own model may be asynchronous: it is awaited, on
+a loop of its own (`loops.py`).
 """
 
 import contextlib
+import copy
+import functools
+import inspect
 from typing import Any
 
 import dspy
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 
 from dspy_qvl.backend import Backend
 from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors
+from dspy_qvl.loops import result_of
 from dspy_qvl.provider import Refused, Unusable, without_secrets
 from dspy_qvl.vectors import Truncation
 
@@ -39,14 +44,19 @@ class Model:
         self._truncation = truncation
         # DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors,
         # see test_two_models_never_share_a_vector.
-        embed = backend.embed
-        self._embedder = embed if isinstance(embed, dspy.Embedder) else dspy.Embedder(embed, caching=False)
+        embed: Any = backend.embed
+        if not isinstance(embed, dspy.Embedder):
+            embed = dspy.Embedder(functools.partial(result_of, embed), caching=False)
+        elif not isinstance(embed.model, str) and (type(embed) is dspy.Embedder or _is_async(embed.model)):
+            embed = copy.copy(embed)  # DSPy calls a model and does not await it
+            embed.model = functools.partial(result_of, embed.model)
+        self._embedder = embed
 
     def __call__(self, texts: list[str]) -> list[Row]:
         """The full-size vector of each text from the model itself, checked, or why it was refused."""
         try:
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-                answer = self._embedder(texts, batch_size=len(texts), caching=False, **self._backend.sent)
+                answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._backend.sent)
         except Exception as error:
             answer = self._left(error, texts)
         return self._checked(answer, len(texts))
@@ -102,3 +112,7 @@ class Model:
             raise
         self._truncation.check(vectors.shape[1])
         return list(vectors)
+
+
+def _is_async(model: Any) -> bool:
+    return inspect.iscoroutinefunction(model) or inspect.iscoroutinefunction(type(model).__call__)
