@@ -36,6 +36,7 @@ class Backend:
         embed: list of texts -> (n, size); a `dspy.Embedder`, or what can be handed to one.
         batch_size: texts a call.
         keep_on_disk: whether a vector is worth storing.
+        keep_with_fit: whether the vectors of rated texts are worth saving with what was learned from them.
         slots: batches that run well at once.
         width: how many of them one caller may have.
         is_served: whether another process answers: it may change the model under its name, and its failures tell the
@@ -45,6 +46,8 @@ class Backend:
         former: the identity that version 0.1.0 gave it, where that was another.
         sent: what each call says beside the texts.
         secrets: what no message may hold.
+        probe_texts: what it is known by, where that is not what other models are asked.
+        takes_instruction: whether an instruction before a text changes its vector.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Backend:
     default_dim: int | None = None
     batch_size: int = 32
     keep_on_disk: bool = True
+    keep_with_fit: bool = True
     slots: int = 1
     width: int = 1
     is_served: bool = False
@@ -63,3 +67,5 @@ class Backend:
     former: Mapping[str, str] | None = None
     sent: Mapping[str, Any] = field(default_factory=dict, repr=False)
     secrets: Sequence[str] = field(default=(), repr=False)
+    probe_texts: tuple[str, ...] | None = None
+    takes_instruction: bool = True

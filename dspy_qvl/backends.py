@@ -5,6 +5,7 @@
     "path/to/model"                        an existing folder: a sentence-transformers model, in process
     "Qwen/Qwen3-Embedding-0.6B"            anything else: a model of the Hugging Face hub, in process
     embedder=...                           your own `dspy.Embedder` or callable, plain or async, list of texts -> (n, d)
+    embedder=Precomputed(texts, vectors)   vectors that exist already
 
 Each becomes a `Backend`: a callable to hand to `dspy.Embedder`, and the identity that keeps its vectors apart.
 """
@@ -29,6 +30,8 @@ from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optio
 from dspy_qvl.hosted import HostedModel, Limits, batch_size
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.local import LocalModel
+from dspy_qvl.precomputed import PROBE_TEXTS as PRECOMPUTED_PROBE
+from dspy_qvl.precomputed import Precomputed
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 HOSTED_QWEN = "openrouter/qwen/qwen3-embedding-8b"
@@ -299,6 +302,7 @@ def _lexical(n_features: int) -> Backend:
         default_dim=n_features,
         batch_size=256,
         keep_on_disk=False,  # hashing a text is as cheap as reading its vector
+        keep_with_fit=False,
     )
 
 
@@ -340,6 +344,8 @@ def _qwen3_dim(model_name: str) -> int | None:
 
 def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
     name, model = embedders.name_of(embedder), embedders.model_of(embedder)
+    if isinstance(model, Precomputed):
+        return _precomputed(model)
     if isinstance(model, str):
         refuse_chat_model(model)
     identity, former = embedders.identity_of(embedder), embedders.former_identity(embedder)
@@ -354,4 +360,17 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
         former=former if former != identity else None,
         sent=embedders.sent_to(embedder, address),
         secrets=embedders.secret_strings_of(embedder),
+    )
+
+
+def _precomputed(table: Precomputed) -> Backend:
+    return Backend(
+        name=f"the table {table.name!r}",
+        identity={"model": table.name, "backend": "precomputed", "content": table.digest},
+        embed=table,
+        size=table.size,
+        batch_size=4096,
+        keep_on_disk=False,  # it is looked up as fast as in a file
+        probe_texts=PRECOMPUTED_PROBE,
+        takes_instruction=False,
     )

@@ -11,19 +11,22 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dspy_qvl import transfer, upkeep
-from dspy_qvl.errors import InputError, check_text, shown
+from dspy_qvl.errors import InputError, check_text, check_texts, shown
+from dspy_qvl.moments import slices
 from dspy_qvl.store import Vector, VectorStore
 from dspy_qvl.upkeep import CacheInfo, Pruned
-from dspy_qvl.vectors import Truncation
+from dspy_qvl.vectors import Truncation, as_float32, checked_vectors, first_of_each
 
 STORAGES = ("float32", "float16")
+PUT_AT_ONCE = 1024  # vectors of a transaction
 
 
 def _as_it_is(text: str, instruct: bool) -> str:
@@ -33,8 +36,8 @@ def _as_it_is(text: str, instruct: bool) -> str:
 class EmbeddingCache:
     """The vectors of one embedding model, in a file that all models share.
 
-    `len`, `in` and `clear()` speak of this model's vectors in memory; `info()`, `prune()`, `export()`
-    and `import_()` of the whole file.
+    `len`, `in` and `clear()` speak of this model's vectors in memory; `put()` of this model's anywhere; `info()`,
+    `prune()`, `export()` and `import_()` of the whole file.
 
     Args:
         identity: what makes the model's vectors its own; part of every key.
@@ -70,6 +73,38 @@ class EmbeddingCache:
     def key(self, text: str) -> bytes:
         """16 bytes that stand for this text under this model."""
         return hashlib.blake2b(text.encode(), digest_size=16, key=self._secret).digest()
+
+    def put(self, texts: Sequence[str], vectors: Any, *, instruct: bool = True) -> None:
+        """Keep vectors that exist already, in memory and on disk, so that this model is never asked for these texts.
+
+        They must be the model's own and whole, as it gives them; which model they came from is taken on trust, so put
+        only what it would have given. The first vector of a text stays. Blank texts have none, and are left out.
+
+        Args:
+            texts: the texts, without the instruction.
+            vectors: a row each, (n_texts, d), before any cut to `embedding_dim`; they need not have unit length. Read
+                in pieces, so that a memory-mapped file may be larger than the memory.
+            instruct: whether the texts were embedded with the learner's instruction before them, as rated texts are.
+                False for texts that are valued for a query, and for passages of a reranker: of a query and a text
+                it is the query that the instruction stands before. Nothing else without an instruction.
+
+        Raises:
+            InputError: texts or vectors that cannot be used, one text with two vectors, or vectors of another length
+                than the model's. Nothing is kept then.
+        """
+        texts = check_texts(texts)
+        table = checked_vectors(vectors, texts)
+        places = first_of_each(texts, table)
+        size = self._truncation.size
+        if size not in (None, table.shape[1]):
+            raise InputError(
+                f"vectors has {table.shape[1]} columns, but the model gives {size}; put its full vectors, uncut."
+            )
+        self._truncation.keep(table.shape[1])
+        for some in slices(len(places), PUT_AT_ONCE):
+            rows = as_float32(table[places[some]])
+            keys = [self.key(self._sent(texts[place], instruct)) for place in places[some]]
+            self.add(dict(zip(keys, rows, strict=True)))
 
     def add(self, vectors: Mapping[bytes, Vector]) -> dict[bytes, Vector]:
         """Store full vectors and keep them in memory; as `keep`, and the first that was stored stays."""

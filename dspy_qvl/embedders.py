@@ -24,7 +24,10 @@ def name_of(embedder: Any) -> str | None:
         InputError: no embedder, or a name that is no string or blank.
     """
     if not callable(embedder):
-        raise InputError(f"embedder must be a dspy.Embedder or a callable, but got {type(embedder).__name__}.")
+        raise InputError(
+            f"embedder must be a dspy.Embedder or a callable, but got {type(embedder).__name__}; for vectors that "
+            "exist already, give Precomputed(texts, vectors)."
+        )
     model = model_of(embedder)
     own = model if isinstance(model, str) else getattr(model, "name", None)
     name = getattr(embedder, "name", None) or own or None

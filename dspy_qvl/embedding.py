@@ -58,7 +58,8 @@ class Embedding:
         storage: "float32", or "float16" for a file of half the size.
 
     Raises:
-        InputError: a model that cannot be used, more columns than it has, or a cache_dir that is a file.
+        InputError: a model that cannot be used, more columns than it has, an instruction that has no effect, or a
+            cache_dir that is a file.
     """
 
     def __init__(
@@ -78,6 +79,11 @@ class Embedding:
             cache_dir = _folder(cache_dir)
         address = spec.address()
         backend = spec.backend_at(address)
+        if instruction is not None and not backend.takes_instruction:
+            raise InputError(
+                f"an instruction has no effect on {backend.name}: its vectors are what they are. Leave instruction "
+                "out, and make the table of vectors that were embedded with it."
+            )
         self.spec = spec
         self.cache_dir = cache_dir
         self.instruction = instruction
@@ -176,8 +182,8 @@ class Embedding:
 
     @property
     def keeps_vectors(self) -> bool:
-        """Whether a vector is worth storing."""
-        return self._backend.keep_on_disk or self._backend.identity is None
+        """Whether the vectors of rated texts are worth saving with what was learned from them."""
+        return self._backend.keep_with_fit
 
     @property
     def identity(self) -> dict[str, str] | None:
@@ -250,7 +256,7 @@ class Embedding:
 
     def probe(self) -> Probe:
         """What this model gives for the probe texts."""
-        texts = PROBE_TEXTS
+        texts = self._backend.probe_texts or PROBE_TEXTS
         probe = Probe(tuple(_sent(self.instruction, text, True) for text in texts), self(texts))
         self._source().trusted.add(probe.digest)
         return probe

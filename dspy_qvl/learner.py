@@ -69,6 +69,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         embedder: a `dspy.Embedder`, or a callable (plain or async) from a list of texts to vectors, in place of a model
             name. Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
             The default arguments of a `dspy.Embedder` count as well, but for secrets and limits such as `timeout`.
+            For vectors that exist already: `Precomputed(texts, vectors)`.
         instruction: Qwen's task instruction, in English, put before every text.
         api_base: address of a hosted model, where it is not the provider's own. Left out, the provider's environment
             variable counts, as it is when the model is asked. Servers at different addresses never share vectors.

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.backend import Backend
-from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors
+from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors, shown
 from dspy_qvl.loops import result_of
 from dspy_qvl.provider import Refused, Unusable, without_secrets
 from dspy_qvl.vectors import Truncation
@@ -78,6 +78,12 @@ class Model:
             return [Refused(refused[row]) if row in refused else kept[row] for row in range(len(texts))]
         if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
             raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
+        missing = error.args[0] if isinstance(error, KeyError) and error.args else None
+        if isinstance(missing, str) and missing in texts:
+            raise EmbeddingError(
+                f"{self.name} has no vector for {shown(missing)}: embedder= must embed any text. For vectors "
+                "that exist already, give embedder=Precomputed(texts, vectors)."
+            ) from error
         said = f"{type(error).__name__}: {error}"
         told = without_secrets(said, self._backend.secrets)
         raise EmbeddingError(f"{self.name} failed: {told}") from (error if told == said else None)

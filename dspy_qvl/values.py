@@ -173,7 +173,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def embedding_cache(self) -> EmbeddingCache:
         """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info`, `prune`, `export`, `import_`).
 
-        Of a hosted model these are the vectors of the server that would be asked now.
+        `put(texts, vectors)` keeps vectors that exist already, so that the model is never asked for them. Of a hosted
+        model these are the vectors of the server that would be asked now.
         """
         return self._embedding.cache
 

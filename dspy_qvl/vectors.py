@@ -1,15 +1,18 @@
-"""Rows of unit length, and how many of their columns are kept."""
+"""Rows of unit length, how many of their columns are kept, and tables of vectors that a caller has."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import EmbeddingError, InputError
 from dspy_qvl.linear import dot_rows
+from dspy_qvl.moments import slices
 
 Vectors = NDArray[np.float32]
 
+CHECK_AT_ONCE = 4096  # rows
 SAME_COSINE = 0.999  # of two vectors of one model for one text, on whatever machine and in whatever batch
 
 
@@ -49,9 +52,15 @@ class Truncation:
         self.dim = default if wanted is None else wanted
         self._model = model
         self._wanted = wanted
+        self._stated = size
         self._size: int | None = None  # of a full vector, once one was seen
         if size is not None:
             self._settle(size)
+
+    @property
+    def size(self) -> int | None:
+        """Length of a full vector, as far as it is known."""
+        return self._size or self._stated
 
     def check(self, size: int) -> None:
         """Refuse vectors of another length than the first ones had that were kept.
@@ -93,3 +102,65 @@ class Truncation:
                 f"give embedding_dim={size} or less."
             )
         self.dim = min(size, self.dim or size)
+
+
+def checked_vectors(vectors: Any, texts: Sequence[str], what: str = "vectors") -> NDArray[Any]:
+    """A table of vectors that a caller has, (n_texts, d), any real type; nothing of it is copied, of a file neither.
+
+    The row of a blank text is never used, so it may hold anything.
+
+    Args:
+        vectors: an array (a memory-mapped one too) or a list of rows.
+        texts: what each row belongs to.
+        what: how an error names it.
+
+    Raises:
+        InputError: no table of numbers, the wrong count, or a row without a direction, with its position.
+    """
+    try:
+        table = vectors if isinstance(vectors, np.ndarray) else np.asarray(vectors)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that needs grad
+        raise InputError(f"{what} must be an array of numbers, one row a text, but got none ({error}).") from None
+    if table.ndim != 2 or table.dtype.kind not in "fiu" or table.shape[1] == 0:
+        raise InputError(
+            f"{what} must be an array of numbers of shape (n_texts, d), but got shape {table.shape} of {table.dtype}."
+        )
+    if len(table) != len(texts):
+        raise InputError(f"{what} has {len(table)} rows for {len(texts)} texts; give one vector a text.")
+    for rows in slices(len(table), CHECK_AT_ONCE):
+        block = as_float32(table[rows])
+        with np.errstate(invalid="ignore"):
+            good = np.isfinite(block).all(axis=1) & block.any(axis=1)
+        for row in np.flatnonzero(~good).tolist():
+            if texts[rows.start + row].strip():
+                raise InputError(
+                    f"{what}[{rows.start + row}] holds NaN or infinity, or is all zeros: it has no direction to value."
+                )
+    return table
+
+
+def as_float32(rows: NDArray[Any]) -> Vectors:
+    """Rows as float32; what it cannot hold becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def first_of_each(texts: Sequence[str], table: NDArray[Any]) -> list[int]:
+    """The places of texts that are not blank, each text once, at its first place.
+
+    Raises:
+        InputError: one text has two vectors that differ by more than rounding.
+    """
+    first: dict[str, int] = {}
+    for place, text in enumerate(texts):
+        if not text.strip():
+            continue
+        earlier = first.setdefault(text, place)
+        if earlier != place:
+            one, other = unit(as_float32(table[[earlier]])), unit(as_float32(table[[place]]))
+            if not float(dot_rows(one, other)[0]) >= SAME_COSINE:
+                raise InputError(
+                    f"texts[{earlier}] and texts[{place}] are the same text, but their vectors differ "
+                    f"(cosine {float(dot_rows(one, other)[0]):.3f}); give each text one vector."
+                )
+    return list(first.values())

@@ -73,6 +73,14 @@ def test_the_endpoint_keeps_vectors_apart_and_shows_no_key():
     assert bare.identity == ModelSpec("openai/x-embedding").backend().identity
 
 
+@pytest.mark.parametrize("embedder", ["openai/an-embedding", 5, {"a text": [1.0, 2.0]}])
+def test_what_is_no_embedder_is_refused(embedder):
+    with pytest.raises(
+        InputError, match=r"but got (str|int|dict); .*exist already, give Precomputed\(texts, vectors\)"
+    ):
+        Qwen3EmbeddingValueLearner(embedder=embedder)
+
+
 def test_dashscope_is_sent_ten_texts_at_a_time():
     assert ModelSpec("dashscope/text-embedding-v4").backend().batch_size == 10
 
