@@ -68,6 +68,13 @@ LOCAL_BATCH = 256  # texts a batch in process, where the budget of tokens allows
 LOCAL_SLOTS = 2
 
 
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What the caller said about the model; enough to make its backend again. Pickled without secrets.
@@ -82,6 +89,7 @@ class ModelSpec:
         key_lost: whether there was a key that pickling left out.
         options: arguments of the provider's own, sent with each request.
         options_lost: the names of those that pickling left out.
+        home: the folder that a relative `model_name` is meant from.
     """
 
     model_name: str
@@ -93,6 +101,7 @@ class ModelSpec:
     key_lost: bool = field(default=False, repr=False)
     options: Mapping[str, Any] | None = field(default=None, repr=False)
     options_lost: tuple[str, ...] = field(default=(), repr=False)
+    home: str = field(default_factory=_here, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "api_key": None, "api_base": public_address(self.api_base) or None}
@@ -104,7 +113,13 @@ class ModelSpec:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"options": None, "options_lost": (), **state})
+        self.__dict__.update({"options": None, "options_lost": (), "home": _here(), **state})
+        if not Path(self.home).is_dir():  # another machine
+            self.__dict__["home"] = _here()
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.home, self.model_name)
 
     def like(self, identity: Mapping[str, str] | None) -> "ModelSpec":
         """The same model, in process as the one that `identity` belongs to, where the caller left that open."""
@@ -120,7 +135,7 @@ class ModelSpec:
         """Whether litellm is asked, so that the address may change with the environment."""
         if self.embedder is not None:
             return embedders.is_route(self.embedder)
-        return self.model_name.split("/")[0] in PROVIDERS and not Path(self.model_name).is_dir()
+        return self.model_name.split("/")[0] in PROVIDERS and not self._folder.is_dir()
 
     def address(self) -> str | None:
         """Where the model is asked now, or None for the provider's own address, or no address at all."""
@@ -147,9 +162,9 @@ class ModelSpec:
         if self.model_name.strip().lower() == LEXICAL:
             self._check_settings("the lexical model", OF_ANY)
             return _lexical(LEXICAL_DIM if self.embedding_dim is None else self.embedding_dim)
-        if Path(self.model_name).is_dir():
+        if self._folder.is_dir():
             self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
-            return self._folder(Path(self.model_name))
+            return self._in_folder()
         refuse_chat_model(self.model_name)
         self._check_address()
         if self.model_name.split("/")[0] in PROVIDERS:
@@ -210,13 +225,14 @@ class ModelSpec:
         name = self.model_name
         return self._local(repr(name), {"model": name}, name, _qwen3_size(name))
 
-    def _folder(self, folder: Path) -> Backend:
+    def _in_folder(self) -> Backend:
+        folder, name = self._folder, Path(self.model_name).name
         if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
             raise InputError(
-                f"{str(folder)!r} holds no embedding model: neither config.json nor modules.json is in it."
+                f"{self.model_name!r} holds no embedding model: neither config.json nor modules.json is in it."
             )
-        identity = {"model": folder.name, "content": _fingerprint(folder)}
-        return self._local(f"the model in {folder.name!r}", identity, str(folder.resolve()), None)
+        identity = {"model": name, "content": _fingerprint(folder)}
+        return self._local(f"the model in {name!r}", identity, str(folder.resolve()), None)
 
     def _local(self, name: str, identity: dict[str, str], source: str, size: int | None) -> Backend:
         given = {setting: value for setting, value in self.settings.items() if setting in OF_LOCAL}

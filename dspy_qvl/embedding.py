@@ -52,7 +52,8 @@ class Embedding:
 
     Args:
         spec: the model.
-        cache_dir: folder of the file of vectors, or None for memory only.
+        cache_dir: folder of the file of vectors, or None for memory only; a relative one is meant from here, wherever
+            the process goes later.
         instruction: Qwen's task instruction, put before every text; None for none.
         batch_size: texts a call of the model, or None for what suits the model.
         storage: "float32", or "float16" for a file of half the size.
@@ -75,8 +76,7 @@ class Embedding:
             check_count(spec.embedding_dim, "embedding_dim", 1)
         if instruction is not None:
             instruction = check_text(instruction, "instruction").strip() or None
-        if cache_dir is not None:
-            cache_dir = _folder(cache_dir)
+        folder = None if cache_dir is None else _folder(cache_dir, spec.home)
         address = spec.address()
         backend = spec.backend_at(address)
         if instruction is not None and not backend.takes_instruction:
@@ -85,7 +85,8 @@ class Embedding:
                 "out, and make the table of vectors that were embedded with it."
             )
         self.spec = spec
-        self.cache_dir = cache_dir
+        self.cache_dir = folder
+        self.given_dir = cache_dir
         self.instruction = instruction
         self.storage = storage
         self.batch_size = backend.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
@@ -123,7 +124,7 @@ class Embedding:
         return Source(
             backend,
             self._truncation,
-            path=Path(self.cache_dir) / CACHE_FILE if in_files and self.cache_dir is not None else None,
+            path=self.cache_dir / CACHE_FILE if in_files and self.cache_dir is not None else None,
             storage=self.storage,
             batch_size=self.batch_size,
             sent=partial(_sent, self.instruction),
@@ -157,7 +158,7 @@ class Embedding:
             return self
         other = Embedding(
             spec,
-            cache_dir=self.cache_dir,
+            cache_dir=self.given_dir,
             instruction=self.instruction,
             batch_size=self.batch_size,
             storage=self.storage,
@@ -310,7 +311,7 @@ class Embedding:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.spec, self.cache_dir, self.instruction, self.batch_size, self.storage)
+        return _remake, (self.spec, self.given_dir, self.instruction, self.batch_size, self.storage)
 
 
 def _sent(instruction: str | None, text: str, instruct: bool) -> str:
@@ -320,8 +321,8 @@ def _sent(instruction: str | None, text: str, instruct: bool) -> str:
     return instructed(text, instruction) if instruct else text
 
 
-def _folder(cache_dir: str | os.PathLike[str]) -> Path:
-    """The folder that is meant, which need not be there.
+def _folder(cache_dir: str | os.PathLike[str], home: str) -> Path:
+    """The folder that is meant, which need not be there; a relative one lies below `home`.
 
     Raises:
         InputError: a file, or no name of a folder.
@@ -329,7 +330,7 @@ def _folder(cache_dir: str | os.PathLike[str]) -> Path:
     if not str(cache_dir).strip():
         raise InputError("cache_dir must not be blank; give a folder, or None for memory only.")
     try:
-        folder = checked_path(cache_dir).expanduser()
+        folder = Path(home, checked_path(cache_dir).expanduser())
     except RuntimeError as error:  # no such user
         raise InputError(f"cache_dir={str(cache_dir)!r} names no folder ({error}).") from None
     if folder.exists() and not folder.is_dir():

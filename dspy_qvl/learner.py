@@ -64,7 +64,8 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         embedding_dim: columns of the vectors to keep. Left out: 768 for Qwen3 models, 4,096 for the lexical
             model (its number of hashed features), the model's own size elsewhere.
         ridge_alpha: penalty, > 0; larger for noisier ratings. `optimize_hyperparameters` chooses it.
-        cache_dir: folder where vectors are kept between runs; None for memory only.
+        cache_dir: folder where vectors are kept between runs; None for memory only. A relative one is meant from where
+            the process is now.
         api_key: key of a hosted model; left out, the provider's environment variable. Never saved or logged.
         embedder: a `dspy.Embedder`, or a callable (plain or async) from a list of texts to vectors, in place of a model
             name. Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
@@ -486,7 +487,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         if (name, settings["embedding_dim"], settings["instruction"]) != (spec.model_name, now.dim, now.instruction):
             now = Embedding(
                 replace(spec, model_name=name, embedding_dim=settings["embedding_dim"]),
-                cache_dir=now.cache_dir,
+                cache_dir=now.given_dir,
                 instruction=settings["instruction"],
                 batch_size=self._batch_size,
                 storage=now.storage,
