@@ -16,6 +16,7 @@ from dspy_qvl.errors import (
     QVLWarning,
     check_alphas,
     check_count,
+    check_flag,
     check_flat,
     check_metadata,
     check_score,
@@ -24,13 +25,15 @@ from dspy_qvl.errors import (
     shown,
 )
 from dspy_qvl.feedback import REASON
+from dspy_qvl.judged import SCORE, JudgedQuery, as_list, checked_scores
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.reranker import JudgedQuery, Reranker, as_list, checked_scores
+from dspy_qvl.reranker import Reranker
 from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
 
 logger = logging.getLogger("dspy_qvl")
 
 ALPHAS = tuple(float(f"{10 ** (step / 2):.3g}") for step in range(-4, 7))  # .01 to 1,000, two a decade
+SCORES = "scores"  # the field of an example, or of a retriever's Prediction, with those of a first stage
 FromExample = str | Callable[[Any], Any]
 
 
@@ -54,6 +57,11 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         passages: the field that holds the passages of a query; then the rerankers of the program are fitted, and its
             value functions left alone.
         relevance: the field that holds how relevant each passage is: a list of numbers, higher for better.
+        first_stage: whether the passages of an example come in the order of a first stage (a search), the best first;
+            None to find out (`judged.py`). An example's `scores`, or those of its passages where they are a
+            retriever's Prediction, are the first stage's, one a passage, higher for better.
+        k: passages from the top that nDCG and reciprocal ranks look at when an order is chosen and reported on; None
+            for all.
 
     An example's `metadata`, or its `reason`, is kept with the text; feedback quotes a reason.
 
@@ -61,7 +69,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         report: of the last `compile`, for each value function by its name in the program: `n_texts`, `alpha`, `cv_mse`,
             `cv_r2` (1 - cv_mse over the variance of the scores), `alphas` (the mean error of each), `blocks`, and,
             with a valset, `val`: `n_texts`, `mse`, `r2`, `pearson` and `spearman` on it. For each reranker what
-        `Reranker.learn` returns, and as `val` `n_queries`, `ndcg` and `cosine_ndcg`.
+            `Reranker.learn` returns, and as `val` what `Reranker.judge` does: nDCG and mean reciprocal rank of the
+            learned order, of cosine, and of the first stage.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -78,6 +87,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         query: str | None = None,
         passages: str | None = None,
         relevance: str = "relevance",
+        first_stage: bool | None = None,
+        k: int | None = None,
     ) -> None:
         super().__init__()
         for name, field in (("passages", passages), ("relevance", relevance)):
@@ -89,6 +100,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if passages is not None and query is None:
             raise InputError("passages are ranked for a query; say which field it is with query=.")
         self.query, self.passages, self.relevance = query, passages, relevance
+        self.first_stage = None if first_stage is None else check_flag(first_stage, "first_stage")
+        self.k = None if k is None else check_count(k, "k", 1)
         self.rendering = Rendering(text)
         if text is None:
             raise InputError("text must say which text of an example was rated: a field, a format string, a callable.")
@@ -157,15 +170,18 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 f"{type(program).__name__} has no Reranker in it, so there is nothing to fit with passages=; make one "
                 "an attribute of the program."
             )
-        scored = any("score" in reranker.features for reranker in rerankers.values())
+        scored = self.relevance != SCORES and any(
+            SCORE in reranker.features or (reranker.auto and self.first_stage is not False)
+            for reranker in rerankers.values()
+        )
         judged = self._judged(trainset, "trainset", scored=scored)
         nothing = valset is None or (isinstance(valset, Sequence) and not valset)
         unseen = [] if nothing else self._judged(valset, "valset", scored=scored)
         report = {}
         for name, reranker in rerankers.items():
-            report[name] = reranker.learn(judged, cv=self.cv)
+            report[name] = reranker.learn(judged, cv=self.cv, k=self.k)
             if unseen:
-                report[name]["val"] = reranker.judge(unseen)
+                report[name]["val"] = reranker.judge(unseen, k=self.k)
             logger.info("fitted %s on %d queries: %s", name, report[name]["n_queries"], report[name]["features"])
         return report
 
@@ -175,7 +191,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         for row, example in enumerate(_checked_list(examples, what)):
             at = f"{what}[{row}]"
             query = self._query_of(example, at)
-            passages = as_list(_taken(str(self.passages), example, "passages", at), f"the passages of {at}")
+            found = _taken(str(self.passages), example, "passages", at)
+            passages, retrieved = as_list(found, f"the passages of {at}"), isinstance(found, dspy.Prediction)
             relevance = _taken(self.relevance, example, "relevance", at)
             if isinstance(relevance, str) or not isinstance(relevance, Iterable):
                 raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
@@ -185,13 +202,16 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             ]
             if len(numbers) != len(passages):
                 raise InputError(f"{at} has {len(passages)} passages but {len(numbers)} relevances; each needs one.")
-            given = example.get("scores") if scored else None
+            given = example.get(SCORES) if scored else None
+            if scored and retrieved and given is None:
+                given = found.get(SCORES)
             judged.append(
                 JudgedQuery(
                     query,
                     [passage_text(passage, f"a passage of {at}") for passage in passages],
                     np.array(numbers, dtype=np.float64),
                     checked_scores(given, len(passages), f"the scores of {at}"),
+                    True if self.first_stage is None and retrieved else self.first_stage,
                 )
             )
         return judged
