@@ -1,5 +1,7 @@
 """`FitValue`: the DSPy optimizer that fits the value functions and the rerankers inside a program."""
 
+import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -138,7 +140,7 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         """
         if not isinstance(student, dspy.Module):
             raise InputError(f"student must be a dspy.Module, but got {type(student).__name__}.")
-        program = student.deepcopy()
+        program = _copied(student)
         if self.passages is not None:
             self.report = self._fit_rerankers(program, trainset, valset)
             return program
@@ -255,6 +257,15 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata, query))
             members.append(None if self.group is None else _taken(self.group, example, "group", at))
         return rated, members if self.group is not None else None
+
+
+def _copied(program: dspy.Module) -> dspy.Module:
+    """A copy of a program that has the same retrievers: DSPy's hold a thread and cannot be copied, which it prints."""
+    retrievers = {id(one): one for _, one in program.named_sub_modules(dspy.retrievers.Embeddings)}
+    if retrievers:
+        with contextlib.suppress(Exception):  # something else that cannot be copied: DSPy's own way shares it
+            return copy.deepcopy(program, retrievers)
+    return program.deepcopy()
 
 
 def _checked_list(examples: Any, what: str) -> Sequence[Any]:

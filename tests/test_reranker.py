@@ -1,10 +1,12 @@
 """The passages of a query, best first."""
 
 import asyncio
+import gc
 import json
 import random
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -605,6 +607,50 @@ class Rag(dspy.Module):
 
 
 CORPUS = sorted({passage for example in [*JUDGED[:20], *NEW] for passage in example.passages})
+
+
+@pytest.fixture
+def complaints(monkeypatch, caplog):
+    """What is printed of errors that nobody can catch, and logged."""
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: said.append(str(one.exc_value)))
+
+    def heard():
+        gc.collect()
+        return said + [record.getMessage() for record in caplog.records]
+
+    return heard
+
+
+def test_a_program_with_dspys_retriever_is_fitted_without_a_complaint(complaints):
+    program = dspy.Module()
+    program.stages = [Rag(Reranker(small()), CORPUS)]
+    learned = fit().compile(program, trainset=JUDGED[:8])
+    assert complaints() == []
+    assert learned.stages[0].search is program.stages[0].search
+    assert learned.stages[0].rerank.ridge.fitted is not None
+    assert program.stages[0].rerank.ridge.fitted is None
+    rows = [dspy.Example(text=text, score=float("step" in text)) for text in CORPUS]
+    valued = FitValue(alphas=[1.0]).compile(program, trainset=rows)
+    assert complaints() == []
+    assert valued.stages[0].rerank.learner.ridge.fitted is not None
+
+
+def test_a_retriever_that_is_its_own_copy_lets_other_optimizers_copy_without_a_complaint(complaints):
+    program = Rag(Reranker(small()), CORPUS)
+    search = program.search
+    search.__deepcopy__ = lambda memo: search  # the README's advice
+    assert program.reset_copy().search is search
+    assert complaints() == []
+
+
+def test_what_else_cannot_be_copied_is_shared_as_dspy_does(complaints):
+    program = Rag(Reranker(small()), CORPUS)
+    program.lock = threading.Lock()
+    learned = fit().compile(program, trainset=JUDGED[:8])
+    assert learned.lock is program.lock
+    assert learned.rerank.ridge.fitted is not None
+    assert program.rerank.ridge.fitted is None
 
 
 def test_a_rag_program_is_optimized_saved_and_loaded(fitted, tmp_path):
