@@ -17,6 +17,7 @@ from dspy_qvl.errors import (
     QVLWarning,
     check_alphas,
     check_count,
+    check_flag,
     check_score,
     check_scores_differ,
     check_text,
@@ -24,11 +25,14 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.examples import FromExample, checked_examples, taken
 from dspy_qvl.feedback import REASON
+from dspy_qvl.judged import SCORE, JudgedQuery, as_list, checked_scores
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metadata import check_metadata
 from dspy_qvl.permutation import LEVEL, noise_warning
-from dspy_qvl.reranker import JudgedQuery, Reranker, as_list, checked_scores
+from dspy_qvl.reranker import Reranker
 from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
+
+SCORES = "scores"  # the field of an example, or of a retriever's Prediction, with those of a first stage
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,9 @@ class RankingLesson:
 
     kind: type[Any] = Reranker
 
-    def __init__(self, *, query: str | None, passages: str, relevance: str, cv: int) -> None:
+    def __init__(
+        self, *, query: str | None, passages: str, relevance: str, first_stage: bool | None, k: int | None, cv: int
+    ) -> None:
         for name, field in (("passages", passages), ("relevance", relevance)):
             if not _is_field(field):
                 raise InputError(f"{name} must be the name of a field, but got {shown(field)}.")
@@ -158,6 +164,8 @@ class RankingLesson:
         if asked is None:
             raise InputError("passages are ranked for a query; say which field it is with query=.")
         self.asked, self.passages, self.relevance, self.cv = asked, passages, relevance, check_count(cv, "cv", 2)
+        self.first_stage = None if first_stage is None else check_flag(first_stage, "first_stage")
+        self.k = None if k is None else check_count(k, "k", 1)
 
     def read(self, trainset: Any, valset: Any, rerankers: Iterable[Reranker]) -> JudgedPassages:
         """What the rerankers are taught, and what is reported on.
@@ -165,14 +173,16 @@ class RankingLesson:
         Raises:
             InputError: an example that cannot be used.
         """
-        scored = any("score" in reranker.features for reranker in rerankers)
+        scored = self.relevance != SCORES and any(
+            SCORE in reranker.features or (reranker.auto and self.first_stage is not False) for reranker in rerankers
+        )
         unseen = [] if _is_nothing(valset) else self._judged(valset, "valset", scored=scored)
         return JudgedPassages(self._judged(trainset, "trainset", scored=scored), unseen)
 
     def teach(self, reranker: Reranker, judged: JudgedPassages) -> dict[str, Any]:
         """Fit a reranker on the judged passages; what `FitValue.report` says of it."""
-        report = reranker.learn(judged.queries, cv=self.cv)
-        return {**report, "val": reranker.judge(judged.unseen)} if judged.unseen else report
+        report = reranker.learn(judged.queries, cv=self.cv, k=self.k)
+        return {**report, "val": reranker.judge(judged.unseen, k=self.k)} if judged.unseen else report
 
     def _judged(self, examples: Any, what: str, *, scored: bool) -> list[JudgedQuery]:
         """Judged queries from examples."""
@@ -180,7 +190,8 @@ class RankingLesson:
         for row, example in enumerate(checked_examples(examples, what)):
             at = f"{what}[{row}]"
             query = _query(self.asked, example, at)
-            passages = as_list(taken(self.passages, example, "passages", at), f"the passages of {at}")
+            found = taken(self.passages, example, "passages", at)
+            passages, retrieved = as_list(found, f"the passages of {at}"), isinstance(found, dspy.Prediction)
             relevance = taken(self.relevance, example, "relevance", at)
             if isinstance(relevance, str) or not isinstance(relevance, Iterable):
                 raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
@@ -190,13 +201,16 @@ class RankingLesson:
             ]
             if len(numbers) != len(passages):
                 raise InputError(f"{at} has {len(passages)} passages but {len(numbers)} relevances; each needs one.")
-            given = example.get("scores") if scored else None
+            given = example.get(SCORES) if scored else None
+            if scored and retrieved and given is None:
+                given = found.get(SCORES)
             judged.append(
                 JudgedQuery(
                     query,
                     [passage_text(passage, f"a passage of {at}") for passage in passages],
                     np.array(numbers, dtype=np.float64),
                     checked_scores(given, len(passages), f"the scores of {at}"),
+                    True if self.first_stage is None and retrieved else self.first_stage,
                 )
             )
         return judged
