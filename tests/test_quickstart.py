@@ -5,9 +5,14 @@ import random
 import re
 import runpy
 import sys
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.neighbors import KNeighborsRegressor
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
 from tests.conftest import rated
@@ -142,3 +147,31 @@ def test_ratings_and_folders_are_not_overwritten(quickstart, tmp_path, capsys, p
         quickstart("--save", path, rows=FIVE)
     assert f"error: --save {path} {words}; name a file of its own.\n" in capsys.readouterr().err
     assert (tmp_path / "mine.csv").read_text(encoding="utf-8").startswith("text,score\nIt works,4.0\n")
+
+
+# The reviews
+
+
+def test_no_two_reviews_are_alike():
+    sentences = [part.lower() for text, _ in REVIEWS for part in re.split(r"(?<=[.!?])\s+", text)]
+    assert len(set(sentences)) == len(sentences)
+    runs = []
+    for text, _ in REVIEWS:
+        words = re.findall(r"\w+", text.lower())
+        runs.append({tuple(words[at : at + 3]) for at in range(len(words) - 2)})
+    assert max(len(a & b) / len(a | b) for a, b in combinations(runs, 2)) < 0.15
+
+
+def test_the_length_of_a_review_tells_nothing():
+    n_words = [len(text.split()) for text, _ in REVIEWS]
+    assert (len(REVIEWS), min(n_words) <= 4, 100 <= max(n_words) <= 120) == (240, True, True)
+    assert abs(spearmanr(n_words, [score for _, score in REVIEWS]).statistic) < 0.1
+
+
+def test_the_value_function_of_the_reviews_is_ahead_of_neighbours_and_no_better_than_plausible():
+    learner, _, metrics = learned(REVIEWS)
+    X, y = learner.embed(learner.training_texts), np.array(learner.training_scores)
+    nearest = cross_val_predict(
+        KNeighborsRegressor(5, metric="cosine"), X, y, cv=KFold(5, shuffle=True, random_state=0)
+    )
+    assert spearmanr(y, nearest).statistic < metrics["oof_spearman"] < 0.65
