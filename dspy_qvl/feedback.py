@@ -1,12 +1,13 @@
 """A judgement in words, for whoever is to write better texts: the same words for the same judgement, without an LLM.
 
-What is quoted of rated texts is cut to a length that the caller chooses, 0 for nothing: optimizers copy what they are
-shown into prompts.
+What is quoted of rated texts is cut to a length that the caller chooses, 0 for nothing, and holds nothing that could
+pass for structure (`quoting.py`): optimizers copy what they are shown into prompts.
 """
 
 import math
 
 from dspy_qvl.judge import BEYOND, COPIED, EMPTY, REPEATED, UNLIKE, Judgement
+from dspy_qvl.quoting import quoted
 from dspy_qvl.scale import Scale
 from dspy_qvl.text import RankingExample
 
@@ -70,14 +71,14 @@ def failed(reason: str) -> str:
 
 
 def _neighbor(example: RankingExample, side: str, quote: int, score: str) -> str:
-    said = f'Rated {side}, at {score}, and of those the most like it: "{_cut(example.text, quote)}"'
+    said = f"Rated {side}, at {score}, and of those the most like it: {quoted(example.text, quote)}"
     if example.query is not None and quote:
-        said += f' (for: "{_cut(example.query, quote)}")'
+        said += f" (for: {quoted(example.query, quote)})"
     if quote == 0:
         said = f"Of the texts rated {side}, the most like it was rated {score}."
     reason = (example.metadata or {}).get(REASON)
     if isinstance(reason, str) and reason.strip():
-        said += f' The rater\'s reason: "{_cut(reason, REASON_AT_MOST)}"'
+        said += f" The rater's reason: {quoted(reason, REASON_AT_MOST)}"
     return said
 
 
@@ -96,8 +97,3 @@ def _apart(score: float, other: float) -> tuple[str, str]:
         if score == other or f"{score:.{digits}f}" != f"{other:.{digits}f}":
             break
     return f"{score:.{digits}f}", f"{other:.{digits}f}"
-
-
-def _cut(text: str, limit: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[:limit].rstrip()}…"

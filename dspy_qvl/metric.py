@@ -39,6 +39,7 @@ from dspy_qvl.examples import FromExample
 from dspy_qvl.judge import Judge, Judgement
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.permutation import noise_warning
+from dspy_qvl.quoting import plain
 from dspy_qvl.reward import Reward
 from dspy_qvl.scale import check_scale
 from dspy_qvl.text import AsText, Item, Pair, Rendering, is_blank
@@ -47,6 +48,7 @@ logger = logging.getLogger("dspy_qvl")
 
 LOWEST = 0.0  # the score of what cannot be valued; every text scores higher
 LOGGED = 50_000  # texts that are remembered
+REASON_AT_MOST = 1000  # characters of why there is nothing to value
 
 
 class ValueScores:
@@ -82,6 +84,8 @@ class ValueScores:
             feedback: whether GEPA is told why.
             pessimism: how many predictive standard deviations to take off a value before it becomes a score, >= 0.
             quote: characters of a rated text that feedback may quote; 0 for none. Raters' reasons are quoted anyway.
+                GEPA and Refine put feedback into prompts, so rated texts and reasons are read by a language model;
+                what could pass for structure there is broken (`quoting.py`), what they say in plain words is not.
             n_neighbors: rated texts that feedback names on either side of a value.
             objectives: further metrics, each (example, prediction) -> number, by name; they come back as
                 `objective_scores` beside "value", for GEPA over several objectives.
@@ -222,7 +226,7 @@ class ValueScores:
             text = _sendable(self.rendering(example, pred))
             return (text if self.query is None else Pair(_sendable(self.query.query(example, pred)), text)), ""
         except MissingTextError as error:
-            return None, str(error)
+            return None, plain(str(error), REASON_AT_MOST)
 
     def _count(self, reason: str) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ PACKAGE = Path(dspy_qvl.__file__).parent
 # A room may import any room before it, unless it is listed with the only ones it may.
 FLOORS = [
     "errors",
+    "quoting",
     "metadata",
     "folds",
     "scores",
@@ -82,6 +83,7 @@ FLOORS = [
 ]
 ONLY = {
     "errors": set(),
+    "quoting": set(),
     "metadata": {"errors"},
     "scores": {"errors", "folds"},
     "plots": {"errors"},
