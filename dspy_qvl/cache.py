@@ -209,7 +209,9 @@ class EmbeddingCache:
 
 
 class MemoryCache:
-    """Key -> read-only vector, bounded in bytes; the least recently used leave first."""
+    """Key -> read-only vector, bounded in bytes of memory; the least recently used leave first."""
+
+    ENTRY_BYTES = 236  # of a vector beside its numbers: the array, the key, the place in the dict (measured)
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -234,9 +236,9 @@ class MemoryCache:
             kept = vector.copy()  # a row of a batch would keep the whole batch alive
             kept.setflags(write=False)
             self._vectors[key] = kept
-            self._bytes += kept.nbytes
+            self._bytes += kept.nbytes + self.ENTRY_BYTES
             while self._bytes > self._max_bytes and len(self._vectors) > 1:
-                self._bytes -= self._vectors.popitem(last=False)[1].nbytes
+                self._bytes -= self._vectors.popitem(last=False)[1].nbytes + self.ENTRY_BYTES
             return kept
 
     def drop(self, keys: Iterable[bytes]) -> None:
@@ -245,7 +247,7 @@ class MemoryCache:
             for key in keys:
                 vector = self._vectors.pop(key, None)
                 if vector is not None:
-                    self._bytes -= vector.nbytes
+                    self._bytes -= vector.nbytes + self.ENTRY_BYTES
 
     def clear(self) -> None:
         """Forget everything."""

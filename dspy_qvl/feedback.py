@@ -58,7 +58,7 @@ def in_words(
         UNLIKE: "nothing like it was rated, so its value is a guess.",
         BEYOND: "its value is above every rating; it looks written to please the value function.",
         COPIED: "it is one of the rated texts.",
-        EMPTY: "it says nothing.",
+        EMPTY: "it says nothing, so its score is the lowest there is, whatever its value.",
     }
     said = [why for mark, why in cautions.items() if mark in judgement.marks]
     said += [] if caution is None else [caution]

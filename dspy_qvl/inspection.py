@@ -86,7 +86,7 @@ class Inspection:
         kept = memo.variances.get(item)
         if kept is not None:
             return kept
-        return memo.keep(memo.variances, item, self.posterior.fit_variance(self._weighed([item])[0]))
+        return memo.variances.keep(item, self.posterior.fit_variance(self._weighed([item])[0]))
 
     def std(self, item: Item) -> float:
         """Standard deviation of what a rater would say of a text, on the scale of the scores."""
@@ -114,10 +114,10 @@ class Inspection:
         for rows in slices(len(new) if self._keep else 0, AT_ONCE):
             X = self._columns(new[rows], self.fit).X
             for item, value in zip(new[rows], self.fit.predict(X).tolist(), strict=True):
-                memo.keep(memo.values, item, value)
+                memo.values.keep(item, value)
             if self.fit.n_texts:
                 for item, *bounds in zip(new[rows], *self.posterior.bounds(self.fit.fitted.weighed(X)), strict=True):
-                    memo.keep(memo.bounds, item, (float(bounds[0]), float(bounds[1])))
+                    memo.bounds.keep(item, (float(bounds[0]), float(bounds[1])))
 
     def stds(self, items: Sequence[Item]) -> Array:
         """What `std` gives for each of many texts, bit for bit, (n_texts,), at the cost of products."""

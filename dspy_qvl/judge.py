@@ -2,7 +2,8 @@
 
 An optimizer looks for texts of high value, and finds those the value function is wrong about. Five marks tell them:
 
-    "empty"      there is nothing to judge
+    "empty"      there is nothing to judge: its score is 0, its value what raters gave to saying nothing, where they
+                 did, else what the rated texts leave for a text without any feature
     "repeated"   it says the same thing over and over
     "unlike"     nothing like it was rated: its value is a guess
     "beyond"     its value is above all ratings, and above what any rated text is worth to the others
@@ -25,6 +26,8 @@ from dspy_qvl.text import Item, RankingExample, is_blank, query_of, text_of
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 
+LOWEST = 0.0  # the score of what says nothing; every other text scores higher
+
 EMPTY, REPEATED, UNLIKE, BEYOND, COPIED = "empty", "repeated", "unlike", "beyond", "copied"
 
 # Of 15,000 sentences, tweets, arguments and news summaries one in 250 says more than .3 of itself twice, and most of
@@ -44,7 +47,7 @@ class Judgement:
         query: what it is valued for, or None.
         value: on the raters' scale.
         std: standard deviation of what a rater would say, or None where the rated texts were not kept.
-        score: in (0, 1), after `pessimism`.
+        score: in (0, 1), after `pessimism`; 0 of an empty text, whatever its value.
         share_below: share of the rated texts with a lower score, in [0, 1].
         repeated: share of the text that repeats what it said before, in [0, 1).
         likeness: cosine with the rated text that is most like it; None where they were not kept.
@@ -163,7 +166,7 @@ class Judge:
             text,
             value,
             std,
-            self.scale(self.value(item)),
+            LOWEST if is_blank(text) else self.scale(self.value(item)),
             float(np.searchsorted(ranked, value) / len(ranked)),
             repeated,
             likeness,

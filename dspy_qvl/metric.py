@@ -36,19 +36,20 @@ from dspy_qvl.errors import (
     shown,
 )
 from dspy_qvl.examples import FromExample
-from dspy_qvl.judge import Judge, Judgement
+from dspy_qvl.judge import LOWEST, Judge, Judgement
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.permutation import noise_warning
 from dspy_qvl.quoting import plain
 from dspy_qvl.reward import Reward
 from dspy_qvl.scale import check_scale
+from dspy_qvl.sharing import KeptTexts
 from dspy_qvl.text import AsText, Item, Pair, Rendering, is_blank
 
 logger = logging.getLogger("dspy_qvl")
 
-LOWEST = 0.0  # the score of what cannot be valued; every text scores higher
-LOGGED = 50_000  # texts that are remembered
 REASON_AT_MOST = 1000  # characters of why there is nothing to value
+REASONS_AT_MOST = 1000  # different ones that are counted
+OTHER_REASONS = "other reasons"
 
 
 class ValueScores:
@@ -126,8 +127,8 @@ class ValueScores:
 
     def _forget_calls(self) -> None:
         self.failures: Counter[str] = Counter()
-        self._known: dict[Item, float] = {}
-        self._judged: dict[Item, Judgement] = {}
+        self._known: KeptTexts[float] = KeptTexts()
+        self._judged: KeptTexts[Judgement] = KeptTexts()
         self._lock = threading.Lock()
 
     # Values
@@ -144,24 +145,30 @@ class ValueScores:
         return float(self._judge.fit.quantiles[0]) if item is None else self._judge.value(item)
 
     def judge(self, text: str, query: str | None = None) -> Judgement:
-        """All there is to say of a text: value, standard deviation, score, marks, the rated texts most like it."""
+        """All there is to say of a text: value, standard deviation, score, marks, the rated texts most like it.
+
+        The score is what the metric gives an answer of this text: of an empty one 0, since an answer that says nothing
+        is a failure. Its value is still the value function's, as `learner.predict("")` gives it, and may be average.
+        """
         text = check_text(text)
         return self._judgement(text if query is None else Pair(check_text(query, "query"), text))
 
     def _judgement(self, item: Item) -> Judgement:
         known = self._judged.get(item)
         if known is None:
-            known = self._judge(item)
-            self._keep(self._judged, item, known)
+            known = self._judged.keep(item, self._judge(item))
         return known
 
     @property
     def log(self) -> list[Judgement]:
-        """What is said of every text that was scored, in the order of the first calls; of the last 50,000."""
-        scored = list(self._known)
+        """What is said of every text that was scored, in the order of the first calls.
+
+        Of the last 50,000 different texts at most, and of no more than fit into 128 MiB.
+        """
+        scored: list[Any] = list(self._known)
         new = [item for item in scored if item not in self._judged]
         for item, judgement in zip(new, self._judge.many(new), strict=True):
-            self._keep(self._judged, item, judgement)
+            self._judged.keep(item, judgement)
         return [self._judgement(item) for item in scored]
 
     def as_filter(self, threshold: float | None = None) -> "ValueFilter":
@@ -179,15 +186,7 @@ class ValueScores:
         known = self._known.get(item)
         if known is not None:
             return known
-        score = self._judge.scale(self._judge.value(item))
-        self._keep(self._known, item, score)
-        return score
-
-    def _keep(self, kept: dict[Item, Any], item: Item, what: Any) -> None:
-        with self._lock:
-            if len(kept) >= LOGGED:
-                kept.pop(next(iter(kept)), None)
-            kept[item] = what
+        return self._known.keep(item, self._judge.scale(self._judge.value(item)))
 
     def explained(self, example: Any, pred: Any) -> dspy.Prediction:
         """A fresh `dspy.Prediction` with the score, and what there is to say for it."""
@@ -231,7 +230,8 @@ class ValueScores:
     def _count(self, reason: str) -> None:
         with self._lock:
             first = not self.failures
-            self.failures[reason] += 1
+            is_kept = reason in self.failures or len(self.failures) < REASONS_AT_MOST
+            self.failures[reason if is_kept else OTHER_REASONS] += 1
         if first:
             warnings.warn(
                 f"{reason} It gets the lowest score, {LOWEST:g}; so does whatever else cannot be valued, and "

@@ -5,12 +5,14 @@ lock belongs to one object, and a copy has a fresh one.
 """
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-KEPT_TEXTS = 50_000  # texts whose numbers are kept
+KEPT_TEXTS = 50_000  # texts of which something is kept
+KEPT_BYTES = 128 * 2**20  # of memory that they may take
+ENTRY_BYTES = 500  # of what is kept of a text, and of its place in a dict
 
 
 class Lock:
@@ -32,6 +34,39 @@ class Lock:
         return Lock, ()
 
 
+class KeptTexts(dict[Hashable, T]):
+    """What is known of texts: of 50,000 of them at most, and of 128 MiB; the first that came leave first.
+
+    Read it as a dict, and put into it with `keep` alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._n_bytes = 0
+        self._lock = threading.Lock()
+
+    def keep(self, item: Hashable, known: T) -> T:
+        """Keep what is known of a text, or of a text for a query."""
+        with self._lock:
+            if item not in self:
+                self._n_bytes += _size(item)
+                while self and (len(self) >= KEPT_TEXTS or self._n_bytes > KEPT_BYTES):
+                    first = next(iter(self))
+                    del self[first]
+                    self._n_bytes -= _size(first)
+            self[item] = known
+        return known
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptTexts, ()
+
+
+def _size(item: Hashable) -> int:
+    """Bytes that a text and what is known of it take at most."""
+    parts: Iterable[Any] = item if isinstance(item, tuple) else (item,)
+    return ENTRY_BYTES + sum(len(part) * (1 if part.isascii() else 4) for part in parts)
+
+
 class Memo:
     """What follows from something that never changes, worked out once; shared by copies, left out of a pickle.
 
@@ -42,9 +77,9 @@ class Memo:
     """
 
     def __init__(self) -> None:
-        self.values: dict[Hashable, float] = {}
-        self.variances: dict[Hashable, float] = {}
-        self.bounds: dict[Hashable, tuple[float, float]] = {}
+        self.values: KeptTexts[float] = KeptTexts()
+        self.variances: KeptTexts[float] = KeptTexts()
+        self.bounds: KeptTexts[tuple[float, float]] = KeptTexts()
         self._lock = threading.RLock()
         self._known: dict[str, Any] = {}
 
@@ -56,13 +91,6 @@ class Memo:
                     self._known[name] = make()
         known: T = self._known[name]
         return known
-
-    def keep(self, kept: dict[Hashable, T], text: Hashable, number: T) -> T:
-        """Keep a number of a text in one of the above."""
-        if len(kept) >= KEPT_TEXTS:
-            kept.clear()
-        kept[text] = number
-        return number
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Memo":
         return self

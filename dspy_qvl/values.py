@@ -201,7 +201,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             return kept
         value = float(fit.predict(self._columns([item], fit).X)[0])
         logger.debug("valued a text of %d characters at %g", len(text_of(item)), value)
-        return fit.memo.keep(fit.memo.values, item, value) if keep else value
+        return fit.memo.values.keep(item, value) if keep else value
 
     def predict_many(self, texts: Sequence[str], queries: Sequence[str] | str | None = None) -> Array:
         """The values of texts, (n_texts,), each what `predict` gives; `queries` one for each, or one for all."""
@@ -216,6 +216,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def forward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """The value of a text as `dspy.Prediction(score=…, std=…)`, both on the scale of the scores.
 
+        An empty text is valued too, and may be worth as much as an average one (`embedding.py`); `ValueMetric` takes an
+        empty answer for a failure.
         `std` is as `predict_std` gives it, or None where the rated texts were not kept.
         """
         return self._answer(text, query)

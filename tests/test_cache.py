@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sqlite3
 import threading
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -204,7 +205,7 @@ def test_a_deleted_file_is_begun_anew(path):
 
 
 def test_memory_is_bounded_and_the_least_recently_used_leave_first():
-    memory = MemoryCache(max_bytes=5 * VECTORS[0].nbytes)
+    memory = MemoryCache(max_bytes=5 * (VECTORS[0].nbytes + MemoryCache.ENTRY_BYTES))
     for key, vector in zip(KEYS, VECTORS, strict=True):
         memory.put(key, vector)
         memory.get(KEYS[0])
@@ -212,6 +213,16 @@ def test_memory_is_bounded_and_the_least_recently_used_leave_first():
     assert memory.get(KEYS[0]) is not None
     assert memory.get(KEYS[1]) is None
     assert memory.get(KEYS[19]) is not None
+
+
+def test_memory_counts_what_short_vectors_really_take():
+    memory = MemoryCache(max_bytes=2**20)
+    tracemalloc.start()
+    for number in range(20_000):
+        memory.put(number.to_bytes(16, "big"), VECTORS[0][:1])
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 2**19 < taken < 1.5 * 2**20
 
 
 def test_memory_keeps_the_first_vector_and_hands_out_read_only_ones():
@@ -226,7 +237,7 @@ def test_memory_keeps_the_first_vector_and_hands_out_read_only_ones():
 
 
 def test_memory_under_threads_stays_within_its_bound():
-    memory = MemoryCache(max_bytes=4 * VECTORS[0].nbytes)
+    memory = MemoryCache(max_bytes=4 * (VECTORS[0].nbytes + MemoryCache.ENTRY_BYTES))
     barrier = threading.Barrier(8)
 
     def work(worker: int) -> None:

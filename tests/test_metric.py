@@ -23,13 +23,17 @@ from dspy_qvl import (
     EmbeddingError,
     FitValue,
     InputError,
+    MissingTextError,
     NotFittedError,
     QVLWarning,
     Qwen3EmbeddingValueLearner,
     ValueMetric,
 )
+from dspy_qvl.feedback import in_words
 from dspy_qvl.judge import repeated_share
 from dspy_qvl.scores import bootstrap
+from dspy_qvl.sharing import KEPT_BYTES, KEPT_TEXTS, KeptTexts
+from dspy_qvl.text import Pair
 from tests.conftest import CountingModel, rated
 
 TEXTS = [text for text, _ in rated(30, seed=8)]
@@ -532,6 +536,20 @@ def test_an_empty_text_is_marked(metric):
     assert metric.judge("").marks == ("empty",)
 
 
+@pytest.mark.parametrize("blank", ["", " \n", "\u200b\ufeff"])
+def test_an_empty_text_has_the_score_of_an_empty_answer_and_its_value_is_the_fits(trained, blank):
+    metric = ValueMetric(trained, pessimism=0.5)
+    judged = metric.judge(blank)
+    with pytest.warns(QVLWarning, match="empty"):
+        assert judged.score == metric(None, said(blank)) == 0.0
+    assert judged.value == trained.predict(blank) == trained(blank).score
+    assert min(trained.training_scores) < judged.value < max(trained.training_scores)
+    assert all(metric.judge(text).score > 0 for text in (*TEXTS, "."))
+    told = in_words(judged, scale=metric._judge.scale, threshold=0.5, pessimism=0.5, n_texts=60, quote=0)
+    assert "Score 0.00" in told
+    assert "it says nothing, so its score is the lowest there is, whatever its value." in told
+
+
 def test_a_copy_of_a_rated_text_is_marked(metric, trained):
     text = trained.training_texts[7]
     assert "copied" in metric.judge(f"  {text.upper()} ").marks
@@ -554,6 +572,48 @@ def test_the_log_remembers_what_was_scored_in_order(metric):
     assert [judged.text for judged in metric.log] == [GOOD, BAD]
     assert metric.log[0] == metric.judge(GOOD)
     assert metric.log[0].score == metric(None, said(GOOD))
+
+
+def test_what_is_remembered_of_texts_is_bounded_in_bytes_and_the_first_leave_first(trained, monkeypatch):
+    monkeypatch.setattr("dspy_qvl.sharing.KEPT_BYTES", 40_000)
+    metric = ValueMetric(trained)
+    texts = [f"{'lovely ' * 200}{number}" for number in range(60)]
+    scores = [metric(None, said(text)) for text in texts]
+    log = metric.log
+    assert [judged.text for judged in log] == texts[-len(log) :]
+    assert [judged.score for judged in log] == scores[-len(log) :]
+    memo = metric._judge.fit.memo
+    for kept in (metric._known, metric._judged, memo.values):
+        assert 20_000 < sum(map(len, kept)) <= 40_000
+        assert list(kept) == texts[-len(kept) :]
+    list(metric._judge.many(texts))
+    assert 20_000 < sum(map(len, memo.bounds)) <= 40_000
+    assert metric(None, said(texts[0])) == scores[0]
+
+
+def test_what_is_kept_of_texts_counts_them_and_their_bytes():
+    kept = KeptTexts()
+    for number in range(KEPT_TEXTS + 10):
+        kept.keep(str(number), number)
+    assert list(kept.values()) == list(range(10, KEPT_TEXTS + 10))
+    for number in range(140):
+        kept.keep(Pair("é" * 2**17, f"{number:0{2**19}}"), number)
+    assert list(kept.values()) == list(range(13, 140))
+    assert kept.keep(huge := "x" * (KEPT_BYTES + 1), 1) == kept[huge]
+    assert len(kept) == 1
+
+
+def test_reasons_are_bounded_too(trained):
+    def text(example, pred):
+        raise MissingTextError(f"{pred.answer} " * 1000)
+
+    metric = ValueMetric(trained, text=text)
+    with pytest.warns(QVLWarning, match="It gets the lowest score"):
+        scores = [metric(None, said(str(number))) for number in range(1100)]
+    assert set(scores) == {0.0}
+    assert sum(metric.failures.values()) == 1100
+    assert metric.failures["other reasons"] == 100
+    assert max(map(len, metric.failures)) <= 1001
 
 
 def test_many_texts_are_judged_as_each_of_them_alone(tmp_path):
