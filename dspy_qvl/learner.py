@@ -155,6 +155,9 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         A part is held out; the metrics come from a model that never saw it, cross-validation runs on the rest.
         The model that is kept is then fitted on everything. No text stands on both sides, nor does a copy of it.
 
+        The same texts in the same order give the same bits on one machine. With another number of BLAS threads, or on
+        another processor, coefficients differ by rounding (`ridge.py`); a saved value function is the same everywhere.
+
         Args:
             validation_split: fraction of the texts to hold out, in [0, 1).
             cv_folds: folds of the cross-validation, at least 2.

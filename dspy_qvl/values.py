@@ -184,7 +184,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def predict(self, text: str, query: str | None = None) -> float:
         """The value of a text, on the scale of the scores; where texts were rated for queries, for a query.
 
-        The same text gets the same bits in any batch, order, thread or process.
+        The same text gets the same bits in any batch, order, thread or process from one fit; for fits made anew see
+        `train`.
 
         Raises:
             InputError: not a text, or a query too many or too few.

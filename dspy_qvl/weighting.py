@@ -32,6 +32,7 @@ AT_ONCE = 25  # weightings that are all tried; with more, one block after the ot
 ENOUGH = 3000  # rows that say as much about weights as more would
 FEW = 20  # rows below which cross-validation has nothing to say about weights
 STANDARD_ERRORS = 2.0
+TIE = 1e-5  # relative difference of errors that rounding to float32 can make
 STEPS = 64
 WHOLE = 1e-5  # relative length of a Krylov vector below which its space is whole
 
@@ -108,7 +109,8 @@ def choose_weights(
         for number, choices in enumerate(levels, start=1):
             chosen = best_of([chosen, *((*chosen[:number], level, *chosen[number + 1 :]) for level in choices)])
     gain = tried[start] - tried[chosen]
-    if gain.mean() <= STANDARD_ERRORS * gain.std(ddof=1) / np.sqrt(len(gain)):
+    least = max(STANDARD_ERRORS * gain.std(ddof=1) / np.sqrt(len(gain)), TIE * tried[start].mean())
+    if gain.mean() <= least:
         chosen = start
     without = [(*chosen[:number], 0.0, *chosen[number + 1 :]) for number in range(1, len(chosen))]
     best_of([chosen, *without])

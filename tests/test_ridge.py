@@ -5,9 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
+from threadpoolctl import threadpool_limits
 
 from dspy_qvl import ridge
 from dspy_qvl.moments import CHEAP, kind_of_products
+from dspy_qvl.permutation import permutation_test
 
 SHAPES = [(2, 1), (3, 3), (40, 7), (40, 40), (30, 200), (1200, 64), (9000, 5)]
 
@@ -220,3 +222,31 @@ def test_leave_one_out_of_few_rows_and_a_tiny_penalty_does_not_cancel(alpha, wei
         peer = Ridge(alpha=alpha, solver="svd" if weights is None else "cholesky")
         peer.fit(X[others], y[others], None if weights is None else weights[others])
         np.testing.assert_allclose(loo.residuals[row], y[row] - peer.predict(X[row : row + 1])[0], rtol=rtol, atol=rtol)
+
+
+def test_penalties_that_differ_only_by_rounding_are_tied_and_the_first_is_taken():
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        X, y = 1e-7 * rng.normal(size=(40, 10)), rng.normal(size=40)
+        folds = [np.arange(first, 40, 5) for first in range(5)]
+        found = ridge.search(X, y, [1.0, 10.0, 100.0], folds)
+        assert np.ptp(found.errors.mean(axis=1)) < 1e-12 * found.errors.mean()
+        assert found.best == 0, seed
+
+
+@pytest.mark.parametrize("shape", [(60, 200), (300, 40)])
+def test_threads_of_blas_change_a_fit_by_no_more_than_rounding(shape):
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=shape).astype(np.float32)
+    y = X[:, 0] + rng.normal(size=len(X))
+    folds = [np.arange(first, len(X), 5) for first in range(5)]
+    found = []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads):
+            found.append(ridge.search(X, y, [0.1, 1.0, 10.0, 100.0], folds))
+            p = permutation_test(X, y, [1.0, 100.0], members=range(len(X))).p
+            assert p == permutation_test(X, y, [1.0, 100.0], members=range(len(X))).p
+            found.append(p)
+    one, p_of_one, two, p_of_two = found
+    assert (one.best, p_of_one) == (two.best, p_of_two)
+    np.testing.assert_allclose(two.line.coef, one.line.coef, rtol=0, atol=2e-13 * np.abs(one.line.coef).max())
