@@ -20,6 +20,7 @@ from dspy_qvl.errors import (
     check_alpha,
     check_alphas,
     check_count,
+    check_flag,
     check_flat,
     check_fraction,
     check_groups,
@@ -437,18 +438,30 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         write_file(path, {"settings": settings, "head": self.ridge.content()})
         logger.debug("saved to %s", path)
 
-    def load_model(self, path: str | os.PathLike[str]) -> None:
+    def load_model(self, path: str | os.PathLike[str], *, trust_model: bool = False) -> None:
         """Take over a file of `save_model`: settings left at their defaults, the fit, and the rated texts.
+
+        A file names its embedding model, and a learner made without one takes it over. One in process is as good as
+        another: texts stay here. A hosted one is sent every text that is valued, with the key of the environment, so
+        whoever writes the file would decide where they go: name it to the constructor, or trust the file.
+
+        Args:
+            path: the file.
+            trust_model: whether a hosted model may be taken over that this learner was not made with.
 
         Raises:
             InputError: there is no such file.
-            StateError: a pickle, a damaged file, another schema, another embedding model (see `migrate`), or a setting
-                given to the constructor that the file contradicts. The learner stays as it was.
+            StateError: a pickle, a damaged file, another schema, another embedding model (see `migrate`), a hosted
+                one that nobody named here, or a setting given to the constructor that the file contradicts. The
+                learner stays as it was.
         """
+        trust_model = check_flag(trust_model, "trust_model")
         content = read_file(path)
         head, fit = self._saved(path, content)
         try:
-            settings, embedding, blocks = self._adopted(take(content, "settings", Mapping, str(path)), fit.identity)
+            saved = take(content, "settings", Mapping, str(path))
+            self._check_named(saved, trust_model)
+            settings, embedding, blocks = self._adopted(saved, fit.identity)
             check_blocks(blocks, fit)
         except (StateError, InputError) as error:
             raise StateError(f"{path} does not fit this learner: {error}") from error
@@ -513,6 +526,21 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         if head.fitted is None:
             raise StateError(f"{path} holds no fitted value function.")
         return head, head.fitted
+
+    def _check_named(self, saved: Mapping[str, Any], trust_model: bool) -> None:
+        """Refuse a hosted model that only a file names.
+
+        Raises:
+            StateError: with its name, and how to name it.
+        """
+        spec, name = self._embedding.spec, take(saved, "model_name", (str, type(None)), "the saved settings")
+        is_mine = spec.embedder is not None or self._settings["model_name"] is not None or name == spec.model_name
+        if name is not None and not is_mine and not trust_model and replace(spec, model_name=name).is_routed:
+            raise StateError(
+                f"it was saved with the hosted model {shown(name, 200)}, which would be sent every text that is valued "
+                f"here, with the key of the environment. If that is meant, make this learner with model_name="
+                f"{shown(name, 200)}, or load the file with trust_model=True."
+            )
 
     def _adopted(
         self, saved: Mapping[str, Any], identity: Mapping[str, str] | None

@@ -131,7 +131,7 @@ def run(ratings: list[tuple[str, float]], model: str, folder: Path, *, new_texts
 
     path = folder / "value.qvl" if save is None else save
     learner.save_model(path)
-    fresh = Qwen3EmbeddingValueLearner(cache_dir=folder / "cache")
+    fresh = Qwen3EmbeddingValueLearner(model, cache_dir=folder / "cache")
     fresh.load_model(path)
     texts = [text for text, _, _ in ranked]
     same = fresh.rank_texts(texts) == learner.rank_texts(texts)
@@ -140,7 +140,7 @@ def run(ratings: list[tuple[str, float]], model: str, folder: Path, *, new_texts
     else:
         name = Qwen3EmbeddingValueLearner.__name__
         print(f"\nsaved to {save}; in Python:")
-        print(f"  from dspy_qvl import {name}; value = {name}(); value.load_model({str(save)!r})")
+        print(f"  from dspy_qvl import {name}; value = {name}({model!r}); value.load_model({str(save)!r})")
     print(f"loaded into a fresh learner: scores equal to the last bit: {same}")
     better = Recommend(fresh)(drafts=[texts[-1], texts[0]])
     print(f"inside a DSPy program, the better of the first and the last of them: {one_line(better.draft)!r}")

@@ -12,8 +12,18 @@ import time
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, InputError, Qwen3EmbeddingValueLearner, Reranker, TextsRefusedError
+from dspy_qvl import (
+    EmbeddingError,
+    InputError,
+    NotFittedError,
+    Qwen3EmbeddingValueLearner,
+    Reranker,
+    StateError,
+    TextsRefusedError,
+)
+from dspy_qvl.backends import DEFAULT_MODEL, PROVIDERS
 from dspy_qvl.embedding import PROBE_TEXTS
+from dspy_qvl.state import read_file, write_file
 from tests.conftest import rated
 from tests.loopback import (
     Loopback,
@@ -255,3 +265,72 @@ def test_a_learner_and_a_reranker_are_awaited_with_many_requests_at_once(server,
     assert server.most_at_once == 5
     assert [one.score for one in scores] == [learner.predict(text) for text in TEXTS[12:32]]
     assert all(sorted(one.indices) == [0, 1] for one in ranked)
+
+
+# A file names a model; nobody but the caller sends texts to one
+
+
+@pytest.fixture
+def environment(server, monkeypatch):
+    """Where a route of OpenAI's is sent when nobody says anything else, and with which key."""
+    monkeypatch.setenv("OPENAI_BASE_URL", server.v1)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    return server
+
+
+def saved_with(model, path):
+    learner = Qwen3EmbeddingValueLearner(model, 16, cache_dir=None, features=None)
+    learner.add_training_examples(rated(10))
+    learner.train(cv_folds=2)
+    learner.save_model(path)
+    return learner
+
+
+def test_a_file_sends_no_text_to_a_hosted_model_that_the_caller_did_not_name(environment, tmp_path):
+    old = saved_with("openai/an-embedding", tmp_path / "m")
+    value, n_asked = old.predict("a new text"), len(environment.requests)
+    for arguments in ({}, {"api_key": "sk-mine"}):
+        default = Qwen3EmbeddingValueLearner(cache_dir=None, features=None, **arguments)
+        with pytest.raises(StateError, match=r"hosted model 'openai/an-embedding', .*model_name='openai/an-embedding'"):
+            default.load_model(tmp_path / "m")
+        with pytest.raises(StateError, match="trust_model=True"):
+            default.load_model(tmp_path / "m")
+        assert default.model_name == DEFAULT_MODEL
+        assert default.training_texts == []
+        with pytest.raises(NotFittedError, match="train"):
+            default.predict("a new text")
+    assert len(environment.requests) == n_asked
+    named = Qwen3EmbeddingValueLearner("openai/an-embedding", cache_dir=None, features=None)
+    named.load_model(tmp_path / "m")
+    trusting = Qwen3EmbeddingValueLearner(cache_dir=None, features=None)
+    trusting.load_model(tmp_path / "m", trust_model=True)
+    assert named.predict("a new text") == trusting.predict("a new text") == value
+    trusting.load_model(tmp_path / "m")  # it is this learner's model by now
+    with pytest.raises(InputError, match="trust_model must be True or False"):
+        trusting.load_model(tmp_path / "m", trust_model="yes")
+
+
+def test_every_provider_counts_as_hosted_and_no_model_in_process_does(tmp_path):
+    saved_with("lexical", tmp_path / "m")
+    content = read_file(tmp_path / "m")
+    for provider in sorted(PROVIDERS):
+        content["settings"]["model_name"] = f"{provider}/some-embedding"
+        write_file(tmp_path / "forged", content)
+        with pytest.raises(StateError, match=f"hosted model '{provider}/some-embedding'"):
+            Qwen3EmbeddingValueLearner(cache_dir=None, features=None).load_model(tmp_path / "forged")
+    default = Qwen3EmbeddingValueLearner(cache_dir=None, features=None)
+    default.load_model(tmp_path / "m")
+    assert default.model_name == "lexical"
+
+
+def test_other_ways_to_read_a_fit_never_ask_the_model_it_names(environment, tmp_path):
+    old = saved_with("openai/an-embedding", tmp_path / "m")
+    n_asked = len(environment.requests)
+    migrated = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None, features=None)
+    migrated.migrate(tmp_path / "m", (1.0,), cv_folds=2)
+    assert migrated.model_name == "lexical"
+    default = Qwen3EmbeddingValueLearner(cache_dir=None, features=None)
+    default.ridge.load_state(old.ridge.dump_state())
+    with pytest.raises(StateError, match="another embedding model"):
+        default.predict("a new text")
+    assert len(environment.requests) == n_asked
