@@ -16,9 +16,11 @@ Each check returns its input in the one form the rest of the package uses, or ra
 what came, what is needed, and what to do.
 """
 
-import json
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from enum import Enum
 from numbers import Integral, Real
 from typing import Any
 
@@ -109,6 +111,16 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def characters(text: str) -> str:
+    """A string as exactly that: a (str, Enum) by its value, another subclass of `str` by its characters.
+
+    `str(text)` is "Tone.WARM", or whatever a subclass says; and what is equal to a plain string, and hashed like it,
+    must not get another value under the same key.
+    """
+    value = text.value if isinstance(text, Enum) else text
+    return str.__str__(value if isinstance(value, str) else text)
+
+
 def check_text(text: object, what: str = "text") -> str:
     """A text that can be valued: any `str` that can be written as UTF-8.
 
@@ -119,6 +131,7 @@ def check_text(text: object, what: str = "text") -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"{what} must be a string, but got {type(text).__name__}: {shown(text)}.")
+    text = characters(text)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -126,7 +139,7 @@ def check_text(text: object, what: str = "text") -> str:
             f"{what} holds a lone surrogate at position {error.start}, which no model can be sent as UTF-8; "
             "repair it with text.encode('utf-8', 'replace').decode()."
         ) from None
-    return str(text)
+    return text
 
 
 def check_texts(texts: object, what: str = "texts") -> list[str]:
@@ -176,21 +189,43 @@ def check_optional_string(value: object, what: str) -> str | None:
     return value
 
 
+def is_missing(value: object) -> bool:
+    """Whether a value stands for none: None, NaN, or what pandas has in its place."""
+    return (
+        value is None
+        or (isinstance(value, float | np.floating) and math.isnan(value))
+        or type(value).__name__ in ("NAType", "NaTType")
+    )
+
+
 def check_number(number: object, what: str) -> float:
-    """A finite number as a float; bool, None and strings are no numbers.
+    """A finite number as a float, a database's Decimal too; bool, None and strings are no numbers.
 
     Raises:
         InputError: not a number, NaN or infinite.
     """
-    if isinstance(number, bool | np.bool_) or not isinstance(number, Real):
-        raise InputError(f"{what} must be a number, but got {type(number).__name__}: {shown(number)}.")
+    if isinstance(number, bool | np.bool_) or not isinstance(number, Real | Decimal):
+        raise InputError(
+            f"{what} must be a number, but got {type(number).__name__}: {shown(number)}{_as_number(number)}."
+        )
     try:
         value = float(number)
     except OverflowError:
         value = math.inf
+    except ValueError:  # Decimal("sNaN")
+        value = math.nan
     if not math.isfinite(value):
         raise InputError(f"{what} must be finite, but got {shown(number)}.")
     return value
+
+
+def _as_number(value: Any) -> str:
+    """What to write for something that is no number, but can be made one."""
+    if isinstance(value, str | bool | np.bool_) or not hasattr(value, "__len__"):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = float(value)
+            return f"; write float({shown(value)}), which is {number:g}" if math.isfinite(number) else ""
+    return ""
 
 
 def check_score(score: object, what: str) -> float:
@@ -271,57 +306,22 @@ def check_fraction(fraction: object, what: str) -> float:
     return value
 
 
-def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any] | None:
-    """Metadata in the form JSON keeps it: numpy scalars become numbers, tuples lists, NaN None.
-
-    Raises:
-        InputError: not a dict, or something in it that JSON cannot hold.
-    """
-    if metadata is None:
-        return None
-    if not isinstance(metadata, Mapping):
-        raise InputError(f"{what} must be a dict or None, but got {type(metadata).__name__}: {shown(metadata)}.")
-    try:
-        plain = _plain(metadata)
-        json.dumps(plain).encode()
-        json.dumps(plain, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{what} must hold only what JSON can (strings, numbers, lists, dicts with string keys), "
-            f"because it is saved with the learner: {error}."
-        ) from None
-    result: dict[str, Any] = plain
-    return result
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"the key {shown(key)} is not a string")
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    return value
-
-
 def check_groups(groups: object, n_texts: int) -> list[Any]:
     """One hashable group a text.
 
     Raises:
-        InputError: not a list, the wrong count, a group that cannot be compared, or fewer than two groups.
+        InputError: not a list, the wrong count, a group that is missing or cannot be compared, or fewer than two.
     """
     if isinstance(groups, str) or not isinstance(groups, Iterable):
         raise InputError(f"groups must be a list with one entry a text, but got {type(groups).__name__}.")
     entries = [entry.item() if isinstance(entry, np.generic) else entry for entry in groups]
     if len(entries) != n_texts:
         raise InputError(f"groups has {len(entries)} entries but there are {n_texts} texts; give one group a text.")
+    for row, entry in enumerate(entries):
+        if is_missing(entry):
+            raise InputError(
+                f"groups[{row}] is {entry}; every text needs a group, and texts without one are not alike."
+            )
     try:
         n_groups = len(set(entries))
     except TypeError as error:

@@ -5,17 +5,13 @@ from typing import Any
 
 import dspy
 
-from dspy_qvl.errors import InputError, check_flat, shown
+from dspy_qvl.errors import InputError, check_flat, is_missing, shown
 
 FromExample = str | Callable[[Any], Any]  # the name of a field, or what makes of an example what it would hold
 
 
 def checked_examples(examples: Any, what: str) -> Sequence[Any]:
-    """Examples that are a list of dspy.Examples or dicts, not empty.
-
-    Raises:
-        InputError: anything else.
-    """
+    """Examples that are a list of dspy.Examples or dicts, not empty."""
     check_flat(examples, what, "its rows, for instance data_frame.to_dict('records')")
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence) or not examples:
         raise InputError(
@@ -32,11 +28,20 @@ def taken(given: FromExample, example: Any, name: str, at: str) -> Any:
     """A field of an example, or what a callable makes of it.
 
     Raises:
-        InputError: there is no such field.
+        InputError: there is none, or no value in it, or the callable failed.
     """
-    if not isinstance(given, str):
-        return given(example)
-    value = example.get(given)
-    if value is None:
-        raise InputError(f"{at} has no field {given!r} for its {name}; it has {shown(sorted(example.keys()))}.")
+    if isinstance(given, str):
+        if given not in example:
+            fields = shown(sorted(map(str, example.keys())), 300)
+            raise InputError(f"{at} has no field {given!r} for its {name}; it has {fields}.")
+        value, what = example[given], f"{at}'s {given!r}"
+    else:
+        try:
+            value, what = given(example), f"the {name} of {at}"
+        except Exception as error:
+            raise InputError(
+                f"the callable that gives the {name} failed for {at}: {type(error).__name__}: {error}"
+            ) from error
+    if is_missing(value):
+        raise InputError(f"{what} is {value}; fill it in, or leave the example out.")
     return value

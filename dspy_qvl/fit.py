@@ -19,17 +19,17 @@ from dspy_qvl.errors import (
     StateError,
     check_alpha,
     check_count,
-    check_metadata,
     check_number,
     check_score,
     check_text,
     shown,
 )
 from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, Table
+from dspy_qvl.metadata import check_metadata
 from dspy_qvl.moments import Array, Rows
 from dspy_qvl.permutation import LEVEL
 from dspy_qvl.sharing import Memo
-from dspy_qvl.state import check_schema, decode_array, encode_array, take
+from dspy_qvl.state import check_schema, decode_array, encode_array, opened, take
 from dspy_qvl.text import Item, RankingExample, Rendering
 from dspy_qvl.tuning import Fitted
 
@@ -193,8 +193,8 @@ def checked(
     for template, side in zip(templates, ("text", "query"), strict=True):
         if template is not None:
             Rendering(template, what=side)
-    examples = _checked_examples(take(state, "examples", (Mapping, type(None)), what))
-    fit = take(state, "fit", (Mapping, type(None)), what)
+    examples = _checked_examples(opened(state, "examples", what))
+    fit = opened(state, "fit", what)
     return alpha, tuned, weights, templates, examples, None if fit is None else _checked_fit(fit, examples)
 
 

@@ -20,7 +20,7 @@ from dspy_qvl.fit import Fit, checked, dumped, quantiles
 from dspy_qvl.moments import Rows, gather, rough_mean
 from dspy_qvl.recursive import RecursiveKernelRidge, RecursiveRidge
 from dspy_qvl.sharing import Memo
-from dspy_qvl.state import SCHEMA
+from dspy_qvl.state import SCHEMA, sealed
 from dspy_qvl.text import RankingExample
 from dspy_qvl.tuning import Fitted
 
@@ -259,6 +259,15 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         """Keep the fit: DSPy resets parameters to start an optimization, and this one is no prompt."""
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Everything that is saved, as DSPy saves it: the rated texts and the fit are one entry each (`Sealed`)."""
+        state, fit = self.content(), self.fitted
+        state["examples"] = sealed(state["examples"], f"{len(self.examples)} rated texts")
+        state["fit"] = sealed(
+            state["fit"], "" if fit is None else f"{len(fit.line.coef)} coefficients, alpha {fit.alpha:g}"
+        )
+        return state
+
+    def content(self) -> dict[str, Any]:
         """Everything that is saved, as JSON; arrays as base64."""
         examples = {
             "texts": [example.text for example in self.examples],

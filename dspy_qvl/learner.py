@@ -65,12 +65,20 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         embedding_dim: columns of the vectors to keep. Left out: 768 for Qwen3 models, 4,096 for the lexical
             model (its number of hashed features), the model's own size elsewhere.
         ridge_alpha: penalty, > 0; larger for noisier ratings. `optimize_hyperparameters` chooses it.
-        cache_dir: folder where vectors are kept between runs; None for memory only.
+        cache_dir: folder where vectors are kept between runs; None for memory only. A relative one is meant from where
+            the process is now.
         api_key: key of a hosted model; left out, the provider's environment variable. Never saved or logged.
-        embedder: a `dspy.Embedder`, or a callable from a list of texts to vectors, in place of a model name.
-            Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
+        embedder: a `dspy.Embedder`, or a callable (plain or async) from a list of texts to vectors, in place of a model
+            name. Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
+            The default arguments of a `dspy.Embedder` count as well, but for secrets and limits such as `timeout`.
+            For vectors that exist already: `Precomputed(texts, vectors)`.
         instruction: Qwen's task instruction, in English, put before every text.
-        api_base: address of a hosted model, where it is not the provider's own.
+        api_base: address of a hosted model, where it is not the provider's own. Left out, the provider's environment
+            variable counts, as it is when the model is asked. Servers at different addresses never share vectors.
+        provider_options: arguments of a hosted provider's own, sent with each request, for instance
+            {"input_type": "passage", "extra_body": {…}, "extra_headers": {…}}, as the route of litellm takes them.
+            They belong to the model: with others, a saved value function is refused. All but what looks like a secret
+            (a key, a token, the headers of a login), which is never saved, logged or pickled.
         batch_size: texts a call of the model; left out, what suits the model.
         random_state: seed of every split and shuffle.
         keep_examples: whether saved files hold the rated texts, their scores, metadata and vectors.
@@ -423,7 +431,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             "ridge_alpha": self._settings["ridge_alpha"],
             "features": self._settings["features"],
         }
-        write_file(path, {"settings": settings, "head": self.ridge.dump_state()})
+        write_file(path, {"settings": settings, "head": self.ridge.content()})
         logger.debug("saved to %s", path)
 
     def load_model(self, path: str | os.PathLike[str]) -> None:
@@ -540,7 +548,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         if (name, settings["embedding_dim"], settings["instruction"]) != (spec.model_name, now.dim, now.instruction):
             now = Embedding(
                 replace(spec, model_name=name, embedding_dim=settings["embedding_dim"]),
-                cache_dir=now.cache_dir,
+                cache_dir=now.given_dir,
                 instruction=settings["instruction"],
                 batch_size=self._batch_size,
                 storage=now.storage,

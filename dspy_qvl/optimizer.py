@@ -1,33 +1,17 @@
 """`FitValue`: the DSPy optimizer that fits the value functions and the rerankers inside a program."""
 
 import logging
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import dspy
-import numpy as np
 from dspy.teleprompt.teleprompt import Teleprompter
 
-from dspy_qvl import scores
-from dspy_qvl.errors import (
-    InputError,
-    MissingTextError,
-    QVLWarning,
-    check_alphas,
-    check_count,
-    check_metadata,
-    check_score,
-    check_scores_differ,
-    check_text,
-    shown,
-)
-from dspy_qvl.examples import FromExample, checked_examples, taken
-from dspy_qvl.feedback import REASON
-from dspy_qvl.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.permutation import LEVEL, noise_warning
-from dspy_qvl.reranker import JudgedQuery, Reranker, as_list, checked_scores
-from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
+from dspy_qvl.errors import InputError, shown
+from dspy_qvl.examples import FromExample
+from dspy_qvl.lessons import Lesson, RankingLesson, ValueLesson
+from dspy_qvl.modules import check_which, copied, meant
+from dspy_qvl.text import AsText
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -35,14 +19,20 @@ ALPHAS = tuple(float(f"{10 ** (step / 2):.3g}") for step in range(-4, 7))  # .01
 
 
 class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
-    """Fits every value function inside a program from rated examples, or every reranker from judged queries.
+    """Fits a value function inside a program from rated examples, or a reranker from judged queries.
 
         program = FitValue(text="reply", score="rating", group="ticket").compile(program, trainset=rated)
         program = FitValue(query="query", passages="passages", relevance="relevance").compile(program, trainset=judged)
 
+    A program with several of them is told which is meant:
+
+        program = FitValue(text="reply", score="warmth", learner="tone").compile(program, trainset=rated)
+        program = FitValue(text="reply", learner={"tone": {"score": "warmth"}, "help": {"score": "helped"}}).compile(…)
+
     Args:
         text: the text of an example: the name of a field, a format string over its fields, or a callable
-            (example, example) -> text; what `ValueMetric` takes, so that learning and scoring see the same.
+            (example, example) -> text; what `ValueMetric` takes, so that learning and scoring see the same. A field may
+            be called as a column of a table is: "Review Text", "{Review Text}".
         score: its rating: the name of a field, or a callable example -> number.
         group: what belongs together (a document, a prompt, a user), and is never split by cross-validation: the name
             of a field, or a callable. A text rated twice never is.
@@ -51,9 +41,15 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         query: the field that holds the query, or a format string: of judged passages, or of texts whose worth depends
             on another text (an answer's on its question); then a text is valued for its query, and the texts of one
             query are never split by cross-validation.
-        passages: the field that holds the passages of a query; then the rerankers of the program are fitted, and its
+        passages: the field that holds the passages of a query; then a reranker of the program is fitted, and its
             value functions left alone.
         relevance: the field that holds how relevant each passage is: a list of numbers, higher for better.
+        learner: which value function, or with passages= which reranker, by its name in the program ("tone",
+            "values[0]", "rerank.learner"; a program that is one itself is "self"); several by a list of names, all by
+            "*", or a callable (name, module) -> bool. A dict fits each with its own ratings in one `compile`: from
+            names to those of the arguments above that differ from the ones given beside it. Left out, the only one
+            there is; a learner that is only lent to a reranker counts where there is no other. What is not meant is
+            left as it is, to the last bit.
 
     An example's `metadata`, or its `reason`, is kept with the text; feedback quotes a reason.
 
@@ -62,8 +58,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             `cv_r2` (1 - cv_mse over the variance of the scores), `alphas` (the mean error of each), `blocks`,
             `permutation_p` and `oof_…` as `optimize_hyperparameters` gives them, `warning` (a sentence, where the value
             function cannot be told from noise), and, with a valset, `val`: `n_texts`, `mse`, `r2`, `pearson` and
-            `spearman` on it. For each reranker what
-        `Reranker.learn` returns, and as `val` `n_queries`, `ndcg` and `cosine_ndcg`.
+            `spearman` on it. For each reranker what `Reranker.learn` returns, and as `val` `n_queries`, `ndcg` and
+            `cosine_ndcg`.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -80,27 +76,27 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         query: str | None = None,
         passages: str | None = None,
         relevance: str = "relevance",
+        learner: str | Collection[str] | Callable[[str, Any], bool] | Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        for name, field in (("passages", passages), ("relevance", relevance)):
-            if not (isinstance(field, str) and field.isidentifier()) and not (field is None and name != "relevance"):
-                raise InputError(f"{name} must be the name of a field, but got {shown(field)}.")
-        if query is not None and not isinstance(query, str):
-            raise InputError(f"query must be the name of a field or a format string, but got {shown(query)}.")
-        self._asked = None if query is None else Rendering(query, what="query")
-        if passages is not None and query is None:
-            raise InputError("passages are ranked for a query; say which field it is with query=.")
-        self.query, self.passages, self.relevance = query, passages, relevance
-        self.rendering = Rendering(text)
-        if text is None:
-            raise InputError("text must say which text of an example was rated: a field, a format string, a callable.")
-        for name, given in (("score", score), ("group", group)):
-            if not (isinstance(given, str) or callable(given) or (name == "group" and given is None)):
-                raise InputError(f"{name} must be the name of a field or a callable, but got {shown(given)}.")
-        self.score = score
-        self.group = group
-        self.alphas = check_alphas(alphas, "alphas")
-        self.cv = check_count(cv, "cv", 2)
+        arguments: dict[str, Any] = {
+            "text": text,
+            "score": score,
+            "group": group,
+            "alphas": alphas,
+            "cv": cv,
+            "query": query,
+            "passages": passages,
+            "relevance": relevance,
+        }
+        self.__dict__.update(arguments, learner=learner)  # as get_params gives them
+        if isinstance(learner, Mapping) and learner:
+            own = {name: {**arguments, **_checked_own(name, its, arguments)} for name, its in learner.items()}
+            lessons = [(check_which(name), _lesson(**its)) for name, its in own.items()]
+        else:
+            lessons = [(check_which(learner), _lesson(**arguments))]
+        # Values first: they may be a feature of a reranker.
+        self._lessons = sorted(lessons, key=lambda lesson: isinstance(lesson[1], RankingLesson))
         self.report: dict[str, dict[str, Any]] = {}
 
     def compile(
@@ -111,9 +107,9 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         teacher: dspy.Module | None = None,
         valset: list[Any] | None = None,
     ) -> dspy.Module:
-        """A copy of the program whose value functions are fitted on the rated examples; the student stays as it is.
+        """A copy of the program in which what is meant is fitted on the examples; the student stays as it is.
 
-        What a value function of the student had been taught before does not count any more in the copy.
+        What a value function that is meant had been taught before does not count any more in the copy.
 
         Args:
             student: a learner, or a program with learners in it.
@@ -122,156 +118,50 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             valset: rated examples that are only reported on.
 
         Raises:
-            InputError: a program with nothing to fit, or an example without a text or a score.
+            InputError: a program with nothing to fit, or with several learners of which none is named, or an example
+                without a text or a score.
             EmbeddingError: the embedding model failed; what was embedded is not asked for again.
         """
         if not isinstance(student, dspy.Module):
             raise InputError(f"student must be a dspy.Module, but got {type(student).__name__}.")
-        program = student.deepcopy()
-        if self.passages is not None:
-            self.report = self._fit_rerankers(program, trainset, valset)
-            return program
-        learners = dict(program.named_sub_modules(Qwen3EmbeddingValueLearner))
-        if not learners:
-            raise InputError(
-                f"{type(student).__name__} has no Qwen3EmbeddingValueLearner in it, so there is nothing to fit; make "
-                "one an attribute of the program."
-            )
-        rated, members = self._rated(trainset, "trainset")
-        check_scores_differ([example.score for example in rated])
-        unseen = self._unseen(valset)
-        report = {}
-        for name, learner in learners.items():
-            learner.ridge.examples = list(rated)
-            chosen = learner.optimize_hyperparameters(self.alphas, self.cv, groups=members)
-            learner.ridge.template = self.rendering.text if isinstance(self.rendering.text, str) else None
-            learner.ridge.query_template = self.query
-            report[name] = _report(learner, rated, chosen, unseen)
-            logger.info("fitted %s on %d texts: alpha %g", name, len(rated), chosen["best_alpha"])
+        program = copied(student)
+        plan = [(lesson, meant(program, lesson.kind, which)) for which, lesson in self._lessons]
+        taught = [name for _, modules in plan for name in modules]
+        for name in taught:
+            if taught.count(name) > 1:
+                raise InputError(f"two names of learner= mean one and the same module, {name!r}; name it once.")
+        read, report = [], {}
+        for lesson, modules in plan:
+            read.append(lesson.read(trainset, valset, modules.values()))
+        for (lesson, modules), examples in zip(plan, read, strict=True):
+            for name, module in modules.items():
+                report[name] = lesson.teach(module, examples)
+                logger.info("fitted %s on %d examples: alpha %g", name, len(trainset), report[name]["alpha"])
         self.report = report
         return program
 
-    def _fit_rerankers(self, program: dspy.Module, trainset: Any, valset: Any) -> dict[str, dict[str, Any]]:
-        """Fit the rerankers of a program in place; the report of each."""
-        rerankers = dict(program.named_sub_modules(Reranker))
-        if not rerankers:
-            raise InputError(
-                f"{type(program).__name__} has no Reranker in it, so there is nothing to fit with passages=; make one "
-                "an attribute of the program."
-            )
-        scored = any("score" in reranker.features for reranker in rerankers.values())
-        judged = self._judged(trainset, "trainset", scored=scored)
-        nothing = valset is None or (isinstance(valset, Sequence) and not valset)
-        unseen = [] if nothing else self._judged(valset, "valset", scored=scored)
-        report = {}
-        for name, reranker in rerankers.items():
-            report[name] = reranker.learn(judged, cv=self.cv)
-            if unseen:
-                report[name]["val"] = reranker.judge(unseen)
-            logger.info("fitted %s on %d queries: %s", name, report[name]["n_queries"], report[name]["features"])
-        return report
 
-    def _judged(self, examples: Any, what: str, *, scored: bool) -> list[JudgedQuery]:
-        """Judged queries from examples."""
-        judged = []
-        for row, example in enumerate(checked_examples(examples, what)):
-            at = f"{what}[{row}]"
-            query = self._query_of(example, at)
-            passages = as_list(taken(str(self.passages), example, "passages", at), f"the passages of {at}")
-            relevance = taken(self.relevance, example, "relevance", at)
-            if isinstance(relevance, str) or not isinstance(relevance, Iterable):
-                raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
-            numbers = [
-                float(one) if isinstance(one, bool | np.bool_) else check_score(one, f"the relevance of {at}")
-                for one in relevance
-            ]
-            if len(numbers) != len(passages):
-                raise InputError(f"{at} has {len(passages)} passages but {len(numbers)} relevances; each needs one.")
-            given = example.get("scores") if scored else None
-            judged.append(
-                JudgedQuery(
-                    query,
-                    [passage_text(passage, f"a passage of {at}") for passage in passages],
-                    np.array(numbers, dtype=np.float64),
-                    checked_scores(given, len(passages), f"the scores of {at}"),
-                )
-            )
-        return judged
-
-    def _query_of(self, example: Any, at: str) -> str:
-        assert self._asked is not None
-        try:
-            return check_text(self._asked.rated(example), f"the query of {at}")
-        except MissingTextError as error:
-            raise InputError(f"{at} has no query: {error}") from None
-
-    def _unseen(self, valset: Any) -> list[RankingExample]:
-        """Rated examples to report on; none where nothing of the valset is rated, as in a step of `BetterTogether`."""
-        if valset is None or (isinstance(valset, Sequence) and not len(valset)):
-            return []
-        if (
-            isinstance(valset, Sequence)
-            and isinstance(self.score, str)
-            and all(isinstance(row, dspy.Example | Mapping) and self.score not in row for row in valset)
-        ):
-            warnings.warn(
-                f"no example of the valset has a {self.score!r}, so nothing is reported on it.",
-                QVLWarning,
-                stacklevel=4,
-            )
-            return []
-        return self._rated(valset, "valset")[0]
-
-    def _rated(self, examples: Any, what: str) -> tuple[list[RankingExample], list[Any] | None]:
-        """Rated texts, and the group of each, from examples."""
-        rated, members = [], []
-        for row, example in enumerate(checked_examples(examples, what)):
-            at = f"{what}[{row}]"
-            try:
-                text = self.rendering.rated(example)
-            except MissingTextError as error:
-                raise InputError(f"{at} has no text to learn from: {error}") from None
-            score = check_score(taken(self.score, example, "score", at), f"the score of {at}")
-            metadata = check_metadata(_metadata(example), f"the metadata of {at}")
-            query = None if self._asked is None else self._query_of(example, at)
-            rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata, query))
-            members.append(None if self.group is None else taken(self.group, example, "group", at))
-        return rated, members if self.group is not None else None
+def _lesson(*, passages: str | None, relevance: str, **arguments: Any) -> Lesson:
+    """What is to be taught, and from which fields."""
+    if passages is None:
+        return ValueLesson(**arguments)
+    return RankingLesson(query=arguments["query"], passages=passages, relevance=relevance, cv=arguments["cv"])
 
 
-def _metadata(example: Any) -> dict[str, Any] | None:
-    """What is kept with a rated text: its metadata, and the rater's reason."""
-    kept = example.get("metadata")
-    metadata = dict(kept) if isinstance(kept, Mapping) else {}
-    if isinstance(example.get(REASON), str):
-        metadata.setdefault(REASON, example[REASON])
-    return metadata or None
+def _checked_own(name: object, own: object, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of one learner.
 
-
-def _report(
-    learner: Qwen3EmbeddingValueLearner,
-    rated: Sequence[RankingExample],
-    chosen: dict[str, Any],
-    unseen: Sequence[RankingExample],
-) -> dict[str, Any]:
-    """What `FitValue.report` says of one value function."""
-    y = [example.score for example in rated]
-    report = {
-        "n_texts": len(rated),
-        "alpha": chosen["best_alpha"],
-        "cv_mse": chosen["best_mse"],
-        "cv_r2": 1 - chosen["best_mse"] / scores.mse(y, [sum(y) / len(y)] * len(y)),
-        "alphas": {alpha: row["mse_mean"] for alpha, row in chosen["results"].items()},
-        "blocks": chosen["blocks"],
-        "permutation_p": chosen["permutation_p"],
-    }
-    report |= {name: figure for name, figure in chosen.items() if name.startswith("oof_")}
-    if chosen["permutation_p"] > LEVEL:
-        report["warning"] = noise_warning(chosen["permutation_p"])
-    if unseen:
-        truth = [example.score for example in unseen]
-        queries = [example.query for example in unseen if example.query is not None]
-        values = learner.predict_many([example.text for example in unseen], queries or None)
-        measures = {name: getattr(scores, name)(truth, values) for name in ("mse", "r2", "pearson", "spearman")}
-        report["val"] = {"n_texts": len(unseen), **measures}
-    return report
+    Raises:
+        InputError: no dict of arguments there are.
+    """
+    if not isinstance(own, Mapping):
+        raise InputError(
+            f"learner[{shown(name)}] must be a dict of its own arguments, such as {{'score': 'rating'}}, but got "
+            f"{shown(own)}."
+        )
+    unknown = [argument for argument in own if argument not in arguments]
+    if unknown:
+        raise InputError(
+            f"learner[{shown(name)}] has {shown(unknown[0])}; its arguments may be {', '.join(arguments)}."
+        )
+    return own

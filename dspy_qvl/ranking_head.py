@@ -14,7 +14,7 @@ from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT
 from dspy_qvl.fit import checked_identity, checked_probe, dumped_probe
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.moments import Array, Rows
-from dspy_qvl.state import SCHEMA, check_schema, decode_array, encode_array, take
+from dspy_qvl.state import SCHEMA, check_schema, decode_array, encode_array, opened, sealed, take
 
 Vectors = NDArray[np.float32]
 
@@ -82,6 +82,12 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         """Keep it: DSPy resets parameters to start an optimization, and this one is no prompt."""
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Everything that is saved, as DSPy saves it: the order is one entry."""
+        state, order = self.content(), self.fitted
+        state["order"] = sealed(state["order"], "" if order is None else f"learned from {order.n_queries} queries")
+        return state
+
+    def content(self) -> dict[str, Any]:
         """Everything that is saved, as JSON; no passage and no query is in it."""
         order = self.fitted
         if order is None:
@@ -120,7 +126,7 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 def _checked(state: object) -> Order | None:
     what = "the saved reranker"
     check_schema(take(state, "schema", int, what), what)
-    entry = take(state, "order", (Mapping, type(None)), what)
+    entry = opened(state, "order", what)
     if entry is None:
         return None
     blocks = take(entry, "blocks", list, what)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dspy_qvl.errors import InputError, StateError, shown
 
 SCHEMA = 4
-READABLE = (3, SCHEMA)  # 4: the p-value of the permutation test
+READABLE = (3, SCHEMA)  # 4: the p-value of the permutation test; parts of DSPy's state are `Sealed`
 _HEADER = re.compile(rb"dspy_qvl ([0-9]{1,9}) ([0-9a-f]{32})\n")
 
 
@@ -78,6 +78,56 @@ def decode_array(entry: object, what: str, dtype: str, shape: tuple[int | None, 
         raise StateError(f"{what} holds NaN or infinity.")
     array.setflags(write=False)
     return array
+
+
+class Sealed(str):
+    """An entry of a state as JSON: the whole of it as a string, and one entry to whoever takes a state apart.
+
+    MLflow's autolog writes every leaf of a program's state down as a parameter of the run, and cuts long ones: rated
+    texts among them. Of this one `str()` says what it is; json, orjson and pickle have the characters.
+    """
+
+    about: str
+
+    def __new__(cls, characters: str, about: str) -> "Sealed":
+        """Keep what `str()` is to say beside the characters."""
+        entry = super().__new__(cls, characters)
+        entry.about = about
+        return entry
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sealed, (str.__str__(self), self.about)
+
+    def __str__(self) -> str:
+        return self.about
+
+    def __repr__(self) -> str:
+        return f"<{self.about}>"
+
+
+def sealed(content: Mapping[str, Any] | None, about: str) -> Sealed | None:
+    """A part of a state as one entry, None where there is none."""
+    if content is None:
+        return None
+    return Sealed(json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")), about)
+
+
+def opened(state: object, name: str, what: str) -> Mapping[str, Any] | None:
+    """A part of a state that was `sealed`, or that lies open, as states of old and files do.
+
+    Raises:
+        StateError: it is missing, or neither.
+    """
+    entry = take(state, name, (Mapping, str, type(None)), what)
+    if not isinstance(entry, str):
+        return entry  # type: ignore[no-any-return]
+    try:
+        content = json.loads(entry)
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{name!r} in {what} holds no JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise StateError(f"{name!r} in {what} must hold a dict, but holds {type(content).__name__}.")
+    return content
 
 
 def take(state: object, name: str, kind: type | tuple[type, ...], what: str) -> Any:

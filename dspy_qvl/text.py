@@ -3,6 +3,7 @@
 Learning and scoring must see the same string, so every way from an object to a text passes through here.
 """
 
+import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,15 +15,27 @@ from dspy_qvl.errors import (
     InputError,
     MissingTextError,
     QVLError,
-    check_metadata,
+    characters,
     check_score,
     check_text,
+    is_missing,
     shown,
 )
+from dspy_qvl.metadata import check_metadata
+from dspy_qvl.typed import as_string, is_string
 
 AsText = str | Callable[[Any, Any], str]
 
 OF_EXAMPLE = "example."  # before a field that is the example's whether input or label
+NO_FIELD = re.compile(r"\s*|\d+|\w+(\.\w+|\[[^\]]*\])+")  # in braces: nothing, a position, a look into a field
+
+
+class _Part(NamedTuple):
+    """What is written before a field, and the field."""
+
+    written: str
+    name: str = ""  # none where nothing follows
+    of_example: bool = False  # whether input or label
 
 
 class Pair(NamedTuple):
@@ -105,14 +118,15 @@ def rated_text(item: object, what: str = "example") -> RankingExample:
 class Rendering:
     r"""Which text of an example and a prediction is valued: at learning and at scoring the same.
 
-        "answer"                                  a field of the prediction
+        "answer"                                  a field of the prediction; any name a column of a table may have
         "Question: {question}\nAnswer: {answer}"  fields of the prediction; those it does not have are taken from the
                                                   example's inputs, {example.reference} from all of the example. At
                                                   least one is the prediction's
         a callable                                example, prediction -> text
         None                                      the only text the prediction has
 
-    Where texts are learned from, an example is its own prediction. A field that is no string is written as one.
+    In braces a name may have blanks and dashes, {Review Text}, but no colon, exclamation mark or brace. Where texts are
+    learned from, an example is its own prediction. A field that is no string is written as one: see `typed.py`.
 
     Args:
         text: one of these.
@@ -129,14 +143,14 @@ class Rendering:
                 f"{what} must be a field name, a format string such as 'Question: {{question}} Answer: {{answer}}', "
                 f"or a callable, but got {type(text).__name__}: {shown(text)}."
             )
-        self.text = text
+        self.text = check_text(text, "the format string") if isinstance(text, str) else text
         self.usual = usual
-        self._parts = _parts(check_text(text, "the format string"), what) if isinstance(text, str) else ()
+        self._parts = _parts(self.text, what) if isinstance(self.text, str) else ()
 
     @property
     def shape(self) -> tuple[str, ...] | None:
         """What is written around the fields: equal for renderings that give the same text; None for a callable."""
-        return None if callable(self.text) else tuple(written for written, _ in self._parts) or ("",)
+        return None if callable(self.text) else tuple(part.written for part in self._parts) or ("",)
 
     def rated(self, example: Any) -> str:
         """The text of an example that is learned from; it may be empty.
@@ -148,8 +162,7 @@ class Rendering:
         if callable(self.text):
             return self._called(example, example)
         return "".join(
-            written + (_written(_field(name.removeprefix(OF_EXAMPLE), example)) if name else "")
-            for written, name in self._parts
+            part.written + (as_string(_field(part.name, example)) if part.name else "") for part in self._parts
         )
 
     def query(self, example: Any, pred: Any) -> str:
@@ -161,11 +174,10 @@ class Rendering:
         inputs = _inputs(example)
         said = pred if isinstance(pred, Mapping | dspy.Example) else {}
         text = ""
-        for written, name in self._parts:
+        for written, name, _ in self._parts:
             text += written
             if name:
-                name = name.removeprefix(OF_EXAMPLE)
-                text += _written(_field(name, inputs if name in inputs else said))
+                text += as_string(_field(name, inputs if name in inputs else said))
         return text
 
     def __call__(self, example: Any, pred: Any) -> str:
@@ -196,20 +208,20 @@ class Rendering:
         if "{" not in self.text:
             return _said(self.text, pred)
         text, n_said = "", 0
-        for written, name in self._parts:
+        for written, name, of_example in self._parts:
             text += written
-            if name and name in pred:
+            if name and name in pred and not of_example:
                 text, n_said = text + _said(name, pred), n_said + 1
             elif name:
-                text += _given(name, example, pred)
+                text += _given(name, example, pred, of_all=of_example)
         if not n_said:
-            names = _listed(name for _, name in self._parts if name)
+            names = _listed(part.name for part in self._parts if part.name)
             raise MissingTextError(f"the prediction has none of the fields {names}; it has {_listed(pred.keys())}.")
         return text
 
     def _answer_field(self, example: Any) -> str:
         """The field that a prediction which is a string stands for: the one the example does not give."""
-        names = {name for _, name in self._parts if name and not name.startswith(OF_EXAMPLE)}
+        names = {part.name for part in self._parts if part.name and not part.of_example}
         open_names = sorted(names - _inputs(example).keys()) if len(names) > 1 else sorted(names)
         if not names:
             return self.usual or "text"
@@ -235,7 +247,7 @@ class Rendering:
             raise InputError(f"the callable that gives the text failed: {type(error).__name__}: {error}") from error
         if not isinstance(text, str):
             raise InputError(f"the callable that gives the text must give a string, but gave {type(text).__name__}.")
-        return text
+        return characters(text)
 
 
 def is_blank(text: str) -> bool:
@@ -243,31 +255,39 @@ def is_blank(text: str) -> bool:
     return not any(letter.isprintable() and not letter.isspace() for letter in text)
 
 
-def _parts(text: str, what: str) -> tuple[tuple[str, str], ...]:
-    """What is written before each field and the field, of a field name or a format string; "" where none follows."""
+def _parts(text: str, what: str) -> tuple[_Part, ...]:
+    """The parts of a field name or a format string.
+
+    Raises:
+        InputError: neither, or a format string with more than names of fields in its braces.
+    """
     if "{" not in text and "}" not in text:
-        if not text.isidentifier():
+        if not text.strip():
             raise InputError(
                 f"{what}={shown(text)} is neither the name of a field nor a format string; a format string names "
                 "fields in braces, for instance 'Question: {question} Answer: {answer}'."
             )
-        return (("", text),)
+        return (_Part("", text),)
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
         raise InputError(f"{what}={shown(text)} is no format string: {error}.") from None
-    names = [name for _, name, _, _ in parts if name is not None]
-    plain = all(name.removeprefix(OF_EXAMPLE).isidentifier() for name in names)
-    if not names or not plain or any(spec or how for _, _, spec, how in parts):
+    found = tuple(
+        _Part(written, (name or "").removeprefix(OF_EXAMPLE), (name or "").startswith(OF_EXAMPLE))
+        for written, name, _, _ in parts
+    )
+    names = [part.name for part, (_, name, _, _) in zip(found, parts, strict=True) if name is not None]
+    if not names or any(NO_FIELD.fullmatch(name) for name in names) or any(spec or how for _, _, spec, how in parts):
         raise InputError(
             f"{what}={shown(text)} must hold nothing but names of fields in braces, for instance "
-            "'Question: {question} Answer: {answer}'; a brace of the text itself is doubled."
+            "'Question: {question} Answer: {answer}'; a brace of the text itself is doubled, and a callable can do "
+            "what a name cannot."
         )
-    if what == "text" and all(name.startswith(OF_EXAMPLE) for name in names):
+    if what == "text" and all(part.of_example for part in found if part.name):
         raise InputError(
             f"text={shown(text)} names no field of the prediction, so every answer would be worth the same."
         )
-    return tuple((written, name or "") for written, name, _, _ in parts)
+    return found
 
 
 def _inputs(example: Any) -> Mapping[str, Any]:
@@ -278,17 +298,15 @@ def _inputs(example: Any) -> Mapping[str, Any]:
     return example if isinstance(example, Mapping) else {}
 
 
-def _given(name: str, example: Any, pred: Any) -> str:
-    """A field that the prediction does not have, from the example."""
-    from_all = name.startswith(OF_EXAMPLE)
-    name = name.removeprefix(OF_EXAMPLE)
-    if from_all and not _has(example, name):
+def _given(name: str, example: Any, pred: Any, *, of_all: bool) -> str:
+    """A field that the prediction does not have, from the example: from its inputs, or from all of it."""
+    if of_all and not _has(example, name):
         raise MissingTextError(f"the example has no field {name!r}.")
-    fields = example if from_all else _inputs(example)
-    if fields.get(name) is None:
-        label = ", and of the example it is no input" if _has(example, name) and not from_all else ""
+    fields = example if of_all else _inputs(example)
+    if name not in fields:
+        label = ", and of the example it is no input" if _has(example, name) else ""
         raise MissingTextError(f"the prediction has no field {name!r}{label}; it has {_listed(pred.keys())}.")
-    return _written(fields[name])
+    return as_string(_field(name, fields))
 
 
 def _has(fields: Any, name: Any) -> bool:
@@ -297,34 +315,41 @@ def _has(fields: Any, name: Any) -> bool:
 
 def _field(name: str, fields: Any) -> Any:
     if name not in fields:
-        raise MissingTextError(f"there is no field {name!r} among {_listed(fields.keys())}.")
-    if fields[name] is None:
-        raise MissingTextError(f"the field {name!r} is None.")
+        raise MissingTextError(f"there is no field {name!r} among {_listed(fields.keys())}{_braces(name, fields)}.")
+    if is_missing(fields[name]):
+        raise MissingTextError(f"the field {name!r} is {fields[name]}.")
     return fields[name]
 
 
 def _said(name: str, pred: Any) -> str:
     """A field of the prediction, as a text that is not blank."""
     if name not in pred:
-        raise MissingTextError(f"the prediction has no field {name!r}; it has {_listed(pred.keys())}.")
-    text = _written(_field(name, pred))
+        raise MissingTextError(
+            f"the prediction has no field {name!r}; it has {_listed(pred.keys())}{_braces(name, pred)}."
+        )
+    text = as_string(_field(name, pred))
     if is_blank(text):
         raise MissingTextError("the answer is empty." if len(pred) == 1 else f"the field {name!r} is empty.")
     return text
 
 
+def _braces(name: str, fields: Any) -> str:
+    """A hint where a name looks like a format string that lacks its braces."""
+    meant = [field for field in map(str, fields.keys()) if re.search(rf"\b{re.escape(field)}\b", name)]
+    return f"; a format string has fields in braces, {{{meant[0]}}}" if meant and not name.isidentifier() else ""
+
+
 def _only_text(pred: Any) -> str:
-    names = [name for name in pred.keys() if pred[name] is None or isinstance(pred[name], str)]  # noqa: SIM118
+    """The field that holds the only string, or a failed one; where there is none, the only one that stands for one."""
+    fields = {name: pred[name] for name in pred.keys()}  # noqa: SIM118
+    texts = [name for name, value in fields.items() if value is None or isinstance(value, str)]
+    names = texts or [name for name, value in fields.items() if is_string(value)]
     if len(names) != 1:
         raise InputError(
             f"the prediction has {len(names) or 'no'} texts, among the fields {_listed(pred.keys())}; say which is "
             "valued with text=, the name of a field or a format string."
         )
     return str(names[0])
-
-
-def _written(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
 
 
 def _listed(names: Any) -> str:

@@ -8,13 +8,14 @@ import contextlib
 import contextvars
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.arguments import check_options
 from dspy_qvl.backends import DEFAULT_MODEL, ModelSpec
 from dspy_qvl.cache import EmbeddingCache
 from dspy_qvl.embedding import Embedding, Probe
@@ -23,6 +24,7 @@ from dspy_qvl.errors import (
     InputError,
     QVLError,
     StateError,
+    characters,
     check_alpha,
     check_count,
     check_flag,
@@ -81,6 +83,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         timeout: float | None = None,
         max_concurrency: int | None = None,
         storage: str = "float32",
+        provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._changing = Lock()  # rated texts and fits change one call at a time; values need not wait
@@ -90,6 +93,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             raise InputError(f"cache_dir must be a path or None, but got {type(cache_dir).__name__}.")
         check_optional_string(api_key, "api_key")
         check_optional_string(api_base, "api_base")
+        if isinstance(model_name, str):
+            model_name = characters(model_name)
         self.random_state = check_count(random_state, "random_state", 0)
         # What the caller said: where that is the default, a loaded file may say otherwise.
         self._settings: dict[str, Any] = {
@@ -112,7 +117,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         given = {name: value for name, value in settings.items() if value is not None}
         name = DEFAULT_MODEL if model_name is None else model_name
         self._embedding = Embedding(
-            ModelSpec(name, embedding_dim, api_base, api_key, embedder, given),
+            ModelSpec(name, embedding_dim, api_base, api_key, embedder, given, options=check_options(provider_options)),
             cache_dir=cache_dir,
             instruction=instruction,
             batch_size=batch_size,
@@ -167,7 +172,11 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     @property
     def embedding_cache(self) -> EmbeddingCache:
-        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info`, `prune`, `export`, `import_`)."""
+        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info`, `prune`, `export`, `import_`).
+
+        `put(texts, vectors)` keeps vectors that exist already, so that the model is never asked for them. Of a hosted
+        model these are the vectors of the server that would be asked now.
+        """
         return self._embedding.cache
 
     # Values
@@ -219,7 +228,9 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop; a hosted model has as many requests at once as it may."""
-        text, fit = check_text(text), self._ready()
+        text, fit = check_text(text), self.ridge.fit_or_refuse()
+        if fit not in self._embedding.accepted:
+            fit = await asyncio.to_thread(self._ready)  # it may ask the model what it is
         _item(text, query, fit)
         if not self._overridden():
             await self.aembed([text], instruct=not fit.paired, expect=fit.probe)
@@ -496,7 +507,7 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
         StateError: the names differ, or the number of columns.
     """
     mine, saved = embedding.identity, fit.identity
-    if mine is not None and saved is not None and mine != dict(saved):
+    if mine is not None and saved is not None and mine != dict(saved) and not _is_former(embedding, fit):
         differences = ", ".join(
             f"{key}: {saved.get(key, LEFT_OUT.get(key, ''))!r} saved, {mine.get(key, LEFT_OUT.get(key, ''))!r} here"
             for key in sorted({*mine, *saved})
@@ -506,6 +517,11 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
     n_columns = fit.probe.vectors.shape[1]
     if embedding.dim is not None and embedding.dim != n_columns:
         raise other_model(f"embedding_dim {n_columns} saved, {embedding.dim} here")
+
+
+def _is_former(embedding: Embedding, fit: Any) -> bool:
+    """Whether a fit of version 0.1.0 belongs to this model, which said less of it then: its vectors tell."""
+    return embedding.former_identity == dict(fit.identity) and embedding.meets(fit.probe)
 
 
 def check_blocks(blocks: Features, fit: Fit) -> None:

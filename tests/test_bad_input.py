@@ -1,12 +1,24 @@
 """What cannot be used is refused with one clear error, and nothing learned is lost by it."""
 
+import enum
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from dspy_qvl import InputError, ModelUnavailableError, NotFittedError, QVLError, Qwen3EmbeddingValueLearner
+from dspy_qvl import (
+    InputError,
+    ModelUnavailableError,
+    NotFittedError,
+    QVLError,
+    Qwen3EmbeddingValueLearner,
+    RankingExample,
+    Reranker,
+    ValueMetric,
+)
 from dspy_qvl import errors as errors_room
 from tests.conftest import CountingModel, rated
 
@@ -23,9 +35,14 @@ BAD_SCORES = [
     (math.inf, "must be finite, but got inf"),
     (10**400, "must be finite"),
     (None, "must be a number, but got NoneType"),
-    (True, "must be a number, but got bool"),
-    (np.True_, "must be a number, but got bool"),
-    ("7", "must be a number, but got str: '7'"),
+    (True, r"must be a number, but got bool: True; write float\(True\), which is 1"),
+    (np.True_, r"must be a number, but got bool_?: (np\.)?True_?; write float\((np\.)?True_?\), which is 1"),
+    ("7", r"must be a number, but got str: '7'; write float\('7'\), which is 7"),
+    ("seven", r"must be a number, but got str: 'seven'\.$"),
+    ("nan", r"must be a number, but got str: 'nan'\.$"),
+    (Decimal("NaN"), "must be finite, but got Decimal"),
+    (Decimal("sNaN"), "must be finite, but got Decimal"),
+    (Decimal("1e400"), "must be finite, but got Decimal"),
     ([7], "must be a number, but got list"),
     (1j, "must be a number, but got complex"),
     (1e160, "must lie within ±1e\\+75, but got 1e\\+160; rescale the scores"),
@@ -45,6 +62,64 @@ def test_what_is_no_text_is_refused_in_training_and_scoring_alike(trained, text,
         with pytest.raises(InputError, match=message):
             call()
     assert len(trained.training_texts) == 60
+
+
+def test_numbers_of_a_database_are_scores_and_kept_beside_them(learner):
+    for score in (Decimal("4.50"), Fraction(9, 2), np.float32(4.5), np.float16(4.5)):
+        learner.add_training_example("text", score, {"price": Decimal("4.50"), "none": Decimal("NaN")})
+        assert (type(learner.training_scores[-1]), learner.training_scores[-1]) == (float, 4.5)
+        assert learner.training_metadata[-1] == {"price": 4.5, "none": None}
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, pd.NA, pd.NaT])
+def test_texts_without_a_group_are_no_group(trained, nothing):
+    with pytest.raises(InputError, match=rf"groups\[7\] is {nothing}; every text needs a group"):
+        trained.train(groups=[*range(7), nothing, *range(8, 60)])
+
+
+class Tone(str, enum.Enum):
+    WARM = "love it"
+
+
+class Loud(str):
+    def __str__(self):
+        return "awful"
+
+
+def test_what_is_equal_to_a_text_is_that_text_wherever_it_enters(tmp_path):
+    def made():
+        learner = Qwen3EmbeddingValueLearner("lexical", 512, cache_dir=tmp_path)
+        learner.add_training_examples(rated(60))
+        learner.train()
+        return learner
+
+    plain = made()
+    value, std, score = (
+        plain.predict("love it"),
+        plain.predict_std("love it"),
+        ValueMetric(plain).judge("love it").score,
+    )
+    for text in (Tone.WARM, Loud("love it")):
+        learner = made()  # asked for the odd one first: what it was worth must not be kept for the plain one
+        assert learner.predict(text) == learner.predict("love it") == value
+        assert learner.predict_std(text) == learner.predict_std("love it") == std
+        assert learner(text=text).score == learner.predict_many([text])[0] == learner.rank_texts([text])[0][1] == value
+        metric = ValueMetric(learner, text="reply")
+        assert metric.judge(text).score == metric(None, {"reply": text}) == metric(None, {"reply": "love it"}) == score
+        assert type(metric.log[0].text) is str
+        ranked = Reranker(learner)(query=text, passages=[text, "broke"])
+        assert ranked.scores == Reranker(plain)(query="love it", passages=["love it", "broke"]).scores
+        learner.add_training_example(text, 9.0, {text: text})
+        learner.add_training_examples([RankingExample(text, 9.0, None), (text, 9.0), {"text": text, "score": 9.0}])
+        assert {type(one) for one in learner.training_texts} == {str}
+        assert learner.training_texts[60:] == ["love it"] * 4
+        assert [type(one) for one in (*learner.training_metadata[60], *learner.training_metadata[60].values())] == [
+            str
+        ] * 2
+        assert str(learner.training_metadata[60]) == "{'love it': 'love it'}"
+        learner.update(text, 9.0)
+        learner.forget("love it")
+        assert len(learner.training_texts) == 60
 
 
 @pytest.mark.parametrize(("score", "message"), BAD_SCORES)

@@ -660,7 +660,7 @@ def test_texts_are_rendered_as_they_were_learned(trained):
         ({"objectives": ["brief"]}, "objectives must be a dict of metrics by name"),
         ({"objectives": {"brief": 3}}, "objectives must be a dict of metrics by name"),
         ({"text": 3}, "text must be a field name"),
-        ({"text": "not a field"}, "neither the name of a field nor a format string"),
+        ({"text": " "}, "neither the name of a field nor a format string"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused(trained, settings, message):

@@ -195,7 +195,7 @@ def test_a_query_too_many_or_too_few_is_refused(trained):
 
 
 def test_a_state_of_pairs_that_does_not_hang_together_is_refused(trained):
-    state = trained.ridge.dump_state()
+    state = trained.ridge.content()
     head = make().ridge
     for change in (
         {"fit": {**state["fit"], "paired": False}},

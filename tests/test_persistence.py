@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dspy_qvl import InputError, QVLWarning, Qwen3EmbeddingValueLearner, RidgeHead, StateError
-from dspy_qvl.state import decode_array, encode_array, write_file
+from dspy_qvl import InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, RidgeHead, StateError
+from dspy_qvl.reranker import JudgedQuery
+from dspy_qvl.state import SCHEMA, decode_array, encode_array, write_file
 from tests.conftest import CountingModel, rated
 
 NEW = [text for text, _ in rated(20, seed=8)]
@@ -497,6 +498,57 @@ def test_loading_a_state_twice_changes_nothing_more(trained):
     assert head.dump_state() == once == state
 
 
+def leaves(state, name=""):
+    """What a tracker logs of a state: MLflow's autolog takes dicts and lists apart, and writes the rest by `str`."""
+    parts = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else None
+    if parts is None:
+        return {} if state is None else {name: str(state)}
+    return {inner: leaf for key, part in parts for inner, leaf in leaves(part, f"{name}.{key}").items()}
+
+
+def test_rated_texts_are_no_parameters_of_a_run_but_one_entry(tmp_path):
+    learner = make(tmp_path)
+    learner.add_training_examples(
+        [{"text": text, "score": y, "query": f"why {text[:9]}", "metadata": {"by": "me"}} for text, y in rated(40)]
+    )
+    learner.optimize_hyperparameters([0.5])
+    program = Program(learner)
+    program.rerank = Reranker(learner)
+    program.rerank.learn(
+        [JudgedQuery(f"what is {n}", [f"{n} is it", f"{n} is not"], np.array([1.0, n % 2 - 1])) for n in range(9)]
+    )
+    logged = {name: leaf for name, leaf in leaves(program.dump_state()).items() if "ridge" in name}
+    assert {name: leaf for name, leaf in logged.items() if "weights" not in name} == {
+        ".value.ridge.schema": str(SCHEMA),
+        ".value.ridge.alpha": "0.5",
+        ".value.ridge.alpha_tuned": "True",
+        ".value.ridge.examples": "40 rated texts",
+        ".value.ridge.fit": f"{len(learner.ridge.coef_)} coefficients, alpha 0.5",
+        ".rerank.ridge.schema": str(SCHEMA),
+        ".rerank.ridge.order": "learned from 9 queries",
+    }
+    program.save(tmp_path / "p.json")
+    program.save(tmp_path / "p.pkl")
+    for way in ("p.json", "p.pkl", program.dump_state(), pickle.loads(pickle.dumps(program.dump_state()))):
+        fresh = Program(make(tmp_path))
+        fresh.rerank = Reranker(fresh.value)
+        if isinstance(way, str):
+            fresh.load(tmp_path / way, allow_pickle=True)
+        else:
+            fresh.load_state(copy.deepcopy(way))
+        assert fresh.dump_state() == program.dump_state()
+        assert fresh.value.predict("lamp", "why") == learner.predict("lamp", "why")
+    assert leaves(copy.deepcopy(program.dump_state())) == leaves(program.dump_state())
+
+
+def test_a_state_whose_parts_lie_open_is_read_as_well(trained):
+    state = trained.ridge.content()
+    assert isinstance(state["fit"], dict)
+    head = RidgeHead()
+    head.load_state(state)
+    assert head.dump_state() == trained.ridge.dump_state()
+
+
 def test_a_state_that_cannot_be_used_leaves_the_head_as_it_was(trained):
     good = trained.ridge.dump_state()
     for change, message in [
@@ -508,6 +560,10 @@ def test_a_state_that_cannot_be_used_leaves_the_head_as_it_was(trained):
             "1 texts, 0 scores, 1 metadata",
         ),
         ({"fit": {}}, "has no 'coef'"),
+        ({"fit": "{}"}, "has no 'coef'"),
+        ({"fit": "{"}, "'fit' in the saved value function holds no JSON"),
+        ({"fit": "[" * 100_000}, "'fit' in the saved value function holds no JSON"),
+        ({"examples": "[1]"}, "'examples' in .* must hold a dict, but holds list"),
     ]:
         with pytest.raises(StateError, match=message):
             trained.ridge.load_state({**good, **change})

@@ -273,7 +273,7 @@ def test_what_cannot_be_ranked_is_refused(call, message):
         (lambda: Reranker(lexical(), features=["overlap"]), "features must have 'cosine'"),
         (lambda: Reranker(lexical(), features=["cosine", "x"]), "a reranker has no feature 'x'"),
         (lambda: FitValue(passages="passages"), "say which field it is with query="),
-        (lambda: FitValue(query="a b"), "neither the name of a field nor a format string"),
+        (lambda: FitValue(query=" "), "neither the name of a field nor a format string"),
         (lambda: fit().compile(lexical(), trainset=JUDGED), "has no Reranker in it"),
         (lambda: fit().compile(Reranker(lexical()), trainset=[]), "trainset must be a list of rated examples"),
         (lambda: fit().compile(Reranker(lexical()), trainset=JUDGED[:1]), "1 of 1 queries have passages of different"),
@@ -446,8 +446,8 @@ def test_a_saved_program_ranks_the_same_in_another_process(fitted, tmp_path):
 
 
 def test_another_model_and_damaged_states_are_refused_and_nothing_is_lost(fitted, tmp_path):
-    state = fitted.ridge.dump_state()
-    text = json.dumps(state, allow_nan=False)
+    state = fitted.ridge.content()
+    text = json.dumps(fitted.ridge.dump_state(), allow_nan=False)
     assert not any(word in text for word in ("press button", "how do I"))
     other = Reranker(Qwen3EmbeddingValueLearner(embedder=CountingModel(), cache_dir=None))
     other.ridge.load_state(json.loads(text))

@@ -1,7 +1,17 @@
 """Which text is valued: one rule for learning and for scoring."""
 
+import dataclasses
+import datetime
+import enum
+import json
+from typing import Any
+
 import dspy
+import numpy as np
+import pandas as pd
+import pydantic
 import pytest
+from dspy.experimental import Choice, Noul, Score
 
 from dspy_qvl import InputError, MissingTextError
 from dspy_qvl.text import Rendering
@@ -125,13 +135,16 @@ def test_a_missing_field_is_named_with_those_there_are():
     ("text", "message"),
     [
         (3, "text must be a field name, a format string such as .* but got int: 3"),
-        ("two words", "neither the name of a field nor a format string"),
+        (" \n", "neither the name of a field nor a format string"),
         ("", "neither the name of a field nor a format string"),
         ("{answer", "is no format string"),
         ("answer}", "is no format string"),
         ("{}", "nothing but names of fields in braces"),
         ("{0}", "nothing but names of fields in braces"),
         ("{answer.__class__}", "nothing but names of fields in braces"),
+        ("{answer.text}", "nothing but names of fields in braces, .* a callable can do what a name cannot"),
+        ("{example.answer.text}", "nothing but names of fields in braces"),
+        ("{ }", "nothing but names of fields in braces"),
         ("{answer[0]}", "nothing but names of fields in braces"),
         ("{answer!r}", "nothing but names of fields in braces"),
         ("{answer:>999999999}", "nothing but names of fields in braces"),
@@ -141,3 +154,180 @@ def test_a_missing_field_is_named_with_those_there_are():
 def test_a_text_that_names_no_field_is_refused(text, message):
     with pytest.raises(InputError, match=message):
         Rendering(text)
+
+
+# Names that are no identifiers
+
+
+ROW = {
+    "Review Text": "gold",
+    "Review-Text": "dash",
+    "review.text": "dot",
+    "example.x": "x",
+    "Score [1-10]": "7",
+    "№ 1": "1",
+}
+
+
+@pytest.mark.parametrize("name", ROW)
+def test_a_field_may_have_any_name_a_column_may_have(name):
+    assert Rendering(name).rated(ROW) == Rendering(name)(None, ROW) == ROW[name]
+    assert Rendering(name, what="query").query(ROW, None) == ROW[name]
+    assert Rendering(None, usual=name)({}, {name: "x", "other": "y"}) == "x"
+
+
+@pytest.mark.parametrize("name", ["Review Text", "Review-Text", "Score [1-10]", "№ 1", "Rev. Text"])
+def test_a_format_string_may_hold_names_with_blanks_and_dashes(name):
+    row = {name: "said", "answer": "yes"}
+    both = Rendering(f"Of {{{name}}}: {{answer}}")
+    assert both.rated(row) == both(row, {"answer": "yes"}) == "Of said: yes"
+    labelled = Rendering(f"{{example.{name}}} {{answer}}")
+    assert labelled(dspy.Example(row).with_inputs("answer"), {"answer": "yes"}) == "said yes"
+    with pytest.raises(MissingTextError, match=r"has no field .* it has 'answer'"):
+        both({}, {"answer": "yes"})
+
+
+def test_a_missing_field_that_looks_like_a_format_string_is_told_so():
+    hint = (
+        "there is no field 'Answer: answer' among 'question', 'answer'; a format string has fields in braces, {answer}"
+    )
+    with pytest.raises(MissingTextError, match=hint):
+        Rendering("Answer: answer").rated({"question": "?", "answer": "x"})
+    with pytest.raises(
+        MissingTextError, match="has no field 'my answer'; it has 'answer'; a format string has fields in"
+    ):
+        Rendering("my answer")(None, {"answer": "x"})
+    with pytest.raises(MissingTextError, match=r"there is no field 'an swer' among 'answer'\.$"):
+        Rendering("an swer").rated({"answer": "x"})
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT])
+def test_what_a_table_has_in_place_of_a_value_is_no_text(nothing):
+    for call in (
+        lambda: Rendering("answer").rated({"answer": nothing}),
+        lambda: Rendering("{answer} {n}")(None, {"answer": nothing, "n": 1}),
+        lambda: Rendering("{answer} {style}")({"style": nothing}, {"answer": "yes"}),
+    ):
+        with pytest.raises(MissingTextError, match=rf"the field '(answer|style)' is {nothing}"):
+            call()
+
+
+# Values of other types than str
+
+
+class Tone(str, enum.Enum):
+    WARM = "warm"
+
+
+class Hue(enum.Enum):
+    RED = "red"
+    THIRD = 3
+
+
+class Loud(str):
+    def __str__(self):
+        return "LOUD"
+
+
+class Part(pydantic.BaseModel):
+    weight: float
+    tags: set[str] = set()
+
+
+class Reply(pydantic.BaseModel):
+    tone: Tone
+    parts: list[Part]
+    sent: datetime.date
+    note: str | None = None
+
+
+@dataclasses.dataclass
+class PlainReply:
+    sent: Any
+    note: Any
+    parts: Any
+    tone: Any
+
+
+REPLY = Reply(tone="warm", parts=[Part(weight=8, tags={"b", "a"}), Part(weight=0.5)], sent="2024-01-31")
+AS_JSON = (
+    '{"note": null, "parts": [{"tags": ["a", "b"], "weight": 8}, {"tags": [], "weight": 0.5}], '
+    '"sent": "2024-01-31", "tone": "warm"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("warm", "warm"),
+        (Tone.WARM, "warm"),
+        (Hue.RED, "red"),
+        (Hue.THIRD, "3"),
+        (Loud("as it is"), "as it is"),
+        (np.str_("warm"), "warm"),
+        (True, "True"),
+        (3, "3"),
+        (8.0, "8.0"),
+        (0.1, "0.1"),
+        (np.float32(0.1), "0.1"),
+        (np.float64(8), "8.0"),
+        (datetime.date(2024, 1, 31), "2024-01-31"),
+        (Noul(value=True, confidence=0.7), "True"),
+        (Score["poor", "good"](value=0.25, confidence=0.7), "0.25"),
+        (Choice[("warm", ""), ("cold", "")](value="warm", confidence=0.7), "warm"),
+        (dspy.Code(code="x = 1"), "x = 1"),
+        (["warm", Tone.WARM, 1, 1.0, None, True], '["warm", "warm", 1, 1, null, true]'),
+        (("ü", {2, 1}), '["ü", [1, 2]]'),
+        (np.float32([0.1, 8]), "[0.1, 8]"),
+        ({"b": {"d": 1, "c": 2}, "a": 3}, '{"a": 3, "b": {"c": 2, "d": 1}}'),
+        ({Tone.WARM: 1, 2: "x", None: 0.5}, '{"2": "x", "null": 0.5, "warm": 1}'),
+        ([Choice[("warm", ""), ("cold", "")](value="warm", confidence=0.7)], '["warm"]'),
+        (REPLY, AS_JSON),
+        ([REPLY], f"[{AS_JSON}]"),
+    ],
+)
+def test_a_value_is_written_alike_at_learning_and_at_scoring(value, text):
+    for rendered in (
+        Rendering("answer")(None, dspy.Prediction(answer=value)),
+        Rendering("answer").rated(dspy.Example(answer=value)),
+        Rendering("{answer}")(None, {"answer": value}),
+        Rendering("answer", what="query").query(dspy.Example(answer=value), None),
+    ):
+        assert (type(rendered), rendered) == (str, text)
+
+
+def test_a_model_a_dataclass_and_the_dict_of_a_file_are_one_text():
+    from_file = json.loads(REPLY.model_dump_json())
+    backwards = {name: from_file[name] for name in reversed(from_file)}
+    backwards["parts"][0]["weight"] = 8
+    backwards["parts"][0]["tags"].sort()
+    in_python = REPLY.model_dump()
+    plain = PlainReply(REPLY.sent, None, REPLY.parts, Tone.WARM)
+    for value in (backwards, in_python, plain, dspy.Example(**in_python)):
+        assert Rendering("answer")(None, {"answer": value}) == AS_JSON
+
+
+def test_what_says_nothing_of_itself_is_refused():
+    for value in (object(), [object()], iter([])):
+        with pytest.raises(InputError, match="says nothing of what it holds, so it cannot be valued; give a string"):
+            Rendering("answer")(None, {"answer": value})
+    loop: list = []
+    loop.append(loop)
+    with pytest.raises(InputError, match="a list holds itself"):
+        Rendering("answer")(None, {"answer": loop})
+
+
+def test_what_a_callable_gives_is_a_string_and_nothing_more():
+    for value in (Tone.WARM, Loud("warm")):
+        rendered = Rendering(lambda example, pred: pred["answer"])(None, {"answer": value})
+        assert (type(rendered), rendered) == (str, "warm")
+
+
+def test_the_only_text_may_be_one_that_stands_for_a_string():
+    for value in (Tone.WARM, Hue.RED, Choice[("red", ""), ("warm", "")](value="warm", confidence=1), Loud("x")):
+        assert Rendering(None)(None, dspy.Prediction(n=1, answer=value)) in ("warm", "red", "x")
+    assert Rendering(None)(None, dspy.Prediction(reply="yes", hue=Hue.RED, code=dspy.Code(code="x"))) == "yes"
+    with pytest.raises(InputError, match="has 2 texts, among the fields 'reply', 'tone'; say which"):
+        Rendering(None)(None, dspy.Prediction(reply="yes", tone=Tone.WARM))
+    with pytest.raises(InputError, match="has no texts, among the fields 'third', 'parts'"):
+        Rendering(None)(None, dspy.Prediction(third=Hue.THIRD, parts=["a"]))
