@@ -211,8 +211,8 @@ def _solutions(
 def _careful_best(figures: Array, n_priors: int, n_alphas: int, n_in: int) -> int:
     """The best prior's column, or the best way's of the highest penalty that is within half a standard error of it.
 
-    A way that leaves optional blocks out, not one of the first `n_in`, must be better by half a standard error. With
-    several priors no penalty makes it worse than one of them.
+    A way that leaves optional blocks out, not one of the first `n_in`, must be better by half a standard error. No
+    penalty makes a way worse than a prior.
     """
     if len(figures) < 2:
         return 0
@@ -223,7 +223,7 @@ def _careful_best(figures: Array, n_priors: int, n_alphas: int, n_in: int) -> in
         less = figures[:, best] - figures[:, column]
         return bool(less.mean() > STANDARD_ERRORS * less.std(ddof=1) / np.sqrt(len(less)))
 
-    floor = means[:n_priors].max() if n_priors > 1 else -math.inf  # cosine alone: fits stay what they were
+    floor = means[:n_priors].max()
     best, best_in = int(means.argmax()), int(means[: n_priors + n_in * n_alphas].argmax())
     if not behind(best_in, best):
         best = best_in

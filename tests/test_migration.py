@@ -279,7 +279,7 @@ def test_a_reranker_of_another_model_learns_anew_as_its_error_advises(tmp_path):
         dspy.Example(query=f"which {text.split()[0]}?", passages=[text, f"{text} broke"], relevance=[1.0, 0.0])
         for text in NEW
     ]
-    fit = FitValue(query="query", passages="passages", relevance="relevance")
+    fit = FitValue(query="query", passages="passages", relevance="relevance", first_stage=False)
     reranker = fit.compile(Reranker(of(CountingModel("old"), tmp_path)), trainset=judged)
     reranker.save(tmp_path / "r.json")
     other = Reranker(of(CountingModel("new"), tmp_path))

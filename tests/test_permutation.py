@@ -245,17 +245,20 @@ def test_answers_that_many_questions_share_do_not_melt_the_questions_together():
     learner = fit.compile(learner, trainset=rows_of("saf", "train"))
     new = rows_of("saf", "test_questions")
     errors = learner.predict_many([row["text"] for row in new]) - [row["score"] for row in new]
-    assert np.sqrt(np.mean(errors**2)) <= 0.26  # .546 where they melted, .399 for the mean
-    assert next(iter(fit.report.values()))["cv_r2"] < 0.4
+    error = np.sqrt(np.mean(errors**2))
+    assert error <= 0.26  # .546 where they melted, .399 for the mean
+    assert error <= 1.1 * np.sqrt(next(iter(fit.report.values()))["cv_mse"])  # new questions keep what folds promise
 
 
 @human_data
 @pytest.mark.local
+@pytest.mark.filterwarnings("ignore:.* longer than the model's window")
 def test_answers_that_many_questions_share_do_not_melt_in_a_real_model_either(minilm):
     learner = Qwen3EmbeddingValueLearner(minilm, cache_dir=None)
     fit = FitValue(group="group")
     learner = fit.compile(learner, trainset=rows_of("saf", "train")[::3])
     new = rows_of("saf", "test_questions")[::3]
     errors = learner.predict_many([row["text"] for row in new]) - [row["score"] for row in new]
-    assert np.sqrt(np.mean(errors**2)) <= 0.26
-    assert next(iter(fit.report.values()))["cv_r2"] < 0.4
+    error = np.sqrt(np.mean(errors**2))
+    assert error <= 0.26
+    assert error <= 1.1 * np.sqrt(next(iter(fit.report.values()))["cv_mse"])

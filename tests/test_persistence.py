@@ -515,7 +515,10 @@ def test_rated_texts_are_no_parameters_of_a_run_but_one_entry(tmp_path):
     program = Program(learner)
     program.rerank = Reranker(learner)
     program.rerank.learn(
-        [JudgedQuery(f"what is {n}", [f"{n} is it", f"{n} is not"], np.array([1.0, n % 2 - 1])) for n in range(9)]
+        [
+            JudgedQuery(f"what is {n}", [f"{n} is it", f"{n} is not"], np.array([1.0, n % 2 - 1]), first_stage=False)
+            for n in range(9)
+        ]
     )
     logged = {name: leaf for name, leaf in leaves(program.dump_state()).items() if "ridge" in name}
     assert {name: leaf for name, leaf in logged.items() if "weights" not in name} == {

@@ -17,6 +17,7 @@ import numpy as np
 from human_ratings import load
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
+from dspy_qvl.features import Features
 
 ROUNDS, N_NEW = 7, 1000
 
@@ -53,7 +54,7 @@ def measure(learner: Qwen3EmbeddingValueLearner, new: list[str]) -> dict[str, fl
     for number in range(ROUNDS):
         for name, call in calls.items():
             learner.embedding_cache.clear()
-            learner._blocks.__init__(learner._blocks.wanted, beside_lexical=learner._blocks.beside_lexical)  # type: ignore[misc]
+            learner._blocks = Features(learner._blocks.wanted, beside_lexical=learner._blocks.beside_lexical)
             costs[f"{name}, new"].append(cost(call))
             costs[f"{name}, seen"].append(cost(call))
         if number < 2:
