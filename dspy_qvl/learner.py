@@ -470,7 +470,9 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             mine = self._settings[name]
             # A model is compared by what it is, not by its name: see check_identity.
             if name != "model_name" and mine not in (DEFAULTS[name], value):
-                raise StateError(f"it was saved with {name}={value!r}, but this learner was made with {mine!r}.")
+                raise StateError(
+                    f"it was saved with {name}={shown(value)}, but this learner was made with {shown(mine)}."
+                )
         now, spec = self._embedding, self._embedding.spec
         if settings["model_name"] is None and spec.embedder is None:
             raise StateError("it was saved with an embedder of its own; give that embedder to this learner.")
