@@ -116,6 +116,8 @@ class Embedding:
         if cache_dir is not None:
             cache_dir = _folder(cache_dir)
         backend = spec.backend()
+        for part in (backend.identity or {}).values():  # it is saved with every fit
+            check_text(part, "the name of the embedding model")
         self.spec = spec
         self.cache_dir = cache_dir
         self.instruction = instruction

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.cache import MemoryCache
-from dspy_qvl.errors import FeatureError, InputError, check_table, shown
+from dspy_qvl.errors import FeatureError, InputError, check_table, check_text, shown
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.moments import Rows
@@ -337,4 +337,4 @@ def _named(entry: object) -> tuple[str, Make]:
             f"the callable {shown(entry)} needs a name by which a saved value function can ask for it: define it with "
             f"def, or give it an attribute `name`, other than those of the built-in blocks."
         )
-    return name, entry
+    return check_text(name, "the name of a block of features"), entry

@@ -8,6 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
+import orjson
 import pandas as pd
 import pytest
 
@@ -472,6 +473,62 @@ def test_counts_that_cannot_be_written_down_are_refused(tmp_path):
         lambda: Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path).embedding_cache.prune(max_bytes=number),
     ):
         with pytest.raises(InputError, match=r"must be at most 1e\+100, but got 0x31e2"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: {"n": 2**64}, "the integer 18446744073709551616 has more than 64 bits; keep it as a string"),
+        (lambda: {"n": [{"m": -(2**63) - 1}]}, "the integer -9223372036854775809 has more than 64 bits"),
+        (lambda: {"n": 10**5000}, "the integer 0x31e2.* has more than 64 bits"),
+        (lambda: {"n": nested(100)}, "lie within each other more than 100 deep; keep less, or a string"),
+        (lambda: {"n": [[[nested(98)]]]}, "lie within each other more than 100 deep"),
+        (lambda: {"n": nested(10_000)}, "lie within each other more than 100 deep"),
+    ],
+)
+def test_metadata_that_json_elsewhere_cannot_hold_is_refused_when_it_is_added(trained, made, message):
+    metadata = made()
+    for add in (
+        lambda: trained.add_training_example("text", 1.0, metadata),
+        lambda: trained.add_training_examples([("fine", 1.0), ("text", 1.0, metadata)]),
+        lambda: trained.update("text", 1.0, metadata),
+    ):
+        with pytest.raises(InputError, match=message):
+            add()
+    assert len(trained.training_texts) == 60
+
+
+def test_metadata_within_the_limits_comes_back_from_every_way_of_saving(trained, tmp_path):
+    trained.update("text", 1.0, {"n": [2**64 - 1, -(2**63)], "deep": nested(99), "none": math.nan, "far": -math.inf})
+    kept = {"n": [2**64 - 1, -(2**63)], "deep": nested(99), "none": None, "far": None}
+    assert trained.training_metadata[-1] == kept
+    trained.save_model(tmp_path / "m")
+    trained.save(tmp_path / "m.json")
+    for load in (lambda one: one.load_model(tmp_path / "m"), lambda one: one.load(tmp_path / "m.json")):
+        again = Qwen3EmbeddingValueLearner("lexical", 512, cache_dir=tmp_path)
+        load(again)
+        assert again.deepcopy().training_metadata[-1] == kept
+    assert orjson.loads(orjson.dumps(trained.ridge.content()))["examples"]["metadata"][-1] == kept
+
+
+def test_names_that_could_not_be_saved_are_refused_at_once(tmp_path):
+    def block(texts):
+        return [len(text) for text in texts]
+
+    block.name = "broken \ud800"
+    for make, what in (
+        (
+            lambda: Qwen3EmbeddingValueLearner("lexical", features=block, cache_dir=None),
+            "the name of a block of features",
+        ),
+        (lambda: Qwen3EmbeddingValueLearner("owner/\ud800", cache_dir=None), "the name of the embedding model"),
+        (
+            lambda: Qwen3EmbeddingValueLearner(embedder=CountingModel("\ud800"), cache_dir=tmp_path),
+            "the name of the embedding model",
+        ),
+    ):
+        with pytest.raises(InputError, match=f"{what} holds a lone surrogate"):
             make()
 
 
