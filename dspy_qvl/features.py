@@ -53,6 +53,7 @@ def log_lengths(texts: Sequence[str]) -> Vectors:
 OVERLAP_MODEL = LexicalModel(2**18, 0.6)
 
 BUILT_IN: Mapping[str, Make] = {LEXICAL: LexicalModel(LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT), LENGTH: log_lengths}
+WIDTHS = {LEXICAL: LEXICAL_COLUMNS, LENGTH: 1, COSINE: 1, OVERLAP: 3}  # columns; "product" has the embedding's
 
 
 @dataclass(frozen=True)

@@ -512,6 +512,14 @@ def test_metadata_within_the_limits_comes_back_from_every_way_of_saving(trained,
     assert orjson.loads(orjson.dumps(trained.ridge.content()))["examples"]["metadata"][-1] == kept
 
 
+def test_metadata_saved_before_with_larger_integers_is_still_read(trained):
+    state = trained.ridge.content()
+    state["examples"]["metadata"][0] = {"id": 2**127}
+    trained.ridge.load_state(state)
+    trained.ridge.load_state(trained.ridge.dump_state())
+    assert trained.training_metadata[0] == {"id": 2**127}
+
+
 def test_names_that_could_not_be_saved_are_refused_at_once(tmp_path):
     def block(texts):
         return [len(text) for text in texts]
