@@ -19,6 +19,7 @@ from dspy_qvl.head import RidgeHead
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metric import ValueMetric
 from dspy_qvl.optimizer import FitValue
+from dspy_qvl.precomputed import Precomputed
 from dspy_qvl.reranker import RankedPassage, Reranker
 from dspy_qvl.text import RankingExample
 
@@ -30,6 +31,7 @@ __all__ = [
     "MissingTextError",
     "ModelUnavailableError",
     "NotFittedError",
+    "Precomputed",
     "QVLError",
     "QVLWarning",
     "Qwen3EmbeddingValueLearner",
@@ -42,4 +44,4 @@ __all__ = [
     "ValueMetric",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -4,7 +4,8 @@
     "openrouter/qwen/qwen3-embedding-8b"   a hosted route through litellm: the first part names the provider
     "path/to/model"                        an existing folder: a sentence-transformers model, in process
     "Qwen/Qwen3-Embedding-0.6B"            anything else: a model of the Hugging Face hub, in process
-    embedder=...                           your own `dspy.Embedder` or callable, list of texts -> (n, d)
+    embedder=...                           your own `dspy.Embedder` or callable, plain or async, list of texts -> (n, d)
+    embedder=Precomputed(texts, vectors)   vectors that exist already
 
 Each becomes a `Backend`: a callable to hand to `dspy.Embedder`, and the identity that keeps its vectors apart.
 """
@@ -13,18 +14,24 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import dspy
 
-from dspy_qvl.errors import InputError, check_count, check_optional_string, shown
-from dspy_qvl.hosted import HostedModel, Limits, Usage, batch_size, public_address
+from dspy_qvl import embedders
+from dspy_qvl.addresses import address_of, public_address
+from dspy_qvl.arguments import canonical, public, secrets
+from dspy_qvl.backend import Backend, Measured
+from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optional_string, shown
+from dspy_qvl.hosted import HostedModel, Limits, batch_size
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.local import LocalModel
+from dspy_qvl.precomputed import PROBE_TEXTS as PRECOMPUTED_PROBE
+from dspy_qvl.precomputed import Precomputed
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 HOSTED_QWEN = "openrouter/qwen/qwen3-embedding-8b"
@@ -60,57 +67,12 @@ LOCAL_BATCH = 256  # texts a batch in process, where the budget of tokens allows
 # Batches at once in process: one is tokenized, or waits for Python, while the other is in the processor's hands.
 LOCAL_SLOTS = 2
 
-Embed = Callable[[list[str]], Any]
 
-
-class Measured(NamedTuple):
-    """What texts cost a model in process.
-
-    Attributes:
-        tokens: of each text, as the model sees it.
-        budget: padded tokens of a batch.
-        warning: what is lost of texts longer than the model's window, or None.
-    """
-
-    tokens: Sequence[int]
-    budget: int
-    warning: str | None
-
-
-@dataclass(frozen=True)
-class Backend:
-    """What one model name means.
-
-    Attributes:
-        name: how messages call the model.
-        identity: what makes two vectors comparable, for saved states; None for an anonymous callable.
-        endpoint: where the model is served, without user, password or query; part of the cache's key only.
-        size: length of a full vector, or None if only the first vector tells.
-        default_dim: `embedding_dim` where the caller gives none, or None for the model's own size.
-        embed: list of texts -> (n, size); a `dspy.Embedder`, or what can be handed to one.
-        batch_size: texts a call.
-        keep_on_disk: whether a vector is worth storing.
-        slots: batches that run well at once.
-        width: how many of them one caller may have.
-        is_served: whether another process answers: it may change the model under its name, and its failures tell the
-            texts they are about from the others of the batch.
-        measure: list of texts -> what they cost, or None where they are only counted.
-        usage: what was asked of a provider so far, or None where nobody is paid.
-    """
-
-    name: str
-    identity: Mapping[str, str] | None
-    embed: Embed
-    endpoint: str = ""
-    size: int | None = None
-    default_dim: int | None = None
-    batch_size: int = 32
-    keep_on_disk: bool = True
-    slots: int = 1
-    width: int = 1
-    is_served: bool = False
-    measure: Callable[[Sequence[str]], Measured] | None = None
-    usage: Callable[[], Usage] | None = None
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +87,9 @@ class ModelSpec:
         embedder: a `dspy.Embedder` or callable that takes the place of `model_name`.
         settings: of the model, by the names in `OF_LOCAL`, `OF_HOSTED` and `OF_ANY`; only what the caller gave.
         key_lost: whether there was a key that pickling left out.
+        options: arguments of the provider's own, sent with each request.
+        options_lost: the names of those that pickling left out.
+        home: the folder that a relative `model_name` is meant from.
     """
 
     model_name: str
@@ -134,16 +99,27 @@ class ModelSpec:
     embedder: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     key_lost: bool = field(default=False, repr=False)
+    options: Mapping[str, Any] | None = field(default=None, repr=False)
+    options_lost: tuple[str, ...] = field(default=(), repr=False)
+    home: str = field(default_factory=_here, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "api_key": None, "api_base": public_address(self.api_base) or None}
         state["key_lost"] = self.key_lost or self.api_key is not None
-        if isinstance(self.embedder, dspy.Embedder):
-            state["embedder"] = _without_secrets(self.embedder)
+        state["embedder"] = embedders.without_secrets(self.embedder)
+        if self.options is not None:
+            state["options"] = public(self.options)
+            state["options_lost"] = (*self.options_lost, *secrets(self.options))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"options": None, "options_lost": (), "home": _here(), **state})
+        if not Path(self.home).is_dir():  # another machine
+            self.__dict__["home"] = _here()
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.home, self.model_name)
 
     def like(self, identity: Mapping[str, str] | None) -> "ModelSpec":
         """The same model, in process as the one that `identity` belongs to, where the caller left that open."""
@@ -154,8 +130,25 @@ class ModelSpec:
         settings = {**{name: value for name, value in theirs.items() if value is not None}, **self.settings}
         return replace(self, settings=settings)
 
+    @property
+    def is_routed(self) -> bool:
+        """Whether litellm is asked, so that the address may change with the environment."""
+        if self.embedder is not None:
+            return embedders.is_route(self.embedder)
+        return self.model_name.split("/")[0] in PROVIDERS and not self._folder.is_dir()
+
+    def address(self) -> str | None:
+        """Where the model is asked now, or None for the provider's own address, or no address at all."""
+        if self.embedder is not None:
+            return embedders.address_of(self.embedder)
+        return address_of(str(self.model_name), self.api_base)
+
     def backend(self) -> Backend:
-        """The backend this describes; nothing is loaded or sent yet.
+        """The backend this describes, at the address of this moment; see `backend_at`."""
+        return self.backend_at(self.address())
+
+    def backend_at(self, address: str | None) -> Backend:
+        """The backend this describes, served at an address; nothing is loaded or sent yet.
 
         Raises:
             InputError: a chat model, an unusable name, an embedder that cannot be called, or a setting that the
@@ -163,20 +156,20 @@ class ModelSpec:
         """
         if self.embedder is not None:
             self._check_settings("an embedder of one's own", OF_ANY)
-            return _custom(self.embedder, self._slots(1))
+            return _custom(self.embedder, self._slots(1), address)
         if not isinstance(self.model_name, str) or not self.model_name.strip():
             raise InputError(f"model_name must be the name of an embedding model, but got {shown(self.model_name)}.")
         if self.model_name.strip().lower() == LEXICAL:
             self._check_settings("the lexical model", OF_ANY)
             return _lexical(LEXICAL_DIM if self.embedding_dim is None else self.embedding_dim)
-        if Path(self.model_name).is_dir():
+        if self._folder.is_dir():
             self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
-            return self._folder(Path(self.model_name))
+            return self._in_folder()
         refuse_chat_model(self.model_name)
         self._check_address()
         if self.model_name.split("/")[0] in PROVIDERS:
-            self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY))
-            return self._hosted()
+            self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY), takes_options=True)
+            return self._hosted(address)
         if self.api_base is not None:
             raise InputError(
                 f"api_base was given, but {self.model_name!r} names no provider; put one first, for instance "
@@ -208,12 +201,15 @@ class ModelSpec:
         if "@" in parts.netloc:
             raise InputError("api_base must not hold a user or password, which would show in errors; use api_key.")
 
-    def _check_settings(self, what: str, allowed: Sequence[str]) -> None:
+    def _check_settings(self, what: str, allowed: Sequence[str], *, takes_options: bool = False) -> None:
         """Refuse a setting that would have no effect.
 
         Raises:
             InputError: names it, and whose it is.
         """
+        if self.options is not None and not takes_options:
+            instead = "give them to dspy.Embedder" if self.embedder is not None else "leave them out"
+            raise InputError(f"provider_options are sent with requests to a provider, but this is {what}; {instead}.")
         for name, value in self.settings.items():
             if name not in allowed:
                 where = "a model in process" if name in OF_LOCAL else "a hosted model"
@@ -229,13 +225,14 @@ class ModelSpec:
         name = self.model_name
         return self._local(repr(name), {"model": name}, name, _qwen3_size(name))
 
-    def _folder(self, folder: Path) -> Backend:
+    def _in_folder(self) -> Backend:
+        folder, name = self._folder, Path(self.model_name).name
         if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
             raise InputError(
-                f"{str(folder)!r} holds no embedding model: neither config.json nor modules.json is in it."
+                f"{self.model_name!r} holds no embedding model: neither config.json nor modules.json is in it."
             )
-        identity = {"model": folder.name, "content": _fingerprint(folder)}
-        return self._local(f"the model in {folder.name!r}", identity, str(folder.resolve()), None)
+        identity = {"model": name, "content": _fingerprint(folder)}
+        return self._local(f"the model in {name!r}", identity, str(folder.resolve()), None)
 
     def _local(self, name: str, identity: dict[str, str], source: str, size: int | None) -> Backend:
         given = {setting: value for setting, value in self.settings.items() if setting in OF_LOCAL}
@@ -255,24 +252,43 @@ class ModelSpec:
 
     # Hosted
 
-    def _hosted(self) -> Backend:
+    def _hosted(self, address: str | None) -> Backend:
         given = {name: value for name, value in self.settings.items() if name in (*OF_HOSTED, *OF_ANY)}
         limits = Limits(**given)
         model = HostedModel(
-            self.model_name, api_key=self.api_key, api_base=self.api_base, limits=limits, key_lost=self.key_lost
+            self.model_name,
+            api_key=self.api_key,
+            api_base=address,
+            limits=limits,
+            key_lost=self.key_lost,
+            options=self.options,
         )
+        options = self.options or {}
+        arguments = canonical(options)
+        n_columns = options.get("dimensions")
         return Backend(
             name=f"the route {self.model_name!r}",
-            identity={"model": self.model_name, "backend": "litellm"},
-            embed=model,
-            endpoint=public_address(self.api_base),
-            size=_qwen3_size(self.model_name),
+            identity={
+                "model": self.model_name,
+                "backend": "litellm",
+                **({"arguments": arguments} if arguments else {}),
+            },
+            embed=self._without_its_options if self.options_lost else model,
+            endpoint=public_address(address),
+            size=n_columns if isinstance(n_columns, int) else _qwen3_size(self.model_name),
             default_dim=_qwen3_dim(self.model_name),
             batch_size=batch_size(self.model_name),
             slots=limits.max_concurrency,
             width=limits.max_concurrency,
             is_served=True,
             usage=lambda: model.usage,
+        )
+
+    def _without_its_options(self, texts: Sequence[str]) -> Any:
+        names = ", ".join(self.options_lost)
+        raise EmbeddingError(
+            f"the route {self.model_name!r} was given secrets in provider_options ({names}), which do not travel to "
+            "another process or a file; give them to a new learner there."
         )
 
 
@@ -302,6 +318,7 @@ def _lexical(n_features: int) -> Backend:
         default_dim=n_features,
         batch_size=256,
         keep_on_disk=False,  # hashing a text is as cheap as reading its vector
+        keep_with_fit=False,
     )
 
 
@@ -341,35 +358,35 @@ def _qwen3_dim(model_name: str) -> int | None:
 # The caller's own
 
 
-def _custom(embedder: Any, n_slots: int) -> Backend:
-    model = embedder.model if isinstance(embedder, dspy.Embedder) else embedder
-    if not callable(embedder):
-        raise InputError(f"embedder must be a dspy.Embedder or a callable, but got {type(embedder).__name__}.")
-    name = model if isinstance(model, str) else getattr(embedder, "name", None) or getattr(model, "name", None) or None
-    if name is not None and not isinstance(name, str):
-        raise InputError(f"the name of an embedder must be a string, but got {type(name).__name__}: {shown(name)}.")
-    if name is not None and not name.strip():
-        raise InputError("the name of an embedder must not be blank: it keeps its vectors apart from those of others.")
+def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
+    name, model = embedders.name_of(embedder), embedders.model_of(embedder)
+    if isinstance(model, Precomputed):
+        return _precomputed(model)
     if isinstance(model, str):
         refuse_chat_model(model)
-    own = embedder.default_kwargs if isinstance(embedder, dspy.Embedder) else {}
-    address = own.get("api_base") or own.get("base_url")
+    identity, former = embedders.identity_of(embedder), embedders.former_identity(embedder)
     return Backend(
         name=f"the embedder {name!r}" if name else "the embedder",
-        identity={"model": name, "backend": "embedder"} if name else None,
+        identity=identity,
         embed=embedder,
-        endpoint=public_address(str(address) if address else None),
+        endpoint=public_address(address),
         batch_size=embedder.batch_size if isinstance(embedder, dspy.Embedder) else 64,
         keep_on_disk=name is not None,
         slots=n_slots,
+        former=former if former != identity else None,
+        sent=embedders.sent_to(embedder, address),
+        secrets=embedders.secret_strings_of(embedder),
     )
 
 
-def _without_secrets(embedder: dspy.Embedder) -> dspy.Embedder:
-    """The same embedder without the arguments that may hold a key."""
-    secret = re.compile(r"key|token|secret|password|credential|header", re.I)
-    kept = {name: value for name, value in embedder.default_kwargs.items() if not secret.search(name)}
-    bare = dspy.Embedder(embedder.model, batch_size=embedder.batch_size, caching=embedder.caching, **kept)
-    if hasattr(embedder, "name"):
-        bare.name = embedder.name
-    return bare
+def _precomputed(table: Precomputed) -> Backend:
+    return Backend(
+        name=f"the table {table.name!r}",
+        identity={"model": table.name, "backend": "precomputed", "content": table.digest},
+        embed=table,
+        size=table.size,
+        batch_size=4096,
+        keep_on_disk=False,  # it is looked up as fast as in a file
+        probe_texts=PRECOMPUTED_PROBE,
+        takes_instruction=False,
+    )

@@ -11,27 +11,39 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dspy_qvl import transfer, upkeep
-from dspy_qvl.errors import InputError, check_text, shown
+from dspy_qvl.errors import InputError, check_text, check_texts, shown
+from dspy_qvl.moments import slices
 from dspy_qvl.store import Vector, VectorStore
 from dspy_qvl.upkeep import CacheInfo, Pruned
+from dspy_qvl.vectors import Truncation, as_float32, checked_vectors, first_of_each
 
 STORAGES = ("float32", "float16")
+PUT_AT_ONCE = 1024  # vectors of a transaction
+
+
+def _as_it_is(text: str, instruct: bool) -> str:
+    return text
 
 
 class EmbeddingCache:
     """The vectors of one embedding model, in a file that all models share.
 
-    `len`, `in` and `clear()` speak of this model's vectors in memory; `info()`, `prune()`, `export()` and
-    `import_()` of the whole file.
+    `len`, `in` and `clear()` speak of this model's vectors in memory; `put()` of this model's anywhere; `info()`,
+    `prune()`, `export()` and `import_()` of the whole file.
 
     Args:
         identity: what makes the model's vectors its own; part of every key.
         path: the SQLite file, or None for memory only.
+        truncation: how a full vector becomes one that is used; None for a model that says nothing of it.
+        sent: text, and whether the instruction is put before it -> what the model is sent.
         memory_bytes: how much memory vectors may take before the least recently used ones leave.
         storage: how new vectors are stored, "float32" or "float16" (half the bytes, three digits an entry); what
             is there already is read either way.
@@ -41,17 +53,75 @@ class EmbeddingCache:
     """
 
     def __init__(
-        self, identity: str, path: Path | None, *, memory_bytes: int = 256 * 2**20, storage: str = "float32"
+        self,
+        identity: str,
+        path: Path | None,
+        *,
+        truncation: Truncation | None = None,
+        sent: Callable[[str, bool], str] = _as_it_is,
+        memory_bytes: int = 256 * 2**20,
+        storage: str = "float32",
     ) -> None:
         if not isinstance(storage, str) or storage not in STORAGES:
             raise InputError(f'storage must be "float32" or "float16", but got {shown(storage)}.')
         self._secret = hashlib.blake2b(identity.encode(), digest_size=32).digest()
+        self._truncation = truncation or Truncation("the model", None, None, None)
+        self._sent = sent
         self.memory = MemoryCache(memory_bytes)
         self.store = None if path is None else VectorStore(path, identity, half=storage == "float16")
 
     def key(self, text: str) -> bytes:
         """16 bytes that stand for this text under this model."""
         return hashlib.blake2b(text.encode(), digest_size=16, key=self._secret).digest()
+
+    def put(self, texts: Sequence[str], vectors: Any, *, instruct: bool = True) -> None:
+        """Keep vectors that exist already, in memory and on disk, so that this model is never asked for these texts.
+
+        They must be the model's own and whole, as it gives them; which model they came from is taken on trust, so put
+        only what it would have given. The first vector of a text stays. Blank texts have none, and are left out.
+
+        Args:
+            texts: the texts, without the instruction.
+            vectors: a row each, (n_texts, d), before any cut to `embedding_dim`; they need not have unit length. Read
+                in pieces, so that a memory-mapped file may be larger than the memory.
+            instruct: whether the texts were embedded with the learner's instruction before them, as rated texts are.
+                False for texts that are valued for a query, and for passages of a reranker: of a query and a text
+                it is the query that the instruction stands before. Nothing else without an instruction.
+
+        Raises:
+            InputError: texts or vectors that cannot be used, one text with two vectors, or vectors of another length
+                than the model's. Nothing is kept then.
+        """
+        texts = check_texts(texts)
+        table = checked_vectors(vectors, texts)
+        places = first_of_each(texts, table)
+        size = self._truncation.size
+        if size not in (None, table.shape[1]):
+            raise InputError(
+                f"vectors has {table.shape[1]} columns, but the model gives {size}; put its full vectors, uncut."
+            )
+        self._truncation.keep(table.shape[1])
+        for some in slices(len(places), PUT_AT_ONCE):
+            rows = as_float32(table[places[some]])
+            keys = [self.key(self._sent(texts[place], instruct)) for place in places[some]]
+            self.add(dict(zip(keys, rows, strict=True)))
+
+    def add(self, vectors: Mapping[bytes, Vector]) -> dict[bytes, Vector]:
+        """Store full vectors and keep them in memory; as `keep`, and the first that was stored stays."""
+        if self.store is not None and vectors:
+            vectors = {**vectors, **self.store.write(list(vectors), np.stack(list(vectors.values())))}
+        return self.keep(vectors)
+
+    def keep(self, vectors: Mapping[bytes, Vector]) -> dict[bytes, Vector]:
+        """Keep full vectors in memory, cut and scaled as they are used; the first of a text stays.
+
+        Raises:
+            EmbeddingError, InputError: as `Truncation`.
+        """
+        if not vectors:
+            return {}
+        rows = self._truncation(list(vectors.values()))
+        return {key: self.memory.put(key, row) for key, row in zip(vectors, rows, strict=True)}
 
     def info(self) -> CacheInfo:
         """What is on disk, of every model; reads through the whole file."""
@@ -129,7 +199,8 @@ class EmbeddingCache:
         return len(self.memory)
 
     def __contains__(self, text: object) -> bool:
-        return self.memory.get(self.key(check_text(text))) is not None
+        text = check_text(text)
+        return any(self.memory.get(self.key(self._sent(text, instruct))) is not None for instruct in (True, False))
 
     def _on_disk(self, what: str) -> VectorStore:
         if self.store is None:

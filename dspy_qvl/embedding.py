@@ -1,9 +1,9 @@
 """Texts -> unit vectors: the one door to `dspy.Embedder`.
 
-    texts ─► as sent ─► memory ─► disk ─► model, by length in batches ─► checked ─► stored ─► cut, unit length
+    texts ─► as sent ─► the model at its address (`source.py`): memory, disk, or the model itself ─► a row a text
 
-Every distinct text is embedded once. A batch is on disk before the next one is asked for. What is stored is the
-model's full vector; it is cut to `embedding_dim` and scaled to unit length when it is read.
+The address of a hosted model is looked up whenever texts are embedded, so that vectors are always those of the server
+that would be asked. Each address has its own source of vectors.
 
 An empty or blank text is valued, not refused: saying nothing is something an LLM does and people rate. No model
 is asked for it (most refuse it); its vector is zero, so its value is what the other texts leave for a text
@@ -11,76 +11,37 @@ without any feature, and rating one teaches what nothing is worth.
 """
 
 import asyncio
-import contextlib
-import hashlib
 import json
-import logging
 import os
+import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from dspy_qvl.backend import Backend
 from dspy_qvl.backends import LEXICAL, ModelSpec
 from dspy_qvl.cache import EmbeddingCache
-from dspy_qvl.coalescing import Coalescer, Key, Run, Wanted, by_caller
-from dspy_qvl.errors import (
-    EmbeddingError,
-    InputError,
-    QVLWarning,
-    TextsRefusedError,
-    check_count,
-    check_text,
-    other_model,
-    shown,
-)
+from dspy_qvl.coalescing import Key
+from dspy_qvl.errors import InputError, QVLWarning, TextsRefusedError, check_count, check_text, shown
 from dspy_qvl.hosted import Usage
-from dspy_qvl.linear import dot_rows
-from dspy_qvl.model import NO_VECTOR, Model, Row
 from dspy_qvl.provider import Refused
+from dspy_qvl.source import PROBE_TEXTS, Probe, Source
 from dspy_qvl.state import checked_path
 from dspy_qvl.text import instructed
+from dspy_qvl.vectors import Truncation, is_unit, unit
+
+__all__ = ["CACHE_FILE", "PROBE_TEXTS", "Embedding", "Probe", "is_unit", "unit"]
 
 Vectors = NDArray[np.float32]
 
-logger = logging.getLogger("dspy_qvl")
-
 CACHE_FILE = "vectors-1.sqlite"  # the number is the schema's
-BAR_AFTER_SECONDS = 2.0
-READ_AT_ONCE = 256  # few enough that vectors stay in the processor's cache until they are scaled
-SAME_MODEL_COSINE = 0.999
-
-# Embedded with every fit and saved with it, so that another model is noticed whatever it calls itself.
-PROBE_TEXTS = (
-    "The answer is correct, complete and easy to follow.",
-    "it never worked, support was rude and i want my money back!!",
-    "Die Katze schläft auf dem warmen Fensterbrett.",
-)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a model gave for `PROBE_TEXTS` when a value function was fitted.
-
-    Attributes:
-        texts: the texts, as sent.
-        vectors: their unit vectors, (n_texts, d).
-    """
-
-    texts: tuple[str, ...]
-    vectors: Vectors
-
-    @property
-    def digest(self) -> bytes:
-        """A short stand-in for the whole."""
-        return hashlib.blake2b("\0".join(self.texts).encode() + self.vectors.tobytes(), digest_size=16).digest()
 
 
 class Embedding:
@@ -91,13 +52,15 @@ class Embedding:
 
     Args:
         spec: the model.
-        cache_dir: folder of the file of vectors, or None for memory only.
+        cache_dir: folder of the file of vectors, or None for memory only; a relative one is meant from here, wherever
+            the process goes later.
         instruction: Qwen's task instruction, put before every text; None for none.
         batch_size: texts a call of the model, or None for what suits the model.
         storage: "float32", or "float16" for a file of half the size.
 
     Raises:
-        InputError: a model that cannot be used, more columns than it has, or a cache_dir that is a file.
+        InputError: a model that cannot be used, more columns than it has, an instruction that has no effect, or a
+            cache_dir that is a file.
     """
 
     def __init__(
@@ -113,38 +76,29 @@ class Embedding:
             check_count(spec.embedding_dim, "embedding_dim", 1)
         if instruction is not None:
             instruction = check_text(instruction, "instruction").strip() or None
-        if cache_dir is not None:
-            cache_dir = _folder(cache_dir)
-        backend = spec.backend()
+        folder = None if cache_dir is None else _folder(cache_dir, spec.home)
+        address = spec.address()
+        backend = spec.backend_at(address)
         for part in (backend.identity or {}).values():  # it is saved with every fit
             check_text(part, "the name of the embedding model")
+        if instruction is not None and not backend.takes_instruction:
+            raise InputError(
+                f"an instruction has no effect on {backend.name}: its vectors are what they are. Leave instruction "
+                "out, and make the table of vectors that were embedded with it."
+            )
         self.spec = spec
-        self.cache_dir = cache_dir
+        self.cache_dir = folder
+        self.given_dir = cache_dir
         self.instruction = instruction
         self.storage = storage
         self.batch_size = backend.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
-        self.dim = spec.embedding_dim if spec.embedding_dim is not None else backend.default_dim
-        self._backend = backend
-        self._model = Model(backend)
-        if backend.size is not None:
-            self._settle_dim(backend.size)
-        self._is_the_same = False  # whether a server was seen to give what is stored under its name
-        self._warned_of_length = False
-        self._meeting = threading.RLock()
-        self._trusted: set[bytes] = set()  # probes this model has given, or was seen to give
+        self._backend = backend  # what is the same at every address
+        self._truncation = Truncation(backend.name, spec.embedding_dim, backend.default_dim, backend.size)
+        self._is_routed = spec.is_routed
+        self._first = self._source_of(backend, address)
+        self._sources = {address: self._first}
+        self._making = threading.Lock()
         self.accepted: weakref.WeakSet[Any] = weakref.WeakSet()  # fits known to belong to this model
-        in_files = backend.keep_on_disk and cache_dir is not None
-        identity = json.dumps({**(backend.identity or {}), "endpoint": backend.endpoint}, sort_keys=True)
-        self.cache = EmbeddingCache(
-            identity,
-            Path(cache_dir) / CACHE_FILE if in_files and cache_dir is not None else None,
-            storage=storage,
-        )
-        # Learners of one model ask for their texts together; but not with each other's key, and not through an
-        # embedder that only has the same name.
-        path = None if self.cache.store is None else self.cache.store.path.absolute()
-        same = (identity, path, self.dim, self.batch_size, backend.slots, spec.api_key, id(spec.embedder))
-        self._coalescer = Coalescer.shared(same, backend.slots, self.batch_size)
         if backend.identity is None and cache_dir is not None:
             warnings.warn(
                 "embedder has no name, so its vectors are not stored on disk: give it an attribute `name` that "
@@ -152,6 +106,40 @@ class Embedding:
                 QVLWarning,
                 stacklevel=4,
             )
+
+    def _source(self) -> Source:
+        """The vectors of the model at the address that would be asked now."""
+        if not self._is_routed:
+            return self._first
+        address = self.spec.address()
+        source = self._sources.get(address)
+        if source is None:
+            with self._making:
+                source = self._sources.get(address)
+                if source is None:
+                    source = self._sources[address] = self._source_of(self.spec.backend_at(address), address)
+        return source
+
+    def _source_of(self, backend: Backend, address: str | None) -> Source:
+        spec = self.spec
+        in_files = backend.keep_on_disk and self.cache_dir is not None
+        return Source(
+            backend,
+            self._truncation,
+            path=self.cache_dir / CACHE_FILE if in_files and self.cache_dir is not None else None,
+            storage=self.storage,
+            batch_size=self.batch_size,
+            sent=partial(_sent, self.instruction),
+            whose=(spec.api_key, address, json.dumps(spec.options, sort_keys=True), id(spec.embedder)),
+        )
+
+    def _has_moved(self, source: Source) -> bool:
+        """Whether another address would be asked, now that something must be: loading litellm reads a .env file."""
+        if not self._is_routed:
+            return False
+        if "litellm" not in sys.modules:
+            import litellm  # noqa: F401
+        return self._source() is not source
 
     @property
     def name(self) -> str:
@@ -172,7 +160,7 @@ class Embedding:
             return self
         other = Embedding(
             spec,
-            cache_dir=self.cache_dir,
+            cache_dir=self.given_dir,
             instruction=self.instruction,
             batch_size=self.batch_size,
             storage=self.storage,
@@ -182,12 +170,23 @@ class Embedding:
     @property
     def usage(self) -> Usage | None:
         """What a hosted model was asked by this process so far: requests, texts, tokens, cost. None for the others."""
-        return None if self._backend.usage is None else self._backend.usage()
+        told = [source.backend.usage() for source in list(self._sources.values()) if source.backend.usage is not None]
+        return sum(told, Usage()) if told else None
+
+    @property
+    def cache(self) -> EmbeddingCache:
+        """The vectors in memory and on disk, of the address that would be asked now."""
+        return self._source().cache
+
+    @property
+    def dim(self) -> int | None:
+        """Columns of a vector; None until the first vector tells."""
+        return self._truncation.dim
 
     @property
     def keeps_vectors(self) -> bool:
-        """Whether a vector is worth storing."""
-        return self._backend.keep_on_disk or self._backend.identity is None
+        """Whether the vectors of rated texts are worth saving with what was learned from them."""
+        return self._backend.keep_with_fit
 
     @property
     def identity(self) -> dict[str, str] | None:
@@ -195,6 +194,11 @@ class Embedding:
         if self._backend.identity is None:
             return None
         return {**self._backend.identity, "instruction": self.instruction or ""}
+
+    @property
+    def former_identity(self) -> dict[str, str] | None:
+        """What version 0.1.0 called its identity, where that was another."""
+        return None if self._backend.former is None else {**self._backend.former, "instruction": self.instruction or ""}
 
     def __call__(self, texts: Sequence[str], *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
         """Unit vectors of texts.
@@ -212,26 +216,41 @@ class Embedding:
             TextsRefusedError: it refused some of the texts, named by position; the others are stored.
             StateError: the model is not the one that `expect` came from.
         """
-        keys, found, missing = self._look(texts, instruct)
+        source = self._source()
+        keys, found, missing = self._look(source, texts, instruct)
         if missing:
-            found.update(self._fetch(missing, expect))
+            fetched, unpaid = source.read(missing)
+            if unpaid and self._has_moved(source):
+                return self(texts, expect=expect, instruct=instruct)
+            found.update(fetched)
+            if unpaid:
+                found.update(source.ask(unpaid, expect))
         if self.dim is None:  # only blank texts so far: any other text tells how long a vector is
-            self._fetch(self._any_text(), None)
-        return self._rows(texts, keys, found)
+            self(PROBE_TEXTS[:1], instruct=False)
+        return self._rows(source, texts, keys, found)
 
     async def acall(self, texts: Sequence[str], *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
         """As `__call__`, without blocking the event loop: disk and model are asked in threads."""
-        keys, found, missing = self._look(texts, instruct)
+        source = self._source()
+        keys, found, missing = self._look(source, texts, instruct)
         if missing:
-            found.update(await self._afetch(missing, expect))
+            fetched, unpaid = await asyncio.to_thread(source.read, missing)
+            if unpaid and self._is_routed:
+                has_moved: bool = await asyncio.to_thread(self._has_moved, source)
+                if has_moved:
+                    return await self.acall(texts, expect=expect, instruct=instruct)
+            found.update(fetched)
+            if unpaid:
+                found.update(await source.aask(unpaid, expect))
         if self.dim is None:
-            await self._afetch(self._any_text(), None)
-        return self._rows(texts, keys, found)
+            await self.acall(PROBE_TEXTS[:1], instruct=False)
+        return self._rows(source, texts, keys, found)
 
     def vector(self, text: str, *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
         """The unit vector of one checked text, (dim,), read-only."""
         if text.strip():
-            vector = self.cache.memory.get(self.cache.key(self._sent(text, instruct)))
+            cache = (self._source() if self._is_routed else self._first).cache  # single values pass here
+            vector = cache.memory.get(cache.key(_sent(self.instruction, text, instruct)))
             if vector is not None:
                 return vector
         row: Vectors = self([text], expect=expect, instruct=instruct)[0]
@@ -240,37 +259,35 @@ class Embedding:
 
     def probe(self) -> Probe:
         """What this model gives for the probe texts."""
-        texts = tuple(instructed(text, self.instruction) for text in PROBE_TEXTS)
-        probe = Probe(texts, self(PROBE_TEXTS))
-        self._trusted.add(probe.digest)
+        texts = self._backend.probe_texts or PROBE_TEXTS
+        probe = Probe(tuple(_sent(self.instruction, text, True) for text in texts), self(texts))
+        self._source().trusted.add(probe.digest)
         return probe
+
+    def meets(self, expect: Probe) -> bool:
+        """Whether the model gives what it must for the probe texts; it is asked for them."""
+        return self._source().meets(expect)
 
     def remember(self, texts: Sequence[str], vectors: Sequence[Vectors], *, instruct: bool = True) -> None:
         """Keep unit vectors that were saved with a value function, in memory only: a file is not trusted further."""
+        cache = self.cache
         for text, vector in zip(texts, vectors, strict=True):
             if text.strip():
-                self.cache.memory.put(self.cache.key(self._sent(text, instruct)), vector)
+                cache.memory.put(cache.key(_sent(self.instruction, text, instruct)), vector)
 
     # What is known, what is missing
 
-    def _sent(self, text: str, instruct: bool) -> str:
-        """What the model is sent for a text."""
-        if not text.strip():
-            return ""
-        return instructed(text, self.instruction) if instruct else text
-
-    def _look(self, texts: Sequence[str], instruct: bool) -> tuple[list[Key], dict[Key, Any], dict[Key, str]]:
+    def _look(
+        self, source: Source, texts: Sequence[str], instruct: bool
+    ) -> tuple[list[Key], dict[Key, Any], dict[Key, str]]:
         """The key of every text, what memory has of them, and what is sent for those it has not."""
-        sent = [self._sent(text, instruct) for text in texts]
-        keys = [self.cache.key(text) for text in sent]
-        found: dict[Key, Any] = {key: self.cache.memory.get(key) for key in keys}
+        sent = [_sent(self.instruction, text, instruct) for text in texts]
+        keys = [source.cache.key(text) for text in sent]
+        found: dict[Key, Any] = {key: source.cache.memory.get(key) for key in keys}
         missing = {key: text for key, text in zip(keys, sent, strict=True) if found[key] is None and text}
         return keys, found, missing
 
-    def _any_text(self) -> dict[Key, str]:
-        return {self.cache.key(PROBE_TEXTS[0]): PROBE_TEXTS[0]}
-
-    def _rows(self, texts: Sequence[str], keys: Sequence[Key], found: Mapping[Key, Any]) -> Vectors:
+    def _rows(self, source: Source, texts: Sequence[str], keys: Sequence[Key], found: Mapping[Key, Any]) -> Vectors:
         """The vectors of texts, a row each.
 
         Raises:
@@ -282,7 +299,7 @@ class Embedding:
             more = "" if len(refused) == 1 else f" and {len(refused) - 1} more ({', '.join(map(str, refused))})"
             raise TextsRefusedError(
                 f"{self.name} refused text {row}{more} of {len(texts)} ({shown(texts[row])}): {reason}. Leave it out "
-                f"or change it; the {len(texts) - len(refused)} others are embedded{self._where()}.",
+                f"or change it; the {len(texts) - len(refused)} others are embedded{source.where()}.",
                 refused=refused,
             )
         vectors = np.zeros((len(keys), self.dim or 0), dtype=np.float32)
@@ -292,218 +309,22 @@ class Embedding:
                 vectors[row] = vector
         return vectors
 
-    # Disk, then model
-
-    def _fetch(self, missing: Mapping[Key, str], expect: Probe | None) -> dict[Key, Any]:
-        """Unit vectors from disk, and of the rest from the model; all of them are in memory afterwards."""
-        fetched, unpaid = self._read(missing)
-        if unpaid:
-            wanted = self._prepare(unpaid, expect)
-            with self._progress(unpaid) as run:
-                outcome = self._coalescer(wanted, self.cache.memory.get, run, width=self._backend.width)
-            fetched.update(self._taken_over(outcome))
-        return fetched
-
-    async def _afetch(self, missing: Mapping[Key, str], expect: Probe | None) -> dict[Key, Any]:
-        fetched, unpaid = await asyncio.to_thread(self._read, missing)
-        if unpaid:
-            wanted = await asyncio.to_thread(self._prepare, unpaid, expect)
-            with self._progress(unpaid) as run:
-                outcome = await self._coalescer.acall(wanted, self.cache.memory.get, run, width=self._backend.width)
-            fetched.update(self._taken_over(outcome))
-        return fetched
-
-    def _taken_over(self, outcome: Mapping[Key, Any]) -> dict[Key, Any]:
-        """What became of texts; vectors that another learner of the same model asked for are kept here too."""
-        vectors = {key: vector for key, vector in outcome.items() if not isinstance(vector, Refused)}
-        if self.dim is None and vectors:
-            self.dim = len(next(iter(vectors.values())))
-        return {**outcome, **{key: self.cache.memory.put(key, vector) for key, vector in vectors.items()}}
-
-    def _read(self, missing: Mapping[Key, str]) -> tuple[dict[Key, Any], dict[Key, str]]:
-        """What is on disk, and what is not."""
-        fetched: dict[Key, Any] = {}
-        if self.cache.store is not None:
-            keys = list(missing)
-            for start in range(0, len(keys), READ_AT_ONCE):
-                self._keep(self.cache.store.read(keys[start : start + READ_AT_ONCE]), fetched)
-            logger.debug("read %d of %d vectors from %s", len(fetched), len(missing), self.cache.store.path)
-        return fetched, {key: text for key, text in missing.items() if key not in fetched}
-
-    def _prepare(self, unpaid: Mapping[Key, str], expect: Probe | None) -> list[tuple[Key, str, int]]:
-        """Texts with what each costs the model, which is the one that is expected."""
-        if expect is not None and expect.digest not in self._trusted:
-            with self._meeting:
-                if expect.digest not in self._trusted:
-                    self._check_model(expect)
-        if self._backend.measure is None:
-            return [(key, text, len(text)) for key, text in unpaid.items()]
-        measured = self._backend.measure(list(unpaid.values()))
-        self._coalescer.budget = measured.budget
-        if measured.warning is not None and (len(unpaid) > 1 or not self._warned_of_length):
-            self._warned_of_length = True
-            warnings.warn(measured.warning, QVLWarning, stacklevel=2)
-        return [(key, text, cost) for (key, text), cost in zip(unpaid.items(), measured.tokens, strict=True)]
-
-    @contextlib.contextmanager
-    def _progress(self, unpaid: Mapping[Key, str]) -> Iterator[Run]:
-        """What answers the batches of a call, with a bar over its texts, and of a failure how far the call came."""
-        quiet = len(unpaid) <= self.batch_size or not logger.isEnabledFor(logging.WARNING)
-        quiet = quiet or threading.current_thread() is not threading.main_thread()  # bars of many threads are noise
-        bar = None if quiet else tqdm(total=len(unpaid), desc="embedding", unit="text", delay=BAR_AFTER_SECONDS)
-
-        def run(batch: Sequence[Wanted]) -> dict[Key, Any]:
-            outcome = self._answer(batch)
-            if bar is not None:
-                bar.update(sum(wanted.key in unpaid for wanted in batch))
-            return outcome
-
-        try:
-            yield run
-        except EmbeddingError as error:
-            n_done = sum(self.cache.memory.get(key) is not None for key in unpaid)
-            raise type(error)(
-                f"{error} ({n_done} of {len(unpaid)} new texts are embedded{self._where()}; trying again asks only for "
-                "the rest.)"
-            ) from error.__cause__
-        finally:
-            if bar is not None:
-                bar.close()
-        logger.debug("embedded %d texts with %s", len(unpaid), self.name)
-
-    def _where(self) -> str:
-        return "" if self.cache.store is None else f" and stored in {self.cache.store.path}"
-
-    # One batch
-
-    def _answer(self, batch: Sequence[Wanted]) -> dict[Key, Any]:
-        """What becomes of each text of a batch: its unit vector, stored; why it was refused; or what went wrong."""
-        try:
-            texts, keys = self._with_probe(batch)
-            return self._accept(keys, self._model(texts))
-        except EmbeddingError:
-            parts = by_caller(batch)
-            if self._backend.is_served or len(parts) == 1:
-                raise
-        outcome: dict[Key, Any] = {}
-        for part in parts:  # the text of one caller may be at fault: the others must not hear of it
-            try:
-                outcome.update(self._answer(part))
-            except EmbeddingError as error:
-                outcome.update({wanted.key: error for wanted in part})
-        return outcome
-
-    def _accept(self, keys: Sequence[Key], rows: Sequence[Row]) -> dict[Key, Any]:
-        """Store what the model gave; the vector of a text is the first that was stored."""
-        outcome: dict[Key, Any] = dict(zip(keys, rows, strict=True))
-        given = {key: row for key, row in outcome.items() if not isinstance(row, NO_VECTOR)}
-        if given:
-            self._check_still_the_same(given)
-            if self.cache.store is not None:
-                given.update(self.cache.store.write(list(given), np.stack(list(given.values()))))
-            self._keep(given, outcome)
-        return outcome
-
-    # Is it the model that it says?
-
-    def _with_probe(self, batch: Sequence[Wanted]) -> tuple[list[str], list[Key]]:
-        """What a batch asks for: until a server has answered once, with a probe text along."""
-        texts, keys = [wanted.text for wanted in batch], [wanted.key for wanted in batch]
-        if self._backend.is_served and self.cache.store is not None and not self._is_the_same:
-            key = self.cache.key(PROBE_TEXTS[0])
-            if key not in keys:
-                return [*texts, PROBE_TEXTS[0]], [*keys, key]
-        return texts, keys
-
-    def _check_still_the_same(self, given: Mapping[Key, Vectors]) -> None:
-        """Refuse the vectors of a server that runs another model than when those on disk were stored.
-
-        Raises:
-            EmbeddingError: the vector of the probe text is another; nothing of the batch is stored.
-        """
-        key = self.cache.key(PROBE_TEXTS[0])
-        if self._is_the_same or self.cache.store is None or not self._backend.is_served or key not in given:
-            return
-        for stored in self.cache.store.read([key]).values():
-            cosine = 0.0
-            if len(stored) == len(given[key]):
-                cosine = float(dot_rows(unit(stored[None]), unit(given[key][None]))[0])
-            if not cosine >= SAME_MODEL_COSINE:
-                raise EmbeddingError(
-                    f"{self.name} gives other vectors than those stored under its name in {self.cache.store.path} "
-                    f"(cosine {cosine:.3f} for a probe text, needed {SAME_MODEL_COSINE}): the server's model was "
-                    "changed. Give this learner another cache_dir, or drop the old vectors with "
-                    "embedding_cache.prune(model=…)."
-                )
-        self._is_the_same = True
-
-    # Vectors as they are used
-
-    def _keep(self, vectors: Mapping[Key, Vectors], fetched: dict[Key, Any]) -> None:
-        """Cut to `dim`, scale to unit length, and keep in memory; the first vector of a text stays."""
-        if not vectors:
-            return
-        for size in {len(vector) for vector in vectors.values()}:
-            self._model.keep_size(size)
-            self._settle_dim(size)
-        rows = unit(np.stack([vector[: self.dim] for vector in vectors.values()]))
-        for key, row in zip(vectors, rows, strict=True):
-            fetched[key] = self.cache.memory.put(key, row)
-
-    def _settle_dim(self, size: int) -> None:
-        """Settle `dim` now that the model's own size is known.
-
-        Raises:
-            InputError: the caller wants more columns than the model has.
-        """
-        wanted = self.spec.embedding_dim
-        if wanted is not None and wanted > size:
-            raise InputError(
-                f"embedding_dim={wanted} is more than {self.name} has ({size}); give embedding_dim={size} or less."
-            )
-        self.dim = min(size, self.dim or size)
-
-    def _check_model(self, expect: Probe) -> None:
-        """Refuse to value texts with a model whose vectors are not those the value function was fitted on."""
-        rows = [row for row in self._model(list(expect.texts)) if not isinstance(row, NO_VECTOR)]
-        if len(rows) < len(expect.texts):
-            raise EmbeddingError(f"{self.name} refuses the probe texts, so it cannot be told from another model.")
-        vectors = unit(np.stack(rows)[:, : expect.vectors.shape[1]])
-        if vectors.shape != expect.vectors.shape:
-            raise other_model(f"it has {expect.vectors.shape[1]} columns, {self.name} gives {vectors.shape[1]}")
-        cosine = float(dot_rows(vectors, expect.vectors).min())
-        if not cosine >= SAME_MODEL_COSINE:
-            self.cache.clear()  # vectors that came with the value function are of the other model
-            raise other_model(
-                f"{self.name} gives other vectors for a probe text (cosine {cosine:.3f}, needed {SAME_MODEL_COSINE})"
-            )
-        self._trusted.add(expect.digest)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "Embedding":
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.spec, self.cache_dir, self.instruction, self.batch_size, self.storage)
+        return _remake, (self.spec, self.given_dir, self.instruction, self.batch_size, self.storage)
 
 
-def unit(vectors: Vectors) -> Vectors:
-    """Rows scaled to length 1, (n, d) -> (n, d) float32; the same bits for a row in any batch."""
-    rows = vectors.astype(np.float64)
-    lengths = np.sqrt(dot_rows(rows, rows))
-    lengths[lengths == 0] = 1.0
-    rows /= lengths[:, None]
-    return rows.astype(np.float32)
+def _sent(instruction: str | None, text: str, instruct: bool) -> str:
+    """What the model is sent for a text."""
+    if not text.strip():
+        return ""
+    return instructed(text, instruction) if instruct else text
 
 
-def is_unit(vectors: Vectors) -> NDArray[np.bool_]:
-    """Which rows have length 1, to float32's rounding, (n, d) -> (n,)."""
-    with np.errstate(over="ignore"):
-        close: NDArray[np.bool_] = np.abs(dot_rows(vectors, vectors) - 1) < 1e-3
-    return close
-
-
-def _folder(cache_dir: str | os.PathLike[str]) -> Path:
-    """The folder that is meant, which need not be there.
+def _folder(cache_dir: str | os.PathLike[str], home: str) -> Path:
+    """The folder that is meant, which need not be there; a relative one lies below `home`.
 
     Raises:
         InputError: a file, or no name of a folder.
@@ -511,7 +332,7 @@ def _folder(cache_dir: str | os.PathLike[str]) -> Path:
     if not str(cache_dir).strip():
         raise InputError("cache_dir must not be blank; give a folder, or None for memory only.")
     try:
-        folder = checked_path(cache_dir).expanduser()
+        folder = Path(home, checked_path(cache_dir).expanduser())
     except RuntimeError as error:  # no such user
         raise InputError(f"cache_dir={str(cache_dir)!r} names no folder ({error}).") from None
     if folder.exists() and not folder.is_dir():

@@ -92,10 +92,11 @@ class QVLWarning(UserWarning):
 
 
 def other_model(difference: str) -> StateError:
-    """The refusal to value texts with another embedding model than a value function was fitted with."""
+    """The refusal to value texts, or to rank passages, with another embedding model than was learned with."""
     return StateError(
-        f"this value function was fitted with another embedding model: {difference}. "
-        "Use the model it was fitted with, or call unfit() and train again with this one."
+        f"this was fitted with another embedding model: {difference}. Use that model, or let this one learn anew: "
+        "a value function's rated texts with migrate(path) of its file, or migrate() where it is loaded; a reranker's "
+        "judged queries with unfit(), and FitValue."
     )
 
 

@@ -2,7 +2,7 @@
 
     "lexical"        hashed words and character n-grams (`lexical.py`): which words, where an embedding says what about
     "length"         log(1 + characters): longer is better, or worse
-    a callable       your own: a list of texts -> (n, k), a judge's score for instance
+    a callable       your own, plain or async: a list of texts -> (n, k), a judge's score for instance
 
 What a text is worth to a query is not in the text alone. Beside a pair's text, whose vector is the embedding, stand
 
@@ -30,6 +30,7 @@ from dspy_qvl.cache import MemoryCache
 from dspy_qvl.errors import FeatureError, InputError, check_table, check_text, shown
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.linear import dot_rows
+from dspy_qvl.loops import result_of
 from dspy_qvl.moments import Rows
 
 Vectors = NDArray[np.float32]
@@ -255,7 +256,7 @@ class Features:
     def _made(self, name: str, texts: list[str]) -> Vectors:
         make = self._makes.get(name) or BUILT_IN[name]
         try:
-            made = make(list(texts))
+            made = result_of(make, list(texts))
         except Exception as error:
             raise FeatureError(f"the feature block {name!r} failed: {type(error).__name__}: {error}") from error
         table = check_table(made, len(texts), f"the feature block {name!r}")

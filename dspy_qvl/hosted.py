@@ -20,21 +20,19 @@ import asyncio
 import logging
 import os
 import random
-import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
+from dspy_qvl.addresses import public_address
+from dspy_qvl.arguments import public
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
 from dspy_qvl.halving import Batch, Fault, Row, is_refusal, may_be_a_text
+from dspy_qvl.loops import on_our_loop
 from dspy_qvl.provider import Answer, Failure, Refused, Unusable, Vector, ask
-
-T = TypeVar("T")
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -133,6 +131,7 @@ class HostedModel:
         api_base: where it is served, or None for the provider's own address.
         limits: how hard it may be asked.
         key_lost: whether it had a key of its own that was left behind.
+        options: arguments of the provider's own, sent with each request.
 
     Attributes:
         name: the route.
@@ -148,6 +147,7 @@ class HostedModel:
         api_base: str | None = None,
         limits: Limits | None = None,
         key_lost: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = route
         self.limits = limits or Limits()
@@ -156,6 +156,7 @@ class HostedModel:
         self._api_base = api_base
         self._key_lost = key_lost and not api_key
         self._key: Callable[[], str | None] = lambda: api_key  # a closure shows in no repr and no vars()
+        self._options: Callable[[], Mapping[str, Any] | None] = lambda: options
         self._pace = _Pace(self.limits.requests_per_minute)
         # Processes that were refused together must not come back together.
         self._random = random.Random(f"{os.getpid()} {route}")
@@ -169,7 +170,8 @@ class HostedModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         lost = self._key_lost or self._key() is not None
-        return _remake, (self.name, public_address(self._api_base) or None, self.limits, lost)
+        options = public(self._options() or {})
+        return _remake, (self.name, public_address(self._api_base) or None, self.limits, lost, options)
 
     def __call__(self, texts: Sequence[str]) -> list[Vector]:
         """Full-size vectors of texts, in their order.
@@ -178,7 +180,7 @@ class HostedModel:
             TextsRefusedError: some texts have no vector; the error carries those of the others.
             EmbeddingError: the route failed, or answered wrongly.
         """
-        future = _on_our_loop(self._embed(list(texts)))
+        future = on_our_loop(self._embed(list(texts)))
         try:
             return future.result()
         finally:
@@ -186,7 +188,7 @@ class HostedModel:
 
     async def acall(self, texts: Sequence[str]) -> list[Vector]:
         """The same without blocking the event loop; cancelling it drops the request."""
-        return await asyncio.wrap_future(_on_our_loop(self._embed(list(texts))))
+        return await asyncio.wrap_future(on_our_loop(self._embed(list(texts))))
 
     # Batches
 
@@ -276,6 +278,7 @@ class HostedModel:
             api_base=self._api_base,
             timeout=limits.timeout,
             key_lost=self._key_lost,
+            options=self._options(),
         )
         if isinstance(outcome, Answer):
             known = outcome.cost is not None
@@ -324,8 +327,10 @@ class HostedModel:
         return f"the route {self.name!r} failed with {failure.what}{tries}: {failure.reason}.{advice}"
 
 
-def _remake(route: str, api_base: str | None, limits: Limits, key_lost: bool) -> HostedModel:
-    return HostedModel(route, api_base=api_base, limits=limits, key_lost=key_lost)
+def _remake(
+    route: str, api_base: str | None, limits: Limits, key_lost: bool, options: Mapping[str, Any] | None = None
+) -> HostedModel:
+    return HostedModel(route, api_base=api_base, limits=limits, key_lost=key_lost, options=options)
 
 
 class _Pace:
@@ -350,32 +355,6 @@ class _Pace:
     def hold(self, seconds: float) -> None:
         """Let nobody start for so long."""
         self._held = max(self._held, time.monotonic() + seconds)
-
-
-# The event loop
-
-_LOOPS: dict[int, asyncio.AbstractEventLoop] = {}  # by process: threads do not survive a fork, connections must not
-_STARTING = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_STARTING.acquire, after_in_parent=_STARTING.release, after_in_child=_STARTING.release)
-
-
-def _on_our_loop(coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
-    """Run a coroutine on this process's loop for requests."""
-    with _STARTING:
-        loop = _LOOPS.get(os.getpid())
-        if loop is None:
-            loop = _LOOPS[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="dspy_qvl hosted", daemon=True).start()
-    return asyncio.run_coroutine_threadsafe(coroutine, loop)
-
-
-def public_address(api_base: str | None) -> str:
-    """An address without user, password, query and fragment: nothing secret reaches a key or a file."""
-    if not api_base:
-        return ""
-    parts = urlsplit(api_base)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 def _outcome(state: RetryCallState) -> Failure:

@@ -9,17 +9,21 @@ An optimizer looks for texts of high value, and finds those the value function i
     "copied"     it is one of the rated texts: what it is worth was not learned but told
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError
+from dspy_qvl.inspection import Inspection
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.moments import slices
 from dspy_qvl.scale import Scale, scale_of
 from dspy_qvl.text import Item, RankingExample, is_blank, query_of, text_of
 
 Array = NDArray[np.float64]
+Vectors = NDArray[np.float32]
 
 EMPTY, REPEATED, UNLIKE, BEYOND, COPIED = "empty", "repeated", "unlike", "beyond", "copied"
 
@@ -27,6 +31,7 @@ EMPTY, REPEATED, UNLIKE, BEYOND, COPIED = "empty", "repeated", "unlike", "beyond
 # those are smileys and "yay yay yay"; of the answers of small language models that went in circles nearly all.
 PIECE, REPEATED_SHARE = 10, 0.3
 COPY = 0.999  # cosine from which on a text is a rated one, but for blanks and letter case
+AT_ONCE = 256  # texts whose cosines with all rated texts are in memory
 RARE = 0.01  # share of the rated texts themselves that are as unlike the others as a text that is marked
 
 
@@ -97,11 +102,36 @@ class Judge:
         value: float = self.learner.predict(text, query)
         return value - self.pessimism * self.learner.predict_std(text, query) if self.pessimism else value
 
+    def values(self, items: Sequence[Item]) -> Array:
+        """What `value` gives for each of many texts, (n_texts,)."""
+        texts = [text_of(item) for item in items]
+        queries = [query for item in items if (query := query_of(item)) is not None] or None
+        values: Array = self.learner.predict_many(texts, queries)
+        if self.pessimism:
+            values = values - self.pessimism * self.learner.predict_std_many(texts, queries)
+        return values
+
     def __call__(self, item: Item) -> Judgement:
         """All that is said of a text."""
-        learner, fit = self.learner, self.fit
-        text, query = text_of(item), query_of(item)
-        value = learner.predict(text, query)
+        return next(self.many([item]))
+
+    def many(self, items: Sequence[Item]) -> Iterator[Judgement]:
+        """All that is said of each text: the same as of one alone, at a fraction of the cost."""
+        inspection = self.learner.inspection() if self.fit.n_texts else None
+        if inspection is not None and len(items) > 1:
+            inspection.foresee(items)
+        for rows in slices(len(items), AT_ONCE):
+            some = items[rows]
+            if inspection is None:
+                yield from (self._judged(item, None, None) for item in some)
+                continue
+            for item, rough in zip(some, inspection.rough_cosines(some), strict=True):
+                yield self._judged(item, inspection, rough)
+
+    def _judged(self, item: Item, inspection: Inspection | None, rough: Vectors | None) -> Judgement:
+        """What is said of a text, whose `rough_cosines` with the rated texts are known."""
+        text, query, memo = text_of(item), query_of(item), self.fit.memo
+        value = self.learner.predict(text, query)
         marks = [EMPTY] if is_blank(text) else []
         repeated = repeated_share(text)
         if repeated > REPEATED_SHARE:
@@ -110,24 +140,24 @@ class Judge:
         likeness: float | None = None
         above: tuple[RankingExample, ...] = ()
         below: tuple[RankingExample, ...] = ()
-        ranked = np.sort(fit.scores) if fit.n_texts else fit.quantiles
-        if fit.n_texts:
-            inspection = learner.inspection()
-            std, cosines = inspection.std(item), inspection.cosines(item)
-            likeness = float(cosines.max())
-            far = inspection.fit_variance(item) > np.quantile(inspection.posterior.fit_variances, 1 - RARE)
-            lonely = query is None and likeness < np.quantile(inspection.nearest_other(), RARE)
+        ranked = memo.once("ranked", lambda: np.sort(self.fit.scores) if self.fit.n_texts else self.fit.quantiles)
+        if inspection is not None and rough is not None:
+            usual = memo.once("usual", lambda: _Usual.of(inspection))
+            std = inspection.std(item)
+            (likeness,) = inspection.highest(item, rough, np.arange(len(rough)), 1)[1].tolist()
+            far, lonely = inspection.exceeds(item, usual.variance), query is None and likeness < usual.likeness
             if not is_blank(text) and (far or lonely):
                 marks.append(UNLIKE)
             if likeness > COPY:
                 marks.append(COPIED)
-            if value > max(fit.scores.max(), np.nanmax(inspection.leave_one_out().values)):
+            if value > usual.value:
                 marks.append(BEYOND)
-            nearest = np.argsort(-cosines, kind="stable")
-            differences = fit.scores[nearest] - value
             above, below = (
-                tuple(fit.rated[row] for row in nearest[_clearly(side, std)][: self.n_neighbors])
-                for side in (differences, -differences)
+                tuple(
+                    self.fit.rated[row]
+                    for row in inspection.highest(item, rough, _clearly(side, std), self.n_neighbors)[0]
+                )
+                for side in (usual.scores - value, value - usual.scores)
             )
         return Judgement(
             text,
@@ -144,9 +174,37 @@ class Judge:
         )
 
 
-def _clearly(differences: Array, std: float) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class _Usual:
+    """What is usual for rated texts, and unusual beyond.
+
+    Attributes:
+        scores: (n_texts,).
+        value: the highest score, or value that all others give a text.
+        variance: what few rated texts' `fit_variance` is above.
+        likeness: what few rated texts' cosine with the nearest other one is below.
+    """
+
+    scores: Array
+    value: float
+    variance: float
+    likeness: float
+
+    @staticmethod
+    def of(inspection: Inspection) -> "_Usual":
+        """What is usual for the rated texts of a fit."""
+        scores = inspection.fit.scores
+        return _Usual(
+            scores,
+            max(float(scores.max()), float(np.nanmax(inspection.leave_one_out().values))),
+            float(np.quantile(inspection.posterior.fit_variances, 1 - RARE)),
+            float(np.quantile(inspection.nearest_other(), RARE)),
+        )
+
+
+def _clearly(differences: Array, std: float) -> NDArray[np.intp]:
     """Which differences are above a standard deviation, or where none is, above 0."""
-    return differences > std if (differences > std).any() else differences > 0
+    return np.flatnonzero(differences > std if (differences > std).any() else differences > 0)
 
 
 def repeated_share(text: str) -> float:

@@ -32,6 +32,7 @@ from dspy_qvl.fit import Fit
 from dspy_qvl.folds import copies, members_of
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.hosted import Usage
+from dspy_qvl.migration import Migration, check_texts_kept, compared, saved_values
 from dspy_qvl.permutation import LEVEL, noise_warning
 from dspy_qvl.state import read_file, take, write_file
 from dspy_qvl.text import RankingExample, rated_text
@@ -64,12 +65,20 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         embedding_dim: columns of the vectors to keep. Left out: 768 for Qwen3 models, 4,096 for the lexical
             model (its number of hashed features), the model's own size elsewhere.
         ridge_alpha: penalty, > 0; larger for noisier ratings. `optimize_hyperparameters` chooses it.
-        cache_dir: folder where vectors are kept between runs; None for memory only.
+        cache_dir: folder where vectors are kept between runs; None for memory only. A relative one is meant from where
+            the process is now.
         api_key: key of a hosted model; left out, the provider's environment variable. Never saved or logged.
-        embedder: a `dspy.Embedder`, or a callable from a list of texts to vectors, in place of a model name.
-            Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
+        embedder: a `dspy.Embedder`, or a callable (plain or async) from a list of texts to vectors, in place of a model
+            name. Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
+            The default arguments of a `dspy.Embedder` count as well, but for secrets and limits such as `timeout`.
+            For vectors that exist already: `Precomputed(texts, vectors)`.
         instruction: Qwen's task instruction, in English, put before every text.
-        api_base: address of a hosted model, where it is not the provider's own.
+        api_base: address of a hosted model, where it is not the provider's own. Left out, the provider's environment
+            variable counts, as it is when the model is asked. Servers at different addresses never share vectors.
+        provider_options: arguments of a hosted provider's own, sent with each request, for instance
+            {"input_type": "passage", "extra_body": {…}, "extra_headers": {…}}, as the route of litellm takes them.
+            They belong to the model: with others, a saved value function is refused. All but what looks like a secret
+            (a key, a token, the headers of a login), which is never saved, logged or pickled.
         batch_size: texts a call of the model; left out, what suits the model.
         random_state: seed of every split and shuffle.
         keep_examples: whether saved files hold the rated texts, their scores, metadata and vectors.
@@ -430,15 +439,11 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
 
         Raises:
             InputError: there is no such file.
-            StateError: a pickle, a damaged file, another schema, another embedding model, or a setting given to
-                the constructor that the file contradicts. The learner stays as it was.
+            StateError: a pickle, a damaged file, another schema, another embedding model (see `migrate`), or a setting
+                given to the constructor that the file contradicts. The learner stays as it was.
         """
         content = read_file(path)
-        head = RidgeHead(keep_examples=self.ridge.keep_examples)
-        head.load_state(take(content, "head", Mapping, str(path)))
-        fit = head.fitted
-        if fit is None:
-            raise StateError(f"{path} holds no fitted value function.")
+        head, fit = self._saved(path, content)
         try:
             settings, embedding, blocks = self._adopted(take(content, "settings", Mapping, str(path)), fit.identity)
             check_blocks(blocks, fit)
@@ -447,6 +452,64 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         check_identity(embedding, fit)
         self._settings, self._embedding, self._blocks, self.ridge = settings, embedding, blocks, head
         logger.debug("loaded %r from %s", self, path)
+
+    def migrate(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        alpha_range: Sequence[float] = ALPHA_RANGE,
+        cv_folds: int = 5,
+        groups: Sequence[Any] | str | None = None,
+    ) -> Migration:
+        """Learn the rated texts of a value function of another embedding model anew, with this learner's model.
+
+        Texts, scores, metadata, queries and how they were rendered are taken over, in the place of those that are
+        here; the penalty, and the weights of blocks, are chosen as `optimize_hyperparameters` does. Features and
+        other settings are this learner's. A value function of the same model is learned anew as well.
+
+        Args:
+            path: a file of `save_model`; left out, what was loaded here, for instance with a program by DSPy.
+            alpha_range: as in `optimize_hyperparameters`.
+            cv_folds: as there.
+            groups: as there.
+
+        Returns:
+            How values moved (`migration.py`): correlation of old and new values, how either agree with the ratings,
+            the largest moves; printed, it is a short report.
+
+        Raises:
+            InputError: no such file, a value function saved without its texts, or an argument that cannot be used.
+            StateError: a pickle, a damaged file or another schema.
+            NotFittedError: no path, and nothing was learned.
+            EmbeddingError, FeatureError: the model or a block failed. Whatever is raised, the learner stays as it was.
+        """
+        with self._changing:
+            old = self.ridge if path is None else self._saved(path, read_file(path))[0]
+            fit = old.fit_or_refuse()
+            check_texts_kept(fit, "this value function" if path is None else str(path))
+            twin = self.deepcopy()
+            twin.ridge = copy.deepcopy(old)
+            twin.ridge.unfit()
+            if path is None:
+                self.embedding_cache.clear()  # a loaded fit may have brought vectors of its model
+            twin._blocks.remember(fit.texts, {name: own for name, own in fit.own.items() if name in twin.features})
+            chosen = twin.optimize_hyperparameters(alpha_range, cv_folds, groups)
+            values = twin.leave_one_out().values[: fit.n_texts]
+            migration = compared(fit.rated, saved_values(fit), values, chosen)
+            self.ridge, self._embedding = twin.ridge, twin._embedding
+        logger.info("learned %d rated texts anew with %s", fit.n_texts, self._embedding.name)
+        return migration
+
+    def _saved(self, path: str | os.PathLike[str], content: Mapping[str, Any]) -> tuple[RidgeHead, Fit]:
+        """The fitted head in the content of a file.
+
+        Raises:
+            StateError: there is none, or one that cannot be used.
+        """
+        head = RidgeHead(keep_examples=self.ridge.keep_examples)
+        head.load_state(take(content, "head", Mapping, str(path)))
+        if head.fitted is None:
+            raise StateError(f"{path} holds no fitted value function.")
+        return head, head.fitted
 
     def _adopted(
         self, saved: Mapping[str, Any], identity: Mapping[str, str] | None
@@ -471,17 +534,21 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             # A model is compared by what it is, not by its name: see check_identity.
             if name != "model_name" and mine not in (DEFAULTS[name], value):
                 raise StateError(
-                    f"it was saved with {name}={shown(value)}, but this learner was made with {shown(mine)}."
+                    f"it was saved with {name}={shown(value)}, but this learner was made with {shown(mine)}; leave "
+                    f"{name} out, or let this learner learn its rated texts anew: migrate(path)."
                 )
         now, spec = self._embedding, self._embedding.spec
         if settings["model_name"] is None and spec.embedder is None:
-            raise StateError("it was saved with an embedder of its own; give that embedder to this learner.")
+            raise StateError(
+                "it was saved with an embedder of its own; give that embedder to this learner, or let this one learn "
+                "its rated texts anew: migrate(path)."
+            )
         chosen = spec.embedder is not None or self._settings["model_name"] is not None
         name = spec.model_name if chosen else settings["model_name"]
         if (name, settings["embedding_dim"], settings["instruction"]) != (spec.model_name, now.dim, now.instruction):
             now = Embedding(
                 replace(spec, model_name=name, embedding_dim=settings["embedding_dim"]),
-                cache_dir=now.cache_dir,
+                cache_dir=now.given_dir,
                 instruction=settings["instruction"],
                 batch_size=self._batch_size,
                 storage=now.storage,

@@ -4,7 +4,7 @@ A lesson says where an example keeps what is learned from, reads it, and teaches
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,21 +17,22 @@ from dspy_qvl.errors import (
     QVLWarning,
     check_alphas,
     check_count,
-    check_flat,
+    check_flag,
     check_score,
     check_scores_differ,
     check_text,
-    is_missing,
     shown,
 )
+from dspy_qvl.examples import FromExample, checked_examples, taken
 from dspy_qvl.feedback import REASON
+from dspy_qvl.judged import SCORE, JudgedQuery, as_list, checked_scores
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metadata import check_metadata
 from dspy_qvl.permutation import LEVEL, noise_warning
-from dspy_qvl.reranker import JudgedQuery, Reranker, as_list, checked_scores
+from dspy_qvl.reranker import Reranker
 from dspy_qvl.text import AsText, RankingExample, Rendering, passage_text
 
-FromExample = str | Callable[[Any], Any]
+SCORES = "scores"  # the field of an example, or of a retriever's Prediction, with those of a first stage
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,17 @@ class ValueLesson:
     def _rated(self, examples: Any, what: str) -> tuple[list[RankingExample], list[Any] | None]:
         """Rated texts, and the group of each, from examples."""
         rated, members = [], []
-        for row, example in enumerate(_checked_list(examples, what)):
+        for row, example in enumerate(checked_examples(examples, what)):
             at = f"{what}[{row}]"
             try:
                 text = self.rendering.rated(example)
             except InputError as error:
                 raise InputError(f"{at} has no text to learn from: {error}") from error
-            score = check_score(_taken(self.score, example, "score", at), f"the score of {at}")
+            score = check_score(taken(self.score, example, "score", at), f"the score of {at}")
             metadata = check_metadata(_metadata(example), f"the metadata of {at}")
             query = None if self.asked is None else _query(self.asked, example, at)
             rated.append(RankingExample(check_text(text, f"the text of {at}"), score, metadata, query))
-            members.append(None if self.group is None else _taken(self.group, example, "group", at))
+            members.append(None if self.group is None else taken(self.group, example, "group", at))
         return rated, members if self.group is not None else None
 
 
@@ -153,7 +154,9 @@ class RankingLesson:
 
     kind: type[Any] = Reranker
 
-    def __init__(self, *, query: str | None, passages: str, relevance: str, cv: int) -> None:
+    def __init__(
+        self, *, query: str | None, passages: str, relevance: str, first_stage: bool | None, k: int | None, cv: int
+    ) -> None:
         for name, field in (("passages", passages), ("relevance", relevance)):
             if not _is_field(field):
                 raise InputError(f"{name} must be the name of a field, but got {shown(field)}.")
@@ -161,6 +164,8 @@ class RankingLesson:
         if asked is None:
             raise InputError("passages are ranked for a query; say which field it is with query=.")
         self.asked, self.passages, self.relevance, self.cv = asked, passages, relevance, check_count(cv, "cv", 2)
+        self.first_stage = None if first_stage is None else check_flag(first_stage, "first_stage")
+        self.k = None if k is None else check_count(k, "k", 1)
 
     def read(self, trainset: Any, valset: Any, rerankers: Iterable[Reranker]) -> JudgedPassages:
         """What the rerankers are taught, and what is reported on.
@@ -168,23 +173,26 @@ class RankingLesson:
         Raises:
             InputError: an example that cannot be used.
         """
-        scored = any("score" in reranker.features for reranker in rerankers)
+        scored = self.relevance != SCORES and any(
+            SCORE in reranker.features or (reranker.auto and self.first_stage is not False) for reranker in rerankers
+        )
         unseen = [] if _is_nothing(valset) else self._judged(valset, "valset", scored=scored)
         return JudgedPassages(self._judged(trainset, "trainset", scored=scored), unseen)
 
     def teach(self, reranker: Reranker, judged: JudgedPassages) -> dict[str, Any]:
         """Fit a reranker on the judged passages; what `FitValue.report` says of it."""
-        report = reranker.learn(judged.queries, cv=self.cv)
-        return {**report, "val": reranker.judge(judged.unseen)} if judged.unseen else report
+        report = reranker.learn(judged.queries, cv=self.cv, k=self.k)
+        return {**report, "val": reranker.judge(judged.unseen, k=self.k)} if judged.unseen else report
 
     def _judged(self, examples: Any, what: str, *, scored: bool) -> list[JudgedQuery]:
         """Judged queries from examples."""
         judged = []
-        for row, example in enumerate(_checked_list(examples, what)):
+        for row, example in enumerate(checked_examples(examples, what)):
             at = f"{what}[{row}]"
             query = _query(self.asked, example, at)
-            passages = as_list(_taken(self.passages, example, "passages", at), f"the passages of {at}")
-            relevance = _taken(self.relevance, example, "relevance", at)
+            found = taken(self.passages, example, "passages", at)
+            passages, retrieved = as_list(found, f"the passages of {at}"), isinstance(found, dspy.Prediction)
+            relevance = taken(self.relevance, example, "relevance", at)
             if isinstance(relevance, str) or not isinstance(relevance, Iterable):
                 raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
             numbers = [
@@ -193,13 +201,16 @@ class RankingLesson:
             ]
             if len(numbers) != len(passages):
                 raise InputError(f"{at} has {len(passages)} passages but {len(numbers)} relevances; each needs one.")
-            given = example.get("scores") if scored else None
+            given = example.get(SCORES) if scored else None
+            if scored and retrieved and given is None:
+                given = found.get(SCORES)
             judged.append(
                 JudgedQuery(
                     query,
                     [passage_text(passage, f"a passage of {at}") for passage in passages],
                     np.array(numbers, dtype=np.float64),
                     checked_scores(given, len(passages), f"the scores of {at}"),
+                    True if self.first_stage is None and retrieved else self.first_stage,
                 )
             )
         return judged
@@ -220,43 +231,6 @@ def _query(asked: Rendering, example: Any, at: str) -> str:
 
 def _is_nothing(valset: Any) -> bool:
     return valset is None or (isinstance(valset, Sequence) and not len(valset))
-
-
-def _checked_list(examples: Any, what: str) -> Sequence[Any]:
-    """Examples that are a list of dspy.Examples or dicts, not empty."""
-    check_flat(examples, what, "its rows, for instance data_frame.to_dict('records')")
-    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence) or not examples:
-        raise InputError(
-            f"{what} must be a list of rated examples, but got "
-            f"{'an empty one' if isinstance(examples, Sequence) and not examples else type(examples).__name__}."
-        )
-    for row, example in enumerate(examples):
-        if not isinstance(example, dspy.Example | Mapping):
-            raise InputError(f"{what}[{row}] must be a dspy.Example or a dict, but got {type(example).__name__}.")
-    return examples
-
-
-def _taken(given: FromExample, example: Any, name: str, at: str) -> Any:
-    """A field of an example, or what a callable makes of it.
-
-    Raises:
-        InputError: there is none, or no value in it, or the callable failed.
-    """
-    if isinstance(given, str):
-        if given not in example:
-            fields = shown(sorted(map(str, example.keys())), 300)
-            raise InputError(f"{at} has no field {given!r} for its {name}; it has {fields}.")
-        value, what = example[given], f"{at}'s {given!r}"
-    else:
-        try:
-            value, what = given(example), f"the {name} of {at}"
-        except Exception as error:
-            raise InputError(
-                f"the callable that gives the {name} failed for {at}: {type(error).__name__}: {error}"
-            ) from error
-    if is_missing(value):
-        raise InputError(f"{what} is {value}; fill it in, or leave the example out.")
-    return value
 
 
 def _is_field(name: object) -> bool:

@@ -5,22 +5,26 @@
     Bootstrap*, InferRules, KNNFewShot         metric(example, pred, trace)                 bool
     GEPA                                       metric(gold, pred, trace, name, pred_trace)  Prediction(score, feedback)
     BestOfN, Refine                            metric(kwargs, pred)                         float in [0, 1)
+                                               metric.reward(kwargs, pred)                  Reward(score, feedback)
 
 The bool is `score >= threshold`, and overrides a `metric_threshold` of Bootstrap*: True passes any.
 
-`Refine` shows a language model the source of the metric's class: `ValueMetric` holds the call and nothing else.
+`Refine` shows a language model the source of the reward, and what it gave: of `reward_fn=metric` the class, which holds
+the call and nothing else, and the number; of `reward_fn=metric.reward` one method, the score and why.
 """
 
 import logging
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
+import numpy as np
 
 from dspy_qvl import feedback as words
+from dspy_qvl.agreement import Agreement, agreement, predictions, rated_rows
 from dspy_qvl.errors import (
     InputError,
     MissingTextError,
@@ -31,11 +35,13 @@ from dspy_qvl.errors import (
     check_text,
     shown,
 )
+from dspy_qvl.examples import FromExample
 from dspy_qvl.judge import Judge, Judgement
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.permutation import noise_warning
+from dspy_qvl.reward import Reward
 from dspy_qvl.scale import check_scale
-from dspy_qvl.text import AsText, Item, Pair, Rendering
+from dspy_qvl.text import AsText, Item, Pair, Rendering, is_blank
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -148,7 +154,11 @@ class ValueScores:
     @property
     def log(self) -> list[Judgement]:
         """What is said of every text that was scored, in the order of the first calls; of the last 50,000."""
-        return [self._judgement(item) for item in list(self._known)]
+        scored = list(self._known)
+        new = [item for item in scored if item not in self._judged]
+        for item, judgement in zip(new, self._judge.many(new), strict=True):
+            self._keep(self._judged, item, judgement)
+        return [self._judgement(item) for item in scored]
 
     def as_filter(self, threshold: float | None = None) -> "ValueFilter":
         """A metric that answers True or False, for callers that test truthiness without a trace."""
@@ -181,6 +191,10 @@ class ValueScores:
         if self.feedback:
             answer.feedback = self._feedback(example, pred)
         return self._with_objectives(answer, example, pred)
+
+    def reward(self, inputs: Any, pred: Any) -> Reward:
+        """How people who rated texts like the answer would rate it, from 0 to 1, and in words why."""
+        return Reward(**self.explained(inputs, pred).toDict())
 
     def _with_objectives(self, answer: dspy.Prediction, example: Any, pred: Any) -> dspy.Prediction:
         if self.objectives is not None:
@@ -221,6 +235,65 @@ class ValueScores:
                 QVLWarning,
                 stacklevel=4,
             )
+
+    # Of a whole devset
+
+    def agreement(
+        self, devset: Any, program: Any = None, *, score: FromExample = "score", group: FromExample | None = None
+    ) -> Agreement:
+        """How far values agree with the ratings of a devset: rank correlation, its interval, the rows most at odds.
+
+        Args:
+            devset: rated examples (dspy.Examples or dicts) with their text in the fields that the metric renders; best
+                of texts that the value function did not learn from.
+            program: what gives the texts instead: a program, which is run on the inputs of each example, or what it
+                gave, one prediction an example. The ratings are then of its answers.
+            score: the rating of an example: the name of a field, or a callable example -> number; on any scale.
+            group: what belongs together (a document, a prompt, a user), for the interval: the name of a field, or a
+                callable. Copies of a text, or the answers to one query, belong together anyway.
+
+        Raises:
+            InputError: an example without a text or a rating, equal ratings, or another number of predictions.
+            EmbeddingError: the embedding model failed.
+        """
+
+        def items(examples: Sequence[Any]) -> list[Item | None]:
+            if program is None:
+                return [self._rated_item(example, f"devset[{row}]") for row, example in enumerate(examples)]
+            given = zip(examples, predictions(program, examples), strict=True)
+            return [self._item(example, pred)[0] for example, pred in given]
+
+        rows, fit = rated_rows(devset, score, group, items), self._judge.fit
+        values = np.full(len(rows), fit.quantiles[0])  # as `value` has it of failures
+        said = [number for number, row in enumerate(rows) if row.item is not None]
+        values[said] = self._judge.values([row.item for row in rows if row.item is not None])
+        found = agreement(rows, values, fit)
+        if found.n_learned:
+            warnings.warn(
+                f"{found.n_learned} of {len(rows)} texts of the devset were learned from, so the value function agrees "
+                "with their ratings more than with others; leave them out.",
+                QVLWarning,
+                stacklevel=2,
+            )
+        return found
+
+    def _rated_item(self, example: Any, at: str) -> Item | None:
+        """What to value of an example that holds the text itself; None for a blank one.
+
+        Raises:
+            InputError: it has no such text.
+        """
+        usual, rendering = self.rendering.usual, self.rendering
+        if rendering.text is None and usual is not None and usual in example:
+            rendering = Rendering(usual)
+        try:
+            text = _sendable(rendering(example, example) if rendering.text is None else rendering.rated(example))
+            query = None if self.query is None else _sendable(self.query.rated(example))
+        except InputError as error:
+            raise InputError(f"{at} has no text to value: {error}") from error
+        if is_blank(text):
+            return None
+        return text if query is None else Pair(query, text)
 
     # Copies
 

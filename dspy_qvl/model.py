@@ -3,19 +3,25 @@
     texts ─► dspy.Embedder ─► the callable ─► vectors, checked ──────┬─► rows
                                    └─► a failure, in our own words ──┘
 
-What a model gave before it failed is kept: it was paid for.
+What a model gave before it failed is kept: it was paid for. A caller's own model may be asynchronous: it is awaited, on
+a loop of its own (`loops.py`).
 """
 
 import contextlib
+import copy
+import functools
+import inspect
 from typing import Any
 
 import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.backends import Backend
-from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors
-from dspy_qvl.provider import Refused, Unusable
+from dspy_qvl.backend import Backend
+from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors, shown
+from dspy_qvl.loops import result_of
+from dspy_qvl.provider import Refused, Unusable, without_secrets
+from dspy_qvl.vectors import Truncation
 
 Vectors = NDArray[np.float32]
 
@@ -29,27 +35,33 @@ class Model:
 
     Args:
         backend: the model.
+        truncation: what its vectors are cut to; it knows how long they were so far.
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, truncation: Truncation) -> None:
         self.name = backend.name
-        self._is_served = backend.is_served
+        self._backend = backend
+        self._truncation = truncation
         # DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors,
         # see test_two_models_never_share_a_vector.
-        embed = backend.embed
-        self._embedder = embed if isinstance(embed, dspy.Embedder) else dspy.Embedder(embed, caching=False)
-        self._size: int | None = None  # of a full vector, once one was seen
+        embed: Any = backend.embed
+        if not isinstance(embed, dspy.Embedder):
+            embed = dspy.Embedder(functools.partial(result_of, embed), caching=False)
+        elif not isinstance(embed.model, str) and (type(embed) is dspy.Embedder or _is_async(embed.model)):
+            embed = copy.copy(embed)  # DSPy calls a model and does not await it
+            embed.model = functools.partial(result_of, embed.model)
+        self._embedder = embed
 
     def __call__(self, texts: list[str]) -> list[Row]:
         """The full-size vector of each text from the model itself, checked, or why it was refused."""
         try:
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-                answer = self._embedder(texts, batch_size=len(texts), caching=False)
+                answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._backend.sent)
         except Exception as error:
-            answer = self._left(error, len(texts))
+            answer = self._left(error, texts)
         return self._checked(answer, len(texts))
 
-    def _left(self, error: Exception, n_texts: int) -> list[Any]:
+    def _left(self, error: Exception, texts: list[str]) -> list[Any]:
         """What a failure leaves of a batch: the vectors that came before it, and what became of each other text.
 
         Raises:
@@ -59,14 +71,22 @@ class Model:
             raise error
         if isinstance(error, EmbeddingError):
             refused = error.refused if isinstance(error, TextsRefusedError) else {}
-            failure = EmbeddingError(str(error) if self._is_served else f"{self.name} failed: {error}")
+            failure = EmbeddingError(str(error) if self._backend.is_served else f"{self.name} failed: {error}")
             if not error.vectors and not refused:
                 raise failure from error.__cause__
-            kept = {**dict.fromkeys(range(n_texts), failure), **error.vectors}
-            return [Refused(refused[row]) if row in refused else kept[row] for row in range(n_texts)]
+            kept = {**dict.fromkeys(range(len(texts)), failure), **error.vectors}
+            return [Refused(refused[row]) if row in refused else kept[row] for row in range(len(texts))]
         if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
             raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
-        raise EmbeddingError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+        missing = error.args[0] if isinstance(error, KeyError) and error.args else None
+        if isinstance(missing, str) and missing in texts:
+            raise EmbeddingError(
+                f"{self.name} has no vector for {shown(missing)}: embedder= must embed any text. For vectors "
+                "that exist already, give embedder=Precomputed(texts, vectors)."
+            ) from error
+        said = f"{type(error).__name__}: {error}"
+        told = without_secrets(said, self._backend.secrets)
+        raise EmbeddingError(f"{self.name} failed: {told}") from (error if told == said else None)
 
     def _checked(self, answer: Any, n_texts: int) -> list[Row]:
         """The rows of an answer, each a vector of the model's own length or what became of it instead.
@@ -92,30 +112,13 @@ class Model:
                 vectors = np.asarray(answer, dtype=np.float32)
                 usable = np.asarray(np.isfinite(vectors).all(axis=-1) & vectors.any(axis=-1))
                 if vectors.ndim == 2 and len(vectors) == n_texts and usable.any():
-                    self.check_size(vectors.shape[1])
+                    self._truncation.check(vectors.shape[1])
                     why = Unusable("its vector has NaN or infinity, or is all zeros")
                     return [row if good else why for row, good in zip(vectors, usable, strict=True)]
             raise
-        self.check_size(vectors.shape[1])
+        self._truncation.check(vectors.shape[1])
         return list(vectors)
 
-    def check_size(self, size: int) -> None:
-        """Refuse vectors of another length than the first ones had that were kept.
 
-        Raises:
-            EmbeddingError: the length changed.
-        """
-        if size != (self._size or size):
-            raise EmbeddingError(
-                f"{self.name} gave vectors of {self._size} columns before and of {size} now; "
-                "one model must give one length, so give another model another name."
-            )
-
-    def keep_size(self, size: int) -> None:
-        """Vectors of this length are kept: the others must have it too.
-
-        Raises:
-            EmbeddingError: as `check_size`.
-        """
-        self.check_size(size)
-        self._size = size
+def _is_async(model: Any) -> bool:
+    return inspect.iscoroutinefunction(model) or inspect.iscoroutinefunction(type(model).__call__)

@@ -8,7 +8,8 @@ import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_qvl.errors import InputError, shown
-from dspy_qvl.lessons import FromExample, Lesson, RankingLesson, ValueLesson
+from dspy_qvl.examples import FromExample
+from dspy_qvl.lessons import Lesson, RankingLesson, ValueLesson
 from dspy_qvl.modules import check_which, copied, meant
 from dspy_qvl.text import AsText
 
@@ -43,6 +44,11 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         passages: the field that holds the passages of a query; then a reranker of the program is fitted, and its
             value functions left alone.
         relevance: the field that holds how relevant each passage is: a list of numbers, higher for better.
+        first_stage: whether the passages of an example come in the order of a first stage (a search), the best first;
+            None to find out (`judged.py`). An example's `scores`, or those of its passages where they are a
+            retriever's Prediction, are the first stage's, one a passage, higher for better.
+        k: passages from the top that nDCG and reciprocal ranks look at when an order is chosen and reported on; None
+            for all.
         learner: which value function, or with passages= which reranker, by its name in the program ("tone",
             "values[0]", "rerank.learner"; a program that is one itself is "self"); several by a list of names, all by
             "*", or a callable (name, module) -> bool. A dict fits each with its own ratings in one `compile`: from
@@ -57,8 +63,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             `cv_r2` (1 - cv_mse over the variance of the scores), `alphas` (the mean error of each), `blocks`,
             `permutation_p` and `oof_…` as `optimize_hyperparameters` gives them, `warning` (a sentence, where the value
             function cannot be told from noise), and, with a valset, `val`: `n_texts`, `mse`, `r2`, `pearson` and
-            `spearman` on it. For each reranker what `Reranker.learn` returns, and as `val` `n_queries`, `ndcg` and
-            `cosine_ndcg`.
+            `spearman` on it. For each reranker what `Reranker.learn` returns, and as `val` what `Reranker.judge` does:
+            nDCG and mean reciprocal rank of the learned order, of cosine, and of the first stage.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -75,6 +81,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         query: str | None = None,
         passages: str | None = None,
         relevance: str = "relevance",
+        first_stage: bool | None = None,
+        k: int | None = None,
         learner: str | Collection[str] | Callable[[str, Any], bool] | Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -87,6 +95,8 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             "query": query,
             "passages": passages,
             "relevance": relevance,
+            "first_stage": first_stage,
+            "k": k,
         }
         self.__dict__.update(arguments, learner=learner)  # as get_params gives them
         if isinstance(learner, Mapping) and learner:
@@ -140,11 +150,13 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         return program
 
 
-def _lesson(*, passages: str | None, relevance: str, **arguments: Any) -> Lesson:
-    """What is to be taught, and from which fields."""
+def _lesson(*, passages: str | None, **arguments: Any) -> Lesson:
+    """The lesson that arguments of `FitValue` describe."""
+    of_values, of_rankings = ("text", "score", "group", "alphas"), ("relevance", "first_stage", "k")
+    common = {name: arguments[name] for name in ("query", "cv")}
     if passages is None:
-        return ValueLesson(**arguments)
-    return RankingLesson(query=arguments["query"], passages=passages, relevance=relevance, cv=arguments["cv"])
+        return ValueLesson(**common, **{name: arguments[name] for name in of_values})
+    return RankingLesson(passages=passages, **common, **{name: arguments[name] for name in of_rankings})
 
 
 def _checked_own(name: object, own: object, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ frames they carry, hold the key.
 import asyncio
 import base64
 import contextlib
+import copy
 import json
 import os
 import re
@@ -24,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dspy_qvl.arguments import secret_strings
 
 Vector = NDArray[np.float32]
 
@@ -114,6 +117,7 @@ async def ask(
     api_base: str | None,
     timeout: float,
     key_lost: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Answer | Failure:
     """One request, never repeated.
 
@@ -124,6 +128,7 @@ async def ask(
         api_base: where it is served, or None for the provider's own address.
         timeout: seconds.
         key_lost: whether a key was given once that is not here any more, as in another process.
+        options: arguments of the provider's own, sent along.
     """
     import litellm
 
@@ -134,19 +139,21 @@ async def ask(
         from litellm._internal_context import is_internal_call
 
         is_internal_call.set(not (litellm.callbacks or litellm.success_callback or litellm.failure_callback))
+    options = copy.deepcopy(dict(options or {}))  # litellm changes what it is given
+    secrets = [*([key] if key else []), *secret_strings(options)]
     address = _address(route, key, api_base, key_lost)
     if isinstance(address, Failure):
         return address
     try:
         # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
-        request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address)
+        request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
         response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
     except Exception as error:
-        return _failure(error, key, timeout)
+        return _failure(error, secrets, timeout)
     try:
         return _answer(route, response)
     except (ValueError, TypeError, KeyError) as error:
-        return Failure("an answer that cannot be read", _reason(str(error), key), unreadable=True)
+        return Failure("an answer that cannot be read", _reason(str(error), secrets), unreadable=True)
 
 
 def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) -> "dict[str, str | None] | Failure":
@@ -230,7 +237,7 @@ def _price(route: str, response: Any) -> float | None:
 # Failures
 
 
-def _failure(error: BaseException, key: str | None, timeout: float) -> Failure:
+def _failure(error: BaseException, secrets: Sequence[str], timeout: float) -> Failure:
     """What an error of litellm means."""
     import httpx
 
@@ -242,7 +249,7 @@ def _failure(error: BaseException, key: str | None, timeout: float) -> Failure:
         body = _body(response) if response is not None else str(chain[-1])
         return Failure(
             f"HTTP {status}",
-            _reason(_message(body) or type(error).__name__, key),
+            _reason(_message(body) or type(error).__name__, secrets),
             status=status,
             may_pass=status in MAY_PASS and "insufficient_quota" not in body,  # a 429 that only money ends
             retry_after=_retry_after(response.headers) if response is not None else None,
@@ -254,12 +261,12 @@ def _failure(error: BaseException, key: str | None, timeout: float) -> Failure:
             refused_certificate = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain)
             text = str(chain[-1]) or str(link)
             what = f"a connection error ({type(link).__name__})"
-            return Failure(what, _reason(text, key), may_pass=not refused_certificate)
+            return Failure(what, _reason(text, secrets), may_pass=not refused_certificate)
     for link in chain:
         if isinstance(link, json.JSONDecodeError | UnicodeDecodeError | AttributeError | KeyError | TypeError):
-            reason = _reason(f"{type(link).__name__}: {link}", key)
+            reason = _reason(f"{type(link).__name__}: {link}", secrets)
             return Failure("an answer that cannot be read", reason, unreadable=True)
-    return Failure(type(error).__name__, _reason(str(error), key))
+    return Failure(type(error).__name__, _reason(str(error), secrets))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -297,16 +304,16 @@ def _message(body: str) -> str:
     return str(found.get("message") or found) if isinstance(found, dict) else str(found)
 
 
-def _reason(text: str, key: str | None) -> str:
-    line = " ".join(without_secrets(text, key).split()).rstrip(".")
+def _reason(text: str, secrets: Sequence[str]) -> str:
+    line = " ".join(without_secrets(text, secrets).split()).rstrip(".")
     return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
 
 
-def without_secrets(text: str, key: str | None = None) -> str:
-    """A message without the key, the values of secret environment variables, and logins of addresses."""
+def without_secrets(text: str, secrets: Sequence[str] = ()) -> str:
+    """A message without these secrets, the values of secret environment variables, and logins of addresses."""
     secret = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.I)
-    secrets = {value for name, value in os.environ.items() if secret.search(name) and len(value) >= 8}
-    for value in sorted(secrets | ({key} if key and len(key) >= 4 else set()), key=len, reverse=True):
+    known = {value for name, value in os.environ.items() if secret.search(name) and len(value) >= 8}
+    for value in sorted(known | {value for value in secrets if len(value) >= 4}, key=len, reverse=True):
         text = text.replace(value, "<key>")
     text = re.sub(r"(?i)\bbearer\s+[^\s'\",}]+", "Bearer <key>", text)
     text = re.sub(r"(?i)([?&](?:api_?)?(?:key|token)=)[^&\s'\"]+", r"\1<key>", text)

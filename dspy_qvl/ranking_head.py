@@ -12,15 +12,16 @@ from dspy_qvl.embedding import Probe
 from dspy_qvl.errors import QVLError, StateError, check_count, check_text, shown
 from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT
 from dspy_qvl.fit import checked_identity, checked_probe, dumped_probe
+from dspy_qvl.judged import RANK, SCORE
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.moments import Array, Rows
+from dspy_qvl.sketch import FOLDED
 from dspy_qvl.state import SCHEMA, check_schema, decode_array, encode_array, opened, sealed, take
 
 Vectors = NDArray[np.float32]
 
-TEXT, VALUE, RANK, SCORE = "text", "value", "rank", "score"
+TEXT, VALUE = "text", "value"
 BLOCKS = (COSINE, OVERLAP, LENGTH, VALUE, RANK, SCORE, TEXT, PRODUCT)  # in the order of the columns, the prior first
-FOLDED = 1024  # columns at most that are learned of a vector
 LARGEST_COEF = 1e100
 
 

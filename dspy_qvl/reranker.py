@@ -4,38 +4,50 @@
                      ├─► cosine, overlap of words, the passage itself, … ─► a learned order (`ranking.py`)
     passages ─► vectors (once, kept)
 
-Before anything was learned it ranks by cosine, and what is learned departs from that only as far as labels ask for it.
+Before anything was learned it ranks by cosine. What is learned departs from the better of cosine and the order of the
+first stage, where passages come in one, and only as far as labels ask for it.
 """
 
 import asyncio
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_number, check_text, shown
-from dspy_qvl.features import COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
-from dspy_qvl.folds import make_folds
+from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_text, shown
+from dspy_qvl.features import AUTO, COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
+from dspy_qvl.folds import copies, make_folds
+from dspy_qvl.judged import (
+    RANK,
+    SCORE,
+    JudgedQuery,
+    as_list,
+    checked_scores,
+    first_stage_values,
+    known_of_first_stage,
+    telling,
+)
 from dspy_qvl.moments import slices
-from dspy_qvl.ranking import RankingFit, fit_ranking
-from dspy_qvl.ranking_head import BLOCKS, FOLDED, RANK, SCORE, TEXT, VALUE, Order, RankingHead, width_of
-from dspy_qvl.scores import ndcg
+from dspy_qvl.ranking import Quality, fit_ranking, quality_of
+from dspy_qvl.ranking_head import BLOCKS, TEXT, VALUE, Order, RankingHead, width_of
+from dspy_qvl.sketch import folded, unfolded
 from dspy_qvl.text import passage_text
 from dspy_qvl.values import ValueFunction
 
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 
-DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)
+DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)  # and of the first stage what is known
+FIRST_STAGE = (RANK, SCORE)
 OF_PAIRS = (COSINE, OVERLAP, LENGTH, PRODUCT)  # made by `features.py`
 LINEAR = (COSINE, TEXT, PRODUCT)  # of the passage's vector
-LARGEST_FIRST_SCORE = 1e15  # of a first stage: float32 must hold its squares
+ALIKE = 0.9  # of the queries
 LARGEST_ENTRY = 1e38  # that float32 holds
 AT_ONCE = 1024  # passages whose columns are in memory together
 
@@ -59,23 +71,6 @@ class RankedPassage:
     metadata: Any = None
 
 
-@dataclass(frozen=True)
-class JudgedQuery:
-    """A query, passages, and how relevant each is.
-
-    Attributes:
-        query: the query.
-        passages: their texts.
-        relevance: (n,), higher for better, in any units.
-        scores: of a first stage, (n,), or None.
-    """
-
-    query: str
-    passages: list[str]
-    relevance: Array
-    scores: Array | None = None
-
-
 class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     """Puts the passages of a query into the order that judged passages teach.
 
@@ -88,20 +83,28 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         learner: lends its embedding model, cache and instruction (for queries only); where it is fitted, the value
             of a passage is one of the features.
         k: passages to give back; None for all.
-        features: of "cosine" (always among them), "overlap" (words and n-grams that query and passage share),
+        features: some of "cosine" (always among them), "overlap" (words and n-grams that query and passage share),
             "length", "value" (the learner's), "text" (the passage's own vector), "product" (of both vectors), and of
-            the first stage "rank" (passages then come in its order) or "score" (its scores are then given).
+            the first stage "rank" and "score". "auto" for all but "product"; "rank" and "score" then only where the
+            judged passages are known to come from a first stage (`judged.py` says when), one that does not rank by
+            the same cosine, and where cross-validation is not against them.
+
+    A reranker that learned from "rank" must be given passages in the first stage's order, the best first, and cannot
+    tell when they are not; one that learned from "score" must be given scores. What it learned from is in the report.
 
     Raises:
         InputError: no learner, or a feature there is not.
     """
 
-    def __init__(self, learner: ValueFunction, *, k: int | None = None, features: Sequence[str] = DEFAULT) -> None:
+    auto = False  # of one that was pickled before there was "auto"
+
+    def __init__(self, learner: ValueFunction, *, k: int | None = None, features: Sequence[str] = AUTO) -> None:
         super().__init__()
         if not isinstance(learner, ValueFunction):
             raise InputError(f"learner must be a Qwen3EmbeddingValueLearner, but got {type(learner).__name__}.")
         self.k = None if k is None else check_count(k, "k", 1)
-        self.features = _checked_features(features)
+        self.auto = isinstance(features, str) and features == AUTO
+        self.features = DEFAULT if self.auto else _checked_features(features)
         self.learner = learner
         self.ridge = RankingHead()
         self._warned: str | None = None  # the digest of the learner's fit that was warned of
@@ -118,9 +121,10 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             scores: of the first stage, where "score" is a feature; a Prediction brings its own.
 
         Returns:
-            `dspy.Prediction(passages, scores, indices)`, as given but in order; scores are plain floats, indices the
-            positions among the passages that were given. Fields of a Prediction that are as long as its passages are
-            put into the same order: its own indices take the place of positions, its scores are `first_stage_scores`.
+            `dspy.Prediction(passages, scores, indices)`, as given but in order, those of one score in the order they
+            came; scores are plain floats, indices the positions among the passages that were given. Fields of a
+            Prediction that are as long as its passages are put into the same order: its own indices take the place of
+            positions, its scores are `first_stage_scores`.
 
         Raises:
             InputError: something that is no passage, or first-stage scores that are missing or too many.
@@ -129,7 +133,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return self._ranked(query, passages, scores)
 
     def _ranked(self, query: str, passages: Any, scores: Sequence[float] | None) -> dspy.Prediction:
-        query, items = check_text(query, "query"), as_list(passages)
+        query, items = check_text(query, "query"), self._items(passages)
         given = passages if isinstance(passages, dspy.Prediction) else None
         if scores is None and given is not None and SCORE in self._names():
             scores = given.get("scores")
@@ -144,11 +148,12 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     async def aforward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop."""
-        query, texts = check_text(query, "query"), _texts(as_list(passages))
+        query, items = check_text(query, "query"), self._items(passages)
         expect = None if self.ridge.fitted is None else self.ridge.fitted.probe
-        await self.learner.aembed(texts, instruct=False, expect=expect)
+        await self.learner.aembed(_texts(items), instruct=False, expect=expect)
         await self.learner.aembed([query], expect=expect)
-        return await asyncio.to_thread(self._ranked, query, passages, scores)
+        given = passages if isinstance(passages, dspy.Prediction) else items  # an iterator is spent by now
+        return await asyncio.to_thread(self._ranked, query, given, scores)
 
     def rank(
         self,
@@ -172,7 +177,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Raises:
             InputError: as `forward`, or another number of ids or metadata than of documents.
         """
-        items = as_list(docs)
+        items = self._items(docs)
         doc_ids, metadata = (None if along is None else list(along) for along in (doc_ids, metadata))
         for name, along in (("doc_ids", doc_ids), ("metadata", metadata)):
             if along is not None and len(along) != len(items):
@@ -235,18 +240,28 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     # Learning
 
-    def learn(self, judged: Sequence[JudgedQuery], *, cv: int = 5, random_state: int = 0) -> dict[str, Any]:
+    def learn(
+        self, judged: Sequence[JudgedQuery], *, cv: int = 5, random_state: int = 0, k: int | None = None
+    ) -> dict[str, Any]:
         """Learn an order from judged queries; `FitValue` does this for the rerankers of a program.
 
         Args:
             judged: queries with passages of different relevance; others teach nothing.
             cv: folds of the cross-validation over queries, at least 2.
             random_state: seed of the folds.
+            k: passages from the top that nDCG and reciprocal ranks look at, in the choice and in the report; None for
+                all.
 
         Returns:
             n_queries, n_passages: what was learned from.
-            cv_ndcg, cosine_ndcg: mean cross-validated nDCG of the learned order, and that of cosine.
-            alpha: the penalty; infinite where cosine was kept.
+            cv_ndcg, cv_mrr: mean cross-validated nDCG and reciprocal rank of the learned order. Where a first stage is
+                known, the nDCG is neither below its nor below cosine's.
+            cosine_ndcg, cosine_mrr: those of cosine.
+            first_stage_ndcg, first_stage_mrr: those of the first stage's scores, or of its order; NaN where neither
+                is known.
+            k: as given.
+            alpha: the penalty; infinite where the prior order was kept.
+            prior: the order that the learned one departs from: "cosine", "rank" or "score".
             features: those that are used.
 
         Raises:
@@ -254,7 +269,8 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             EmbeddingError: the model failed; an earlier order stays, and what was embedded is not asked for again.
         """
         cv, random_state = check_count(cv, "cv", 2), check_count(random_state, "random_state", 0)
-        useful = [one for one in _checked_judged(judged) if len(one.relevance) and np.ptp(one.relevance) > 0]
+        k = None if k is None else check_count(k, "k", 1)
+        useful = telling(judged)
         if len({one.query for one in useful}) < 2:
             raise InputError(
                 f"{len(useful)} of {len(judged)} queries have passages of different relevance; an order is learned "
@@ -262,37 +278,82 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             )
         self._embedded([text for one in useful for text in one.passages])
         self.learner.embed([one.query for one in useful])
-        names = tuple(name for name in BLOCKS if name in self.features)
+        known = self._known_of_first_stage(useful, self.features, warn=self.auto)
+        new = [name for name in known if self.auto and not self._ranks_by_cosine(useful, name)]
+        names = tuple(name for name in BLOCKS if name in (*self.features, *new))
         if VALUE in names and not self._may_use_value([text for one in useful for text in one.passages]):
             names = tuple(name for name in names if name != VALUE)
         d = self.learner.embed([useful[0].query]).shape[1]
         widths = tuple(width_of(name, d) for name in names)
         ends = np.cumsum((0, *widths)).tolist()
+        blocks = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        priors = [number for number, name in enumerate(names) if name in (COSINE, *FIRST_STAGE)]
         fitted = fit_ranking(
             lambda number: self._columns(
                 useful[number].query, useful[number].passages, names, 0, _centred(useful[number].scores)
             ),
             [one.relevance for one in useful],
-            [slice(start, end) for start, end in itertools.pairwise(ends)],
-            make_folds([one.query for one in useful], cv, np.random.default_rng(random_state)),
+            blocks,
+            make_folds(copies([one.query for one in useful]), cv, np.random.default_rng(random_state)),
+            priors=priors,
+            optional=priors[1:] if self.auto else (),
+            k=k,
         )
-        fitted.coef.setflags(write=False)
-        value_of = self.learner.current_fit().digest if VALUE in names else None
-        identity, probe = self.learner.identity, self.learner.probe()
-        self.ridge.fitted = Order(fitted.coef, names, widths, identity, probe, len(useful), value_of)
-        return _report(fitted, names, sum(len(one.passages) for one in useful))
-
-    def judge(self, judged: Sequence[JudgedQuery]) -> dict[str, Any]:
-        """How good the order is on judged queries: `n_queries` that tell, mean `ndcg`, and cosine's, `cosine_ndcg`."""
-        useful = [one for one in _checked_judged(judged) if len(one.relevance) and np.ptp(one.relevance) > 0]
-        found = [ndcg(one.relevance, self._scores(one.query, one.passages, one.scores)) for one in useful]
-        cosine = [
-            ndcg(one.relevance, self._columns(one.query, one.passages, (COSINE,), 0, None)[:, 0]) for one in useful
-        ]
+        used = [name for name, factor in zip(names, fitted.factors, strict=True) if factor > 0]
+        self.ridge.fitted = self._order(fitted.coef, blocks, names, used, len(useful))
         return {
             "n_queries": len(useful),
-            "ndcg": float(np.mean(found)) if useful else math.nan,
-            "cosine_ndcg": float(np.mean(cosine)) if useful else math.nan,
+            "n_passages": sum(len(one.passages) for one in useful),
+            **_told(fitted.quality, "cv_"),
+            **_told(fitted.prior_qualities[0], "cosine_"),
+            **_told(_first_stage_quality(useful, known, k), "first_stage_"),
+            "k": k,
+            "alpha": fitted.alpha,
+            "prior": names[fitted.prior],
+            "features": used,
+        }
+
+    def _order(
+        self, coef: Array, blocks: Sequence[slice], names: Sequence[str], used: Sequence[str], n_queries: int
+    ) -> Order:
+        """What was learned; a first stage that is not used is left out, so that nobody is asked for it."""
+        kept = [number for number, name in enumerate(names) if name in used or name not in FIRST_STAGE]
+        coef = np.concatenate([coef[blocks[number]] for number in kept])
+        coef.setflags(write=False)
+        return Order(
+            coef,
+            tuple(names[number] for number in kept),
+            tuple(blocks[number].stop - blocks[number].start for number in kept),
+            self.learner.identity,
+            self.learner.probe(),
+            n_queries,
+            self.learner.current_fit().digest if VALUE in names else None,
+        )
+
+    def judge(self, judged: Sequence[JudgedQuery], *, k: int | None = None) -> dict[str, Any]:
+        """How good the order is on judged queries.
+
+        Args:
+            judged: queries with passages of different relevance; others tell nothing.
+            k: passages from the top that the figures look at; None for all.
+
+        Returns:
+            n_queries: those that tell.
+            ndcg, mrr: mean nDCG and reciprocal rank.
+            cosine_ndcg, cosine_mrr, first_stage_ndcg, first_stage_mrr: see `learn`.
+            k: as given.
+        """
+        k = None if k is None else check_count(k, "k", 1)
+        useful = telling(judged)
+        known = self._known_of_first_stage(useful, self._names(), warn=False)
+        relevances = [one.relevance for one in useful]
+        learned = [self._scores(one.query, one.passages, one.scores) for one in useful]
+        return {
+            "n_queries": len(useful),
+            **_told(quality_of(relevances, learned, k), ""),
+            **_told(quality_of(relevances, [self._cosines(one) for one in useful], k), "cosine_"),
+            **_told(_first_stage_quality(useful, known, k), "first_stage_"),
+            "k": k,
         }
 
     def unfit(self) -> None:
@@ -300,6 +361,15 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         self.ridge.unfit()
 
     # Inside
+
+    def _items(self, passages: Any) -> list[Any]:
+        """Passages as a list, in an order where one is needed."""
+        if isinstance(passages, set | frozenset) and RANK in self._names():
+            raise InputError(
+                "this reranker has the first stage's rank among its features, and a set has no order; give passages as "
+                "a list, the first stage's best first."
+            )
+        return as_list(passages)
 
     def _ready(self) -> Order | None:
         """The learned order, known to belong to this embedding model, or None."""
@@ -376,10 +446,25 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             if given is None:
                 raise InputError(
                     "this reranker has the first stage's score among its features; give scores=, or a Prediction with "
-                    "scores."
+                    "scores, or fit it with features that have no 'score'."
                 )
             columns[SCORE] = given[:, None]
         return np.concatenate([columns[name] for name in names], axis=1, dtype=np.float32)
+
+    def _cosines(self, one: JudgedQuery) -> Vectors:
+        """Of a query and its passages, (n,)."""
+        cosines: Vectors = self._columns(one.query, one.passages, (COSINE,), 0, None)[:, 0]
+        return cosines
+
+    def _known_of_first_stage(self, judged: list[JudgedQuery], asked: Sequence[str], *, warn: bool) -> tuple[str, ...]:
+        """What somebody asked for of a first stage, else what is known of it."""
+        return tuple(name for name in FIRST_STAGE if name in asked) or known_of_first_stage(judged, warn=warn)
+
+    def _ranks_by_cosine(self, judged: list[JudgedQuery], name: str) -> bool:
+        """Whether a first stage ranks nearly every query's passages as cosine does, and says nothing new."""
+        orders = [(np.argsort(-self._cosines(one), kind="stable"), first_stage_values(one, name)) for one in judged]
+        same = [np.array_equal(order, np.argsort(-values, kind="stable")) for order, values in orders]
+        return bool(np.mean(same) >= ALIKE)
 
     def _values_pairs(self) -> bool:
         return self.learner.current_fit().paired
@@ -388,49 +473,22 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return f"Reranker({self.learner!r}, features={self.features}, {self.ridge!r})"
 
 
-def folded(vectors: Vectors) -> Vectors:
-    """Vectors of more than 1,024 columns as sketches of 1,024 that keep inner products on average, (n, 1024).
-
-    Column j goes to column j mod 1,024, some with their sign changed: what a reranker learns of a passage's own vector
-    costs no more for a wide model.
-
-    Source: Charikar, Chen & Farach-Colton (2002), Finding frequent items in data streams (the count sketch).
-    """
-    n, d = vectors.shape
-    if d <= FOLDED:
-        return vectors
-    sheets = np.zeros((n, -(-d // FOLDED) * FOLDED), dtype=np.float32)
-    sheets[:, :d] = vectors * _signs(d)
-    sketch: Vectors = sheets.reshape(n, -1, FOLDED).sum(axis=1)
-    return sketch
+def _first_stage_quality(judged: list[JudgedQuery], known: Sequence[str], k: int | None) -> Quality | None:
+    """The quality of the first stage's scores, or of its order; None where neither is known."""
+    if not known:
+        return None
+    return quality_of([one.relevance for one in judged], [first_stage_values(one, known[-1]) for one in judged], k)
 
 
-def unfolded(coef: Array, d: int) -> Array:
-    """Coefficients of `folded` vectors as coefficients of the vectors themselves, (d,)."""
-    if len(coef) == 1 or d <= FOLDED:
-        return coef
-    return np.asarray(coef[np.arange(d) % FOLDED] * _signs(d))
-
-
-def _signs(d: int) -> Vectors:
-    mixed = (np.arange(d, dtype=np.uint64) * np.uint64(2654435761)) >> np.uint64(13)
-    return (1 - 2 * (mixed & np.uint64(1)).astype(np.float32)).astype(np.float32)
-
-
-def _report(fitted: RankingFit, names: Sequence[str], n_passages: int) -> dict[str, Any]:
-    return {
-        "n_queries": fitted.n_queries,
-        "n_passages": n_passages,
-        "cv_ndcg": fitted.ndcg,
-        "cosine_ndcg": fitted.prior_ndcg,
-        "alpha": fitted.alpha,
-        "features": [name for name, factor in zip(names, fitted.factors, strict=True) if factor > 0],
-    }
+def _told(quality: Quality | None, whose: str) -> dict[str, float]:
+    """A quality as entries of a report; NaN where there is none."""
+    quality = quality or Quality(math.nan, math.nan)
+    return {f"{whose}ndcg": quality.ndcg, f"{whose}mrr": quality.mrr}
 
 
 def _checked_features(features: object) -> tuple[str, ...]:
     if isinstance(features, str) or not isinstance(features, Iterable):
-        raise InputError(f"features must be a list of {', '.join(BLOCKS)}, but got {shown(features)}.")
+        raise InputError(f"features must be a list of {', '.join(BLOCKS)}, or 'auto', but got {shown(features)}.")
     names = tuple(features)
     unknown = [name for name in names if name not in BLOCKS]
     if unknown:
@@ -440,59 +498,9 @@ def _checked_features(features: object) -> tuple[str, ...]:
     return names
 
 
-def _checked_judged(judged: Sequence[JudgedQuery]) -> list[JudgedQuery]:
-    """Judged queries with a relevance, and first-stage scores, for each passage.
-
-    Raises:
-        InputError: other things than JudgedQuery, or numbers that do not go with the passages.
-    """
-    checked = []
-    for row, one in enumerate(judged):
-        if not isinstance(one, JudgedQuery):
-            raise InputError(f"judged[{row}] must be a JudgedQuery, but got {type(one).__name__}.")
-        relevance = np.asarray(one.relevance, dtype=np.float64)
-        if relevance.shape != (len(one.passages),) or not np.isfinite(relevance).all():
-            raise InputError(f"judged[{row}] must have one finite relevance for each of {len(one.passages)} passages.")
-        checked.append(replace(one, relevance=relevance, scores=checked_scores(one.scores, len(one.passages))))
-    return checked
-
-
 def _centred(given: Array | None) -> Array | None:
     return None if given is None else given - given.mean()
 
 
-def as_list(passages: Any, what: str = "passages") -> list[Any]:
-    """Passages as a list: one that was given, or a retriever's Prediction's.
-
-    Raises:
-        InputError: a single passage, or something that cannot be iterated.
-    """
-    if isinstance(passages, dspy.Prediction):
-        if "passages" not in passages:
-            raise InputError(f"the Prediction has no passages; it has {', '.join(passages.keys()) or 'nothing'}.")
-        passages = passages["passages"]
-    if isinstance(passages, str | bytes | Mapping) or not isinstance(passages, Iterable):
-        raise InputError(f"{what} must be a list, but got {type(passages).__name__}: {shown(passages)}.")
-    return list(passages)
-
-
 def _texts(passages: list[Any]) -> list[str]:
     return [passage_text(passage, f"passages[{row}]") for row, passage in enumerate(passages)]
-
-
-def checked_scores(scores: Any, n_passages: int, what: str = "scores") -> Array | None:
-    """First-stage scores, one a passage, or None.
-
-    Raises:
-        InputError: no list of finite numbers, too large ones, or another number than of passages.
-    """
-    if scores is None:
-        return None
-    if isinstance(scores, str) or not isinstance(scores, Iterable):
-        raise InputError(f"{what} must be a list of numbers, but got {type(scores).__name__}.")
-    numbers = [check_number(score, f"{what}[{row}]") for row, score in enumerate(scores)]
-    if any(abs(number) > LARGEST_FIRST_SCORE for number in numbers):
-        raise InputError(f"{what} must lie within ±{LARGEST_FIRST_SCORE:g}; rescale the first stage's.")
-    if len(numbers) != n_passages:
-        raise InputError(f"there are {len(numbers)} scores for {n_passages} passages; give one a passage.")
-    return np.array(numbers)

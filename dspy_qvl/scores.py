@@ -61,6 +61,21 @@ def ndcg(relevance: ArrayLike, values: ArrayLike, k: int | None = None) -> float
     return float(gains[ranked][:k] @ discounts) / ideal
 
 
+def reciprocal_rank(relevance: ArrayLike, values: ArrayLike, k: int | None = None) -> float:
+    """1 / rank of the first relevant passage of one query; NaN where no passage is better than another.
+
+    Relevant is what is above the lowest relevance of the query; 0 where none is among the first k. Ties as in `ndcg`.
+
+    Source: Voorhees (1999), The TREC-8 question answering track report.
+    """
+    truth, guess = _pair(relevance, values)
+    relevant = truth > truth.min(initial=math.inf)
+    if not relevant.any():
+        return math.nan
+    first = int(np.argmax(relevant[np.lexsort((truth, -guess))]))
+    return 0.0 if k is not None and first >= k else 1 / (1 + first)
+
+
 def average_precision(relevant: ArrayLike, values: ArrayLike) -> float:
     """Mean precision at each relevant passage of one query, in (0, 1]; NaN without one. Ties as in `ndcg`.
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-KEPT_TEXTS = 10_000  # texts whose numbers are kept
+KEPT_TEXTS = 50_000  # texts whose numbers are kept
 
 
 class Lock:
@@ -38,11 +38,13 @@ class Memo:
     Attributes:
         values: of texts that were valued one by one, so that a text is an inner product only once.
         variances: the same for how unlike the rated texts a text is.
+        bounds: between which numbers that lies, of texts that were looked at together.
     """
 
     def __init__(self) -> None:
         self.values: dict[Hashable, float] = {}
         self.variances: dict[Hashable, float] = {}
+        self.bounds: dict[Hashable, tuple[float, float]] = {}
         self._lock = threading.RLock()
         self._known: dict[str, Any] = {}
 
@@ -55,7 +57,7 @@ class Memo:
         known: T = self._known[name]
         return known
 
-    def keep(self, kept: dict[Hashable, float], text: Hashable, number: float) -> float:
+    def keep(self, kept: dict[Hashable, T], text: Hashable, number: T) -> T:
         """Keep a number of a text in one of the above."""
         if len(kept) >= KEPT_TEXTS:
             kept.clear()

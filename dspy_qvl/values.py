@@ -4,16 +4,18 @@ The half of the learner that reads a fit; `learner.py` is the half that makes on
 """
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.arguments import check_options
 from dspy_qvl.backends import DEFAULT_MODEL, ModelSpec
 from dspy_qvl.cache import EmbeddingCache
 from dspy_qvl.embedding import Embedding, Probe
@@ -82,6 +84,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         timeout: float | None = None,
         max_concurrency: int | None = None,
         storage: str = "float32",
+        provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._changing = Lock()  # rated texts and fits change one call at a time; values need not wait
@@ -115,7 +118,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         given = {name: value for name, value in settings.items() if value is not None}
         name = DEFAULT_MODEL if model_name is None else model_name
         self._embedding = Embedding(
-            ModelSpec(name, embedding_dim, api_base, api_key, embedder, given),
+            ModelSpec(name, embedding_dim, api_base, api_key, embedder, given, options=check_options(provider_options)),
             cache_dir=cache_dir,
             instruction=instruction,
             batch_size=batch_size,
@@ -170,7 +173,11 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     @property
     def embedding_cache(self) -> EmbeddingCache:
-        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info`, `prune`, `export`, `import_`)."""
+        """The vectors in memory (`len`, `in`, `clear()`) and on disk (`info`, `prune`, `export`, `import_`).
+
+        `put(texts, vectors)` keeps vectors that exist already, so that the model is never asked for them. Of a hosted
+        model these are the vectors of the server that would be asked now.
+        """
         return self._embedding.cache
 
     # Values
@@ -222,13 +229,26 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop; a hosted model has as many requests at once as it may."""
-        text, fit = check_text(text), self._ready()
+        text, fit = check_text(text), self.ridge.fit_or_refuse()
+        if fit not in self._embedding.accepted:
+            fit = await asyncio.to_thread(self._ready)  # it may ask the model what it is
         _item(text, query, fit)
         if not self._overridden():
             await self.aembed([text], instruct=not fit.paired, expect=fit.probe)
             if query is not None:
                 await self.aembed([query], expect=fit.probe)
         return await asyncio.to_thread(self._answer, text, query)
+
+    def batch(self, examples: Sequence[Any], *args: Any, **settings: Any) -> Any:
+        """As `dspy.Module.batch`: the same predictions, worked out for all the texts together."""
+        examples = list(examples)
+        with contextlib.suppress(QVLError):  # whatever is wrong, the calls will say so
+            fit, items = self._ready(), []
+            for example in examples:
+                with contextlib.suppress(QVLError, KeyError):
+                    items.append(_item(check_text(example["text"]), example.get("query"), fit))
+            self._inspection(fit).foresee(items)
+        return super().batch(examples, *args, **settings)
 
     def _get_embedding_vector(self, text: str) -> Vectors:
         """Features of one text, (n_features,); override it to change or extend them.
@@ -255,6 +275,15 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """
         text, inspection = check_text(text), self.inspection()
         return inspection.std(_item(text, query, inspection.fit))
+
+    def predict_std_many(self, texts: Sequence[str], queries: Sequence[str] | str | None = None) -> Array:
+        """The standard deviations of texts, (n_texts,), each what `predict_std` gives; `queries` as `predict_many`.
+
+        Raises:
+            InputError, NotFittedError, StateError: as `predict_std`.
+        """
+        checked, inspection = check_texts(texts), self.inspection()
+        return inspection.stds(_items(checked, queries, inspection.fit))
 
     def leave_one_out(self) -> LeftOut:
         """Every rated text under the value function that all the others give: exact, without refitting.
@@ -362,14 +391,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def _values(self, texts: list[str], queries: Sequence[str] | str | None) -> Array:
         """The values of checked texts, (n_texts,)."""
         fit = self._ready()
-        asked: Sequence[str | None] = [None] * len(texts)
-        if isinstance(queries, str):
-            asked = [queries] * len(texts)
-        elif queries is not None:
-            asked = check_texts(queries, "queries")
-        if len(asked) != len(texts):
-            raise InputError(f"there are {len(asked)} queries for {len(texts)} texts; give one a text, or one for all.")
-        items = [_item(text, query, fit) for text, query in zip(texts, asked, strict=True)]
+        items = _items(texts, queries, fit)
         return fit.predict(self._columns(items, fit).X) if texts else np.empty(0)
 
     def _columns(self, items: Sequence[Item], fit: Fit) -> Table:
@@ -465,6 +487,20 @@ def _item(text: str, query: str | None, fit: Fit) -> Item:
     return Pair(check_text(query, "query"), text)
 
 
+def _items(texts: Sequence[str], queries: Sequence[str] | str | None, fit: Fit) -> list[Item]:
+    """What is to be valued of many checked texts.
+
+    Raises:
+        InputError: as `_item`, or another number of queries than of texts.
+    """
+    asked: Sequence[str | None] = [queries] * len(texts) if queries is None or isinstance(queries, str) else []
+    if not asked and queries is not None:
+        asked = check_texts(queries, "queries")
+    if len(asked) != len(texts):
+        raise InputError(f"there are {len(asked)} queries for {len(texts)} texts; give one a text, or one for all.")
+    return [_item(text, query, fit) for text, query in zip(texts, asked, strict=True)]
+
+
 def check_identity(embedding: Embedding, fit: Any) -> None:
     """Refuse a fit of another embedding model; an anonymous one is told by its probe vectors alone.
 
@@ -472,7 +508,7 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
         StateError: the names differ, or the number of columns.
     """
     mine, saved = embedding.identity, fit.identity
-    if mine is not None and saved is not None and mine != dict(saved):
+    if mine is not None and saved is not None and mine != dict(saved) and not _is_former(embedding, fit):
         differences = ", ".join(
             f"{key}: {shown(saved.get(key, LEFT_OUT.get(key, '')))} saved, "
             f"{shown(mine.get(key, LEFT_OUT.get(key, '')))} here"
@@ -483,6 +519,11 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
     n_columns = fit.probe.vectors.shape[1]
     if embedding.dim is not None and embedding.dim != n_columns:
         raise other_model(f"embedding_dim {n_columns} saved, {embedding.dim} here")
+
+
+def _is_former(embedding: Embedding, fit: Any) -> bool:
+    """Whether a fit of version 0.1.0 belongs to this model, which said less of it then: its vectors tell."""
+    return embedding.former_identity == dict(fit.identity) and embedding.meets(fit.probe)
 
 
 def check_blocks(blocks: Features, fit: Fit) -> None:

@@ -1,7 +1,7 @@
 """From ratings to a saved value function, in under a minute, with no key and nothing to download.
 
 python examples/quickstart.py
-python examples/quickstart.py --data my_ratings.csv --text-column review --score-column stars
+python examples/quickstart.py --data my_ratings.csv --text-column "Review Text" --score-column Stars --save mine.qvl
 python examples/quickstart.py --data my_ratings.jsonl.gz --model Qwen/Qwen3-Embedding-0.6B
 """
 
@@ -9,12 +9,16 @@ import argparse
 import csv
 import gzip
 import json
+import math
 import tempfile
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dspy
 
-from dspy_qvl import InputError, QVLError, Qwen3EmbeddingValueLearner
+from dspy_qvl import InputError, QVLError, QVLWarning, Qwen3EmbeddingValueLearner
 
 REVIEWS = Path(__file__).parent / "reviews.csv"
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -24,6 +28,9 @@ NEW_TEXTS = [
     "It broke after a week and the refund never came.",
     "Not bad at all, I would buy it again.",
 ]
+N_SHOWN = 3  # of the user's own texts, at either end of the ranking
+WIDTH = 72  # characters of a text that are shown
+NOISE = 0.05  # permutation_p above which a value function cannot be told from noise
 
 
 def read_ratings(path: Path, text_column: str, score_column: str) -> list[tuple[str, float]]:
@@ -67,47 +74,135 @@ class Recommend(dspy.Module):
 def main() -> None:
     """Train, judge, rank, save, reload, and use inside DSPy."""
     parser = argparse.ArgumentParser(description="From ratings to a saved value function.")
-    parser.add_argument("--data", type=Path, default=REVIEWS, help="CSV or JSON lines, plain or .gz")
+    parser.add_argument("--data", type=Path, help="your ratings: CSV or JSON lines, plain or .gz")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--score-column", default="score")
     parser.add_argument("--model", default="lexical", help="an embedding model (default: lexical, built in)")
+    parser.add_argument("--save", type=Path, metavar="PATH", help="keep the learned value function in this file")
     options = parser.parse_args()
+    data, save = options.data or REVIEWS, options.save
     try:
-        run(read_ratings(options.data, options.text_column, options.score_column), options.model)
+        if save is not None and (save.is_dir() or save.resolve() == data.resolve()):
+            raise InputError(
+                f"--save {save} is {'a folder' if save.is_dir() else 'your data'}; name a file of its own."
+            )
+        ratings = read_ratings(data, options.text_column, options.score_column)
+        with tempfile.TemporaryDirectory() as folder:
+            run(ratings, options.model, Path(folder), new_texts=[] if options.data else NEW_TEXTS, save=save)
     except (QVLError, ValueError, OSError, EOFError, csv.Error) as error:
         parser.error(str(error))
 
 
-def run(ratings: list[tuple[str, float]], model: str) -> None:
-    """The whole way with one set of ratings."""
-    with tempfile.TemporaryDirectory() as folder:
-        learner = Qwen3EmbeddingValueLearner(model, cache_dir=Path(folder) / "cache")
-        learner.add_training_examples(ratings)
+def run(ratings: list[tuple[str, float]], model: str, folder: Path, *, new_texts: list[str], save: Path | None) -> None:
+    """The whole way with one set of ratings.
 
+    Args:
+        ratings: (text, score) pairs.
+        model: an embedding model.
+        folder: where vectors are kept, and the value function where it is not saved.
+        new_texts: the texts to rank; none for the rated ones themselves.
+        save: where to keep the value function.
+    """
+    learner = Qwen3EmbeddingValueLearner(model, cache_dir=folder / "cache")
+    learner.add_training_examples(ratings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", QVLWarning)
+        warnings.filterwarnings("ignore", "the value function cannot|nothing is held out|cv_folds=")  # said below
         chosen = learner.optimize_hyperparameters(ALPHAS)
         metrics = learner.train()
-        print(f"{len(ratings)} rated texts, model {model}, alpha {chosen['best_alpha']:g} by cross-validation")
-        if learner.embedder.usage is not None:
-            print(f"asked of the provider: {learner.embedder.usage}")
-        print(f"\non {metrics['n_val']} texts held out:     R²   Spearman")
-        print(f"  value function      {metrics['val_r2']:6.3f}   {metrics['val_spearman']:6.3f}")
+    print(f"{len(ratings)} rated texts, model {model}, alpha {chosen['best_alpha']:g} by cross-validation")
+    if learner.embedder.usage is not None:
+        print(f"asked of the provider: {learner.embedder.usage}")
+    for note in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"note: {note}")
+    print_figures(metrics, chosen["permutation_p"])
+
+    low, high = min(learner.training_scores), max(learner.training_scores)
+    ranked: list[tuple[str, float, float | None]]  # text, value, rating
+    if new_texts:
+        print(f"\nnew texts, best first (the ratings go from {low:g} to {high:g}):\n   value")
+        ranked = [(text, value, None) for text, value in learner.rank_texts(new_texts)]
+    else:
+        print("\nyour texts, best first, each valued by a fit to the others:\n   value   rated")
+        values = learner.leave_one_out().values.tolist()
+        by_text = {text: (text, value, score) for (text, score), value in zip(ratings, values, strict=True)}
+        ranked = sorted(by_text.values(), key=lambda row: -row[1])
+    print_ranking(ranked, low, high)
+
+    path = folder / "value.qvl" if save is None else save
+    learner.save_model(path)
+    fresh = Qwen3EmbeddingValueLearner(cache_dir=folder / "cache")
+    fresh.load_model(path)
+    texts = [text for text, _, _ in ranked]
+    same = fresh.rank_texts(texts) == learner.rank_texts(texts)
+    if save is None:
+        print("\nsaved to a temporary file, which is thrown away now (--save PATH keeps it)")
+    else:
+        name = Qwen3EmbeddingValueLearner.__name__
+        print(f"\nsaved to {save}; in Python:")
+        print(f"  from dspy_qvl import {name}; value = {name}(); value.load_model({str(save)!r})")
+    print(f"loaded into a fresh learner: scores equal to the last bit: {same}")
+    better = Recommend(fresh)(drafts=[texts[-1], texts[0]])
+    print(f"inside a DSPy program, the better of the first and the last of them: {one_line(better.draft)!r}")
+
+
+def print_figures(metrics: Mapping[str, Any], p: float) -> None:
+    """How good the value function is, beside what it must beat, and whether it is more than noise."""
+    print(f"\n{'':25}      R²         Spearman    (± standard error)")
+    if metrics["n_val"] < 2:
+        print("too few texts to hold some out")
+    else:
+        print(f"on {metrics['n_val']} texts held out")
+        print_row("value function", metrics, "val")
         for name, label in [("nearest", "5 nearest texts"), ("length", "length"), ("mean", "mean")]:
-            figures = metrics["baselines"][name]
-            print(f"  {label:<18}  {figures['val_r2']:6.3f}   {figures['val_spearman']:6.3f}")
-        print("  (alpha was chosen with these texts in view, which flatters the first row a little)")
+            print_row(label, metrics["baselines"][name], "val")
+    if "oof_r2" in metrics:  # few texts, of which a fifth says little
+        print("on all texts, each held out once")
+        print_row("value function", metrics, "oof")
+    print("(alpha was chosen with these texts in view, which flatters the value function a little)")
+    if metrics["cv_folds"] < 5:
+        print("So few different texts were rated that these figures say little.")
+    if p > NOISE:
+        print(f"Cannot be told from noise: {100 * p:.3g} % of shuffles of the ratings are learned as well.")
+        print("Its values mean nothing as yet: rate more texts, and see whether two people would agree on them.")
+    else:
+        print(f"More than noise: at most {100 * p:.3g} % of shuffles of the ratings are learned as well.")
 
-        print("\nnew texts, best first:")
-        for text, score in learner.rank_texts(NEW_TEXTS):
-            print(f"  {score:6.2f}  {text}")
 
-        learner.save_model(Path(folder) / "value.qvl")
-        fresh = Qwen3EmbeddingValueLearner(cache_dir=Path(folder) / "cache")
-        fresh.load_model(Path(folder) / "value.qvl")
-        same = fresh.rank_texts(NEW_TEXTS) == learner.rank_texts(NEW_TEXTS)
-        print(f"\nsaved, loaded into a fresh learner: scores equal to the last bit: {same}")
+def print_row(label: str, figures: Mapping[str, float], prefix: str) -> None:
+    """One row of the table; a dash where a figure is not defined."""
+    cells = [f"  {label:<18}"]
+    for name in (f"{prefix}_r2", f"{prefix}_spearman"):
+        value, error = round(figures[name], 2) + 0.0, figures[f"{name}_se"]  # + 0.0: no -0.00
+        doubt = f" ± {error:.2f}" if math.isfinite(error) else ""
+        cells.append(f"{value:8.2f}{doubt:<9}" if math.isfinite(value) else f"{'–':>8}{'':9}")
+    print("".join(cells).rstrip())
 
-        better = Recommend(fresh)(drafts=[NEW_TEXTS[2], NEW_TEXTS[0]])
-        print(f"inside a DSPy program, the better of two drafts: {better.draft!r}")
+
+def print_ranking(ranked: list[tuple[str, float, float | None]], low: float, high: float) -> None:
+    """Values, ratings and texts, best first; of many the two ends. Values that no rating reaches are marked."""
+    digits = max(0, 2 - math.floor(math.log10(high - low)))
+    lines, beyond = [], False
+    for text, value, rating in ranked:
+        mark = ""
+        if round(value, digits) > high:
+            mark = f"  [above the highest rating, {high:g}]"
+        elif round(value, digits) < low:
+            mark = f"  [below the lowest rating, {low:g}]"
+        beyond = beyond or bool(mark)
+        rated = "" if rating is None else f"{rating:8.{digits}f}"
+        lines.append(f"{value:8.{digits}f}{rated}  {one_line(text)}{mark}")
+    if len(lines) > 2 * N_SHOWN:
+        lines[N_SHOWN:-N_SHOWN] = ["       …"]
+    print(*lines, sep="\n")
+    if beyond:  # then at an end, which is shown
+        print("(values lie on a straight line, which does not end where the ratings do)")
+
+
+def one_line(text: str) -> str:
+    """A text in one line, cut where it is long."""
+    words = " ".join(text.split())
+    return f"{words[: WIDTH - 1]}…" if len(words) > WIDTH else words or "(an empty text)"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """What a model name means."""
 
 import asyncio
+import pickle
+import shutil
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +69,36 @@ def test_a_folder_is_known_by_its_content_not_its_place(tmp_path):
     assert ModelSpec(str(tmp_path / "two" / "tiny-embedding")).backend().identity != first.identity
 
 
+def test_a_relative_folder_is_meant_from_where_the_learner_was_made(tmp_path, monkeypatch):
+    for place, size in (("here", 8), ("there", 16)):
+        (tmp_path / place / "tiny-embedding").mkdir(parents=True)
+        (tmp_path / place / "tiny-embedding" / "config.json").write_text(f'{{"hidden_size": {size}}}')
+    monkeypatch.chdir(tmp_path / "here")
+    spec = ModelSpec("tiny-embedding")
+    raw, identity, source = pickle.dumps(spec), spec.backend().identity, spec.backend().embed.source
+    monkeypatch.chdir(tmp_path / "there")
+    for later in (spec, pickle.loads(raw), replace(spec, embedding_dim=4)):
+        assert (later.backend().identity, later.backend().embed.source) == (identity, source)
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "there")
+    assert pickle.loads(raw).backend().identity["model"] == "tiny-embedding"
+    assert pickle.loads(raw).backend().identity != identity
+
+
 def test_the_endpoint_keeps_vectors_apart_and_shows_no_key():
     bare = ModelSpec("openai/x-embedding", api_base="https://host.example:8000/v1/?key=abc").backend()
     assert bare.endpoint == "https://host.example:8000/v1"
     assert bare.endpoint != ModelSpec("openai/x-embedding").backend().endpoint
     assert bare.identity == ModelSpec("openai/x-embedding").backend().identity
+
+
+@pytest.mark.parametrize("embedder", ["openai/an-embedding", 5, {"a text": [1.0, 2.0]}])
+def test_what_is_no_embedder_is_refused(embedder):
+    with pytest.raises(
+        InputError, match=r"but got (str|int|dict); .*exist already, give Precomputed\(texts, vectors\)"
+    ):
+        Qwen3EmbeddingValueLearner(embedder=embedder)
 
 
 def test_dashscope_is_sent_ten_texts_at_a_time():

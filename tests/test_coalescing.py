@@ -262,7 +262,7 @@ def test_64_threads_with_failures_and_interrupts_come_to_an_end(tmp_path):
 
     n_right = in_threads(64, call)
     assert sum(n_right) > 64 * 30 / 2
-    coalescer = embedding._coalescer
+    coalescer = embedding._first._coalescer
     assert (coalescer._free, len(coalescer._queue), len(coalescer._wanted)) == (1, 0, 0)
 
 
@@ -346,7 +346,7 @@ def test_a_loop_that_was_closed_takes_no_text_and_no_slot_with_it(tmp_path):
         loop.close()
     vectors = in_threads(4, lambda thread: embedding.vector(["one", "two", "three", "four"][thread]))
     assert all(isinstance(vector, np.ndarray) for vector in vectors)
-    assert embedding._coalescer._free == 1
+    assert embedding._first._coalescer._free == 1
 
 
 def test_a_plain_call_inside_a_running_loop_does_not_wait_for_that_loop(tmp_path):
@@ -382,8 +382,8 @@ def test_a_plain_call_does_not_wait_for_a_batch_that_a_cancelled_task_left_on_it
 def test_a_caller_that_may_have_several_batches_in_flight_has_them_up_to_the_limit(tmp_path, kind):
     model = SlowModel(0.05)
     embedding = make(model, tmp_path, batch_size=5)
-    embedding._coalescer = Coalescer(4, 5)
-    object.__setattr__(embedding._backend, "width", 4)
+    embedding._first._coalescer = Coalescer(4, 5)
+    object.__setattr__(embedding._first.backend, "width", 4)
     texts = [f"text {number}" for number in range(60)]
     given = embedding(texts) if kind == "sync" else asyncio.run(embedding.acall(texts))
     np.testing.assert_allclose(given, LexicalModel(32)(texts), atol=1e-6)

@@ -336,7 +336,7 @@ def test_another_model_is_refused_at_first_use(tmp_path):
     other = Desk(Qwen3EmbeddingValueLearner(embedder=CountingModel("two"), cache_dir=tmp_path / "b"))
     other.load(tmp_path / "p.json")
     for use in (lambda: other.value(text="x"), lambda: ValueMetric(other.value), lambda: other.value.predict_std("x")):
-        with pytest.raises(StateError, match=r"fitted with another embedding model.*unfit"):
+        with pytest.raises(StateError, match=r"fitted with another embedding model.*migrate\(\)"):
             use()
     liar = Desk(Qwen3EmbeddingValueLearner(embedder=Rotated("one"), cache_dir=tmp_path / "c"))
     liar.load(tmp_path / "p.json")

@@ -16,7 +16,14 @@ import dspy
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, InputError, QVLWarning, StateError, TextsRefusedError
+from dspy_qvl import (
+    EmbeddingError,
+    InputError,
+    QVLWarning,
+    Qwen3EmbeddingValueLearner,
+    StateError,
+    TextsRefusedError,
+)
 from dspy_qvl.backends import ModelSpec
 from dspy_qvl.embedding import PROBE_TEXTS, Embedding, Probe, unit
 from dspy_qvl.lexical import LexicalModel
@@ -289,15 +296,15 @@ def test_a_bar_is_shown_only_where_embedding_takes_long_and_logging_is_not_quiet
             time.sleep(0.05)
             return super().__call__(texts)
 
-    monkeypatch.setattr("dspy_qvl.embedding.BAR_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr("dspy_qvl.source.BAR_AFTER_SECONDS", 0.02)
     make(Slow("a"), tmp_path, batch_size=10)(TEXTS)
     assert "embedding: 100%" in capsys.readouterr().err
     make(Slow("b"), tmp_path, batch_size=40)(TEXTS)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("dspy_qvl.embedding.BAR_AFTER_SECONDS", 60)
+    monkeypatch.setattr("dspy_qvl.source.BAR_AFTER_SECONDS", 60)
     make(Slow("c"), tmp_path, batch_size=10)(TEXTS)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("dspy_qvl.embedding.BAR_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr("dspy_qvl.source.BAR_AFTER_SECONDS", 0.02)
     logging.getLogger("dspy_qvl").setLevel(logging.ERROR)
     try:
         make(Slow("d"), tmp_path, batch_size=10)(TEXTS)
@@ -359,6 +366,42 @@ def test_a_cache_dir_in_the_home_folder_is_found(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     Embedding(ModelSpec("", embedder=model), cache_dir="~/vectors")(["a text"])
     assert (tmp_path / "vectors").is_dir()
+
+
+def test_a_relative_cache_dir_is_meant_from_where_the_learner_was_made(model, tmp_path, monkeypatch):
+    """A process that goes elsewhere pays for nothing twice, and nor does a copy, a pickle or a loaded learner."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    learner = Qwen3EmbeddingValueLearner(embedder=model, cache_dir="cache", features=None)
+    learner.embed(TEXTS[:5])
+    learner.add_training_examples(rated(5))
+    learner.train(cv_folds=2)
+    learner.save_model("value.qvl")
+    monkeypatch.chdir("elsewhere")
+    learner.embed(TEXTS)
+    raw = pickle.dumps(learner)
+    assert learner.cache_dir == str(tmp_path / "cache")
+    n_asked = len(model.asked)
+    for copied in (copy.deepcopy(learner), pickle.loads(raw), learner):
+        if copied is learner:
+            learner.load_model(tmp_path / "value.qvl")
+        copied.embedding_cache.clear()
+        copied.embed(TEXTS)
+        assert copied.cache_dir == str(tmp_path / "cache")
+        assert len(copied.embedder.spec.embedder.asked) == n_asked
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_relative_cache_dir_lies_below_the_folder_of_a_machine_that_has_not_the_one_it_came_from(
+    tmp_path, monkeypatch
+):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    raw = pickle.dumps(Embedding(ModelSpec("", embedder=CountingModel()), cache_dir="cache"))
+    monkeypatch.chdir(tmp_path / "there")
+    (tmp_path / "here").rmdir()
+    assert pickle.loads(raw).cache_dir == tmp_path / "there" / "cache"
 
 
 def test_a_blank_name_is_no_name(tmp_path):

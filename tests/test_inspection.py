@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import dspy
 import numpy as np
 import pytest
 
@@ -28,6 +29,72 @@ def test_a_prediction_says_how_sure_it_is(trained):
     assert prediction.score == trained.predict(NEW[0])
     assert prediction.std == trained.predict_std(NEW[0]) > 0
     assert type(prediction.std) is float
+
+
+@pytest.mark.parametrize("n", [40, 300])
+@pytest.mark.parametrize("features", [None, "length", ["lexical", "length"]])
+def test_many_texts_are_as_sure_as_each_of_them_alone(tmp_path, n, features):
+    learner = make(tmp_path, rated(n), features=features)
+    texts = [*NEW, "", "zxq wvut kjhg qqqq", NEW[0], learner.training_texts[3]]
+    alone = [learner.predict_std(text) for text in texts]
+    assert learner.predict_std_many(texts).tolist() == alone
+    assert learner.predict_std_many(texts[::-1]).tolist() == alone[::-1]
+    assert learner.predict_std_many([]).shape == (0,)
+    learner.update("one more", 3.0)
+    assert learner.predict_std_many(texts).tolist() == [learner.predict_std(text) for text in texts] != alone
+
+
+def test_many_answers_are_as_sure_for_their_queries(tmp_path):
+    learner = Qwen3EmbeddingValueLearner("lexical", 256, cache_dir=None)
+    for number, (text, score) in enumerate(rated(40)):
+        learner.add_training_example(text, score, query=f"which {text.split()[number % 5]}?")
+    learner.train()
+    queries = [f"which {text.split()[0]}?" for text in NEW]
+    alone = [learner.predict_std(text, query) for text, query in zip(NEW, queries, strict=True)]
+    assert learner.predict_std_many(NEW, queries).tolist() == alone
+    assert learner.predict_std_many(NEW, queries[0])[0] == alone[0]
+    with pytest.raises(InputError, match="there are 2 queries for 20 texts"):
+        learner.predict_std_many(NEW, queries[:2])
+    with pytest.raises(InputError, match=r"texts\[1\] must be a string, but got int"):
+        learner.predict_std_many(["x", 3])
+
+
+def test_a_subclass_with_columns_of_its_own_is_as_sure_of_many(tmp_path):
+    class Louder(Qwen3EmbeddingValueLearner):
+        def _get_embedding_vector(self, text):
+            return np.append(super()._get_embedding_vector(text), len(text) / 100).astype(np.float32)
+
+    learner = Louder("lexical", 256, cache_dir=tmp_path / "cache")
+    learner.add_training_examples(rated(40))
+    learner.train()
+    assert learner.predict_std_many(NEW).tolist() == [learner.predict_std(text) for text in NEW]
+
+
+@pytest.mark.parametrize("alpha", [1e-8, 1.0])
+def test_a_batch_of_dspy_says_what_single_calls_say(tmp_path, alpha):
+    learner = make(tmp_path, ridge_alpha=alpha)
+    twin = copy.deepcopy(learner)
+    twin.train()  # a fit of its own, that knows no text yet
+    examples = [dspy.Example(text=text).with_inputs("text") for text in (*NEW, "", NEW[0])]
+    said = learner.batch(examples, num_threads=4, disable_progress_bar=True)
+    assert [one.toDict() for one in said] == [twin(text=example.text).toDict() for example in examples]
+    assert len(learner.current_fit().memo.bounds) == len(set(NEW)) + 1
+    examples.append(dspy.Example(text=None).with_inputs("text"))
+    *_, failed, errors = learner.batch(examples, return_failed_examples=True, disable_progress_bar=True)
+    assert [example.text for example in failed] == [None]
+    assert "text must be a string, but got NoneType" in str(errors[0])
+
+
+def test_of_a_batch_nobody_is_sure_where_the_rated_texts_were_not_kept(tmp_path):
+    learner = make(tmp_path, keep_examples=False)
+    learner.save_model(tmp_path / "m")
+    loaded = Qwen3EmbeddingValueLearner(cache_dir=tmp_path / "cache")
+    loaded.load_model(tmp_path / "m")
+    said = loaded.batch([dspy.Example(text=text).with_inputs("text") for text in NEW], disable_progress_bar=True)
+    assert [one.score for one in said] == learner.predict_many(NEW).tolist()
+    assert {one.std for one in said} == {None}
+    with pytest.raises(InputError, match=r"were not saved with it \(keep_examples=False\)"):
+        loaded.predict_std_many(NEW)
 
 
 def test_nothing_is_less_sure_than_a_text_of_words_never_rated(trained):

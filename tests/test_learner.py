@@ -8,6 +8,7 @@ import time
 import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import dspy
 import numpy as np
@@ -255,7 +256,8 @@ def test_left_out_settings_are_the_seeds():
     assert list(parameters)[1:6] == ["model_name", "embedding_dim", "ridge_alpha", "cache_dir", "api_key"]
     learner = Qwen3EmbeddingValueLearner()
     assert learner.model_name == "Qwen/Qwen3-Embedding-0.6B"
-    assert (learner.embedding_dim, learner.ridge_alpha, learner.cache_dir) == (768, 1.0, ".qwen3_embeddings")
+    assert (learner.embedding_dim, learner.ridge_alpha) == (768, 1.0)
+    assert learner.cache_dir == str(Path.cwd() / ".qwen3_embeddings")
     assert Qwen3EmbeddingValueLearner("lexical").embedding_dim == 4096
     assert Qwen3EmbeddingValueLearner("openrouter/qwen/qwen3-embedding-8b").embedding_dim == 768
     own = Qwen3EmbeddingValueLearner(embedder=CountingModel(size=48), cache_dir=None)

@@ -16,9 +16,12 @@ from pathlib import Path
 import dspy
 import numpy as np
 import pytest
+from dspy.utils.dummies import DummyLM
+from scipy.stats import pearsonr, rankdata, spearmanr
 
 from dspy_qvl import (
     EmbeddingError,
+    FitValue,
     InputError,
     NotFittedError,
     QVLWarning,
@@ -26,6 +29,7 @@ from dspy_qvl import (
     ValueMetric,
 )
 from dspy_qvl.judge import repeated_share
+from dspy_qvl.scores import bootstrap
 from tests.conftest import CountingModel, rated
 
 TEXTS = [text for text, _ in rated(30, seed=8)]
@@ -148,6 +152,178 @@ def test_copies_and_pickles_score_the_same(metric):
 
 def test_a_copy_costs_nothing(metric):
     assert copy.deepcopy({"metric": metric})["metric"] is metric
+
+
+# Of a whole devset
+
+
+def devset_of(n, seed=31, noise=3.0):
+    rng = np.random.default_rng(seed)
+    return [
+        dspy.Example(question=f"q{row % 20}", answer=text, stars=score + rng.normal() * noise).with_inputs("question")
+        for row, (text, score) in enumerate(rated(n, seed=seed))
+    ]
+
+
+def test_agreement_is_the_rank_correlation_of_values_and_ratings(trained):
+    metric, devset = ValueMetric(trained, text="answer"), devset_of(80)
+    found = metric.agreement(devset, score="stars", group="question")
+    values = trained.predict_many([row.answer for row in devset])
+    ratings = [row.stars for row in devset]
+    assert float(found) == found.spearman == pytest.approx(spearmanr(values, ratings).statistic)
+    assert found.pearson == pytest.approx(pearsonr(values, ratings).statistic)
+    draws = bootstrap(ratings, values, [row.question for row in devset], n_draws=1000)["spearman"]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    assert found.low < found.spearman < found.high
+    assert (found.n_rows, found.n_groups, found.n_failed, found.n_learned) == (80, 20, 0, 0)
+    assert metric.agreement(devset, score=lambda row: 7 - row.stars).spearman == pytest.approx(-found.spearman)
+    by_dict = metric.agreement([row.toDict() for row in devset], score="stars", group=lambda row: row["question"])
+    assert by_dict.spearman == found.spearman
+    assert metric.agreement(devset, score="stars").n_groups == 80
+    assert metric.log == []
+
+
+def test_the_rows_most_at_odds_are_those_that_are_ranked_most_differently(trained):
+    metric, devset = ValueMetric(trained, text="answer"), devset_of(60)
+    devset[17] = devset[17].copy(answer=GOOD, stars=-20.0)
+    devset[5] = devset[5].copy(answer=BAD, stars=40.0)
+    found = metric.agreement(devset, score="stars")
+    apart = np.abs(rankdata([metric.value(row, row) for row in devset]) - rankdata([row.stars for row in devset]))
+    assert [row.example for row in found.at_odds] == [devset[row] for row in np.argsort(-apart, kind="stable")[:10]]
+    first, second = found.at_odds[:2]
+    assert {first.text, second.text} == {GOOD, BAD}
+    good = first if first.text == GOOD else second
+    assert (good.rating, good.rating_above) == (-20.0, 0.0)
+    assert good.value == trained.predict(GOOD)
+    assert good.value_above > 0.9
+    assert f"rated -20, above 0 % of the others; valued {good.value:.3g}, above" in str(found)
+    assert str(found).startswith(f"Spearman {found.spearman:.2f} (95 % interval {found.low:.2f} to {found.high:.2f})")
+
+
+def test_the_texts_may_be_what_a_program_answers(trained):
+    class Desk(dspy.Module):
+        def forward(self, question):
+            if question == "q3":
+                raise RuntimeError("no answer")
+            return dspy.Prediction(answer=answers[question])
+
+    questions = [f"q{row}" for row in range(20)]
+    answers = dict(zip(questions, TEXTS, strict=False))
+    devset = [dspy.Example(question=q, stars=float(row % 7)).with_inputs("question") for row, q in enumerate(questions)]
+    metric = ValueMetric(trained, text="answer")
+    found = metric.agreement(devset, Desk(), score="stars")
+    given = [None if q == "q3" else dspy.Prediction(answer=answers[q]) for q in questions]
+    assert found.spearman == pytest.approx(
+        spearmanr([row.stars for row in devset], [metric.value(None, pred) for pred in given]).statistic
+    )
+    assert found.n_failed == 1
+    assert "1 rows have no text, and the lowest value" in str(found)
+    assert vars(metric.agreement(devset, given, score="stars")) == vars(found)
+    with pytest.raises(InputError, match="there are 2 predictions for 20 examples"):
+        metric.agreement(devset, given[:2], score="stars")
+    with pytest.raises(InputError, match=r"program must be a program, or its predictions for the devset, but got int"):
+        metric.agreement(devset, 3, score="stars")
+    with pytest.raises(
+        InputError, match=r"devset\[0\] does not say what the program is given; use example.with_inputs"
+    ):
+        metric.agreement([{"question": "q0", "stars": 1.0}, {"question": "q1", "stars": 2.0}], Desk(), score="stars")
+
+
+def test_texts_are_read_as_they_were_learned_and_those_learned_from_are_told(tmp_path):
+    rows = [dspy.Example(ask=f"Which {n}?", say=text, stars=score) for n, (text, score) in enumerate(rated(60))]
+    fit = FitValue(text="{say}!", query="ask", score="stars", alphas=[0.001, 0.01, 0.1])
+    value = fit.compile(Qwen3EmbeddingValueLearner("lexical", 256, cache_dir=tmp_path), trainset=rows[:40])
+    metric = ValueMetric(value, pessimism=0.5)
+    found = metric.agreement(rows[40:], score="stars")
+    values = [
+        value.predict(f"{row.say}!", row.ask) - 0.5 * value.predict_std(f"{row.say}!", row.ask) for row in rows[40:]
+    ]
+    assert found.spearman == pytest.approx(spearmanr(values, [row.stars for row in rows[40:]]).statistic)
+    assert found.at_odds[0].query in [row.ask for row in rows[40:]]
+    copies = [row.copy(say=row.say.upper()) for row in rows[38:40]]
+    with pytest.warns(QVLWarning, match="2 of 22 texts of the devset were learned from"):
+        assert metric.agreement([*rows[40:], *copies], score="stars").n_learned == 2
+
+
+def test_an_empty_answer_that_was_rated_has_the_lowest_value_as_the_metric_has_it(trained):
+    trained.ridge.template = "answer"
+    metric, devset = ValueMetric(trained), [row.copy(why="so") for row in devset_of(20)]
+    devset[4] = devset[4].copy(answer=" ")
+    found = metric.agreement(devset, score="stars")
+    assert found.n_failed == 1
+    values = [min(trained.training_scores) if row.answer == " " else trained.predict(row.answer) for row in devset]
+    assert found.spearman == pytest.approx(spearmanr(values, [row.stars for row in devset]).statistic)
+
+
+def test_an_interval_needs_two_groups_and_agreement_two_ratings(trained):
+    metric, devset = ValueMetric(trained, text="answer"), devset_of(12)
+    alone = metric.agreement(devset, score="stars", group=lambda row: 1)
+    assert alone.spearman > 0
+    assert math.isnan(alone.low)
+    assert math.isnan(alone.high)
+    equal = [row.copy(stars=3.0) for row in devset]
+    for rows, settings, message in [
+        ([], {}, "devset must be a list of rated examples, but got an empty one"),
+        ("text", {}, "devset must be a list of rated examples, but got str"),
+        (["text"], {}, r"devset\[0\] must be a dspy.Example or a dict, but got str"),
+        (devset, {"score": "rating"}, r"devset\[0\] has no field 'rating' for its score"),
+        ([devset[0], devset[1].copy(stars="good")], {}, r"the score of devset\[1\] must be a number"),
+        ([devset[0], devset[1].without("answer")], {}, r"devset\[1\] has no text to value: there is no field 'answer'"),
+        (equal, {}, "the ratings of the devset's 12 examples are all 3; there is nothing to agree with"),
+        (devset, {"group": lambda row: [1]}, "the groups of the devset must be strings or numbers: unhashable"),
+        (devset, {"group": "by"}, r"devset\[0\] has no field 'by' for its group"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            metric.agreement(rows, **{"score": "stars", **settings})
+
+
+# With its reason, for Refine
+
+
+def test_refine_tells_the_language_model_why(trained):
+    metric = ValueMetric(trained, threshold=0.9)
+    desk = dspy.Predict("question -> answer")
+    told = {}
+    for name, reward in (
+        ("reward", metric.reward),
+        ("metric", metric),
+        ("prediction", lambda inputs, pred: metric.explained(inputs, pred)),
+    ):
+        answers = [{"answer": BAD}, {"discussion": "so", "advice": '{"self": "be kind"}'}, {"answer": GOOD}]
+        lm = DummyLM(answers)
+        with dspy.context(lm=lm):
+            best = dspy.Refine(module=desk, N=2, reward_fn=reward, threshold=metric.threshold)(question="How?")
+        assert best.answer == GOOD
+        (prompt,) = [call["messages"][-1]["content"] for call in lm.history if "reward_value" in str(call["messages"])]
+        told[name] = prompt.split("[[ ## reward_value ## ]]")[1].split("[[ ##")[0]
+    explained = metric.explained(None, said(BAD))
+    assert json.loads(told["reward"]) == {"score": explained.score, "feedback": explained.feedback}
+    assert float(told["metric"]) == explained.score
+    assert "non-serializable" in told["prediction"]  # what a reward without a form of its own comes to
+
+
+def test_a_reward_is_a_prediction_that_compares_by_its_score(trained):
+    metric = ValueMetric(trained, objectives={"brief": lambda example, pred: 1 / (1 + len(pred.answer))})
+    good, bad = metric.reward({"question": "?"}, said(GOOD)), metric.reward({"question": "?"}, said(BAD))
+    assert isinstance(good, dspy.Prediction)
+    assert good > bad
+    assert -math.inf < bad < metric.threshold <= good
+    assert float(good) == good.score == ValueMetric(trained)(None, said(GOOD))
+    assert good.feedback == metric.explained(None, said(GOOD)).feedback
+    assert good.objective_scores == {"value": good.score, "brief": 1 / (1 + len(GOOD))}
+    for other in (copy.copy(good), copy.deepcopy(good), pickle.loads(pickle.dumps(good))):
+        assert other == good
+        assert json.loads(json.dumps(other)) == good.toDict()
+    with pytest.warns(QVLWarning, match="no prediction"):
+        assert metric.reward({}, None).score == 0.0
+
+
+def test_refine_is_shown_the_reward_as_one_short_method_in_plain_words(trained):
+    source = dspy.Refine(
+        module=dspy.Predict("question -> answer"), N=2, reward_fn=ValueMetric(trained).reward, threshold=0.5
+    ).reward_fn_code
+    assert "How people who rated texts like the answer would rate it" in source
+    assert len(source.splitlines()) < 5
 
 
 # What cannot be valued
@@ -378,6 +554,28 @@ def test_the_log_remembers_what_was_scored_in_order(metric):
     assert [judged.text for judged in metric.log] == [GOOD, BAD]
     assert metric.log[0] == metric.judge(GOOD)
     assert metric.log[0].score == metric(None, said(GOOD))
+
+
+def test_many_texts_are_judged_as_each_of_them_alone(tmp_path):
+    learners = [reasoned(tmp_path) for _ in range(2)]
+    learners[0].update("", 3.0)
+    learners[1].update("", 3.0)
+    metric, alone = (ValueMetric(learner, pessimism=0.5, n_neighbors=3) for learner in learners)
+    texts = [*TEXTS, "zxq wvut kjhg qqqq", learners[0].training_texts[7], "love it, perfect, excellent. " * 8]
+    for text in texts:
+        metric(None, said(text))
+    assert metric.log == [alone.judge(text) for text in texts]
+    assert {"unlike", "copied", "repeated"} <= {mark for judged in metric.log for mark in judged.marks}
+    for judged in metric.log:
+        cosines = learners[0].inspection().cosines(judged.text)
+        assert judged.likeness == cosines.max()
+        clear = [
+            row
+            for row in np.argsort(-cosines, kind="stable")
+            if alone._judge.fit.scores[row] > judged.value + judged.std
+        ]
+        if clear:
+            assert [example.text for example in judged.above] == [learners[0].training_texts[row] for row in clear[:3]]
 
 
 # The same text, the same answer

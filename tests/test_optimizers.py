@@ -245,9 +245,10 @@ def test_reanchor_takes_the_metric_itself(metric):
     assert 0 < optimizer.report["train_score_before"] <= optimizer.report["train_score"]
 
 
+@pytest.mark.parametrize("explained", [False, True])
 @pytest.mark.parametrize("wrapper", [dspy.BestOfN, dspy.Refine])
-def test_the_best_of_several_drafts(desk, metric, wrapper):
-    best = wrapper(module=desk, N=5, reward_fn=metric, threshold=0.95)
+def test_the_best_of_several_drafts(desk, metric, wrapper, explained):
+    best = wrapper(module=desk, N=5, reward_fn=metric.reward if explained else metric, threshold=0.95)
     assert mean_value(best, metric) > mean_value(desk, metric) + 1.0
 
 

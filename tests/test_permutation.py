@@ -251,6 +251,7 @@ def test_answers_that_many_questions_share_do_not_melt_the_questions_together():
 
 @human_data
 @pytest.mark.local
+@pytest.mark.filterwarnings("ignore:.* longer than the model's window")
 def test_answers_that_many_questions_share_do_not_melt_in_a_real_model_either(minilm):
     learner = Qwen3EmbeddingValueLearner(minilm, cache_dir=None)
     fit = FitValue(group="group")

@@ -359,7 +359,7 @@ def test_another_model_under_the_same_name_is_refused_and_may_be_trained_anew(tm
     learner.save_model(tmp_path / "m")
     changed = Qwen3EmbeddingValueLearner(embedder=Changed(), cache_dir=tmp_path / "elsewhere")
     changed.load_model(tmp_path / "m")
-    with pytest.raises(StateError, match=r"other vectors for a probe text .* call unfit\(\) and train again"):
+    with pytest.raises(StateError, match=r"other vectors for a probe text .* or migrate\(\) where it is loaded"):
         changed.predict("a new text")
     changed.unfit()
     changed.train()
@@ -515,7 +515,10 @@ def test_rated_texts_are_no_parameters_of_a_run_but_one_entry(tmp_path):
     program = Program(learner)
     program.rerank = Reranker(learner)
     program.rerank.learn(
-        [JudgedQuery(f"what is {n}", [f"{n} is it", f"{n} is not"], np.array([1.0, n % 2 - 1])) for n in range(9)]
+        [
+            JudgedQuery(f"what is {n}", [f"{n} is it", f"{n} is not"], np.array([1.0, n % 2 - 1]), first_stage=False)
+            for n in range(9)
+        ]
     )
     logged = {name: leaf for name, leaf in leaves(program.dump_state()).items() if "ridge" in name}
     assert {name: leaf for name, leaf in logged.items() if "weights" not in name} == {

@@ -32,7 +32,7 @@ def test_what_labels_teach_beats_the_prior_on_other_queries():
     found = fit(X[:150], y[:150])
     prior = np.eye(len(found.coef))[0]
     assert mean_ndcg(found.coef, X[150:], y[150:]) > mean_ndcg(prior, X[150:], y[150:]) + 0.05
-    assert found.ndcg > found.prior_ndcg + 0.05
+    assert found.quality.ndcg > found.prior_qualities[0].ndcg + 0.05
     assert all(factor > 0 for factor in found.factors)
 
 
@@ -85,6 +85,68 @@ def test_queries_whose_passages_are_all_as_good_count_nothing():
     more = [*X, *queries(10, seed=9)[0]]
     found = fit(more, [*y, *[np.ones(8)] * 10])
     assert found.n_queries == 40
+
+
+def two_priors(n_queries, seed, good=1.0, n_passages=6):
+    """Columns and relevances: two orders, of which the second is the better one, and three that say nothing."""
+    rng = np.random.default_rng(seed)
+    y = [rng.integers(0, 3, size=n_passages).astype(float) for _ in range(n_queries)]
+    X = [rng.normal(size=(n_passages, 5)).astype(np.float32) for _ in range(n_queries)]
+    for x, relevance in zip(X, y, strict=True):
+        x[:, 0] += 0.3 * relevance
+        x[:, 1] += good * relevance
+    return X, y
+
+
+def fit_two(X, y, **settings):
+    blocks = [slice(0, 1), slice(1, 2), slice(2, 5)]
+    folds = make_folds(range(len(X)), 5, np.random.default_rng(0))
+    return ranking.fit_ranking(X.__getitem__, y, blocks, folds, priors=(0, 1), **settings)
+
+
+def test_with_two_prior_orders_it_does_not_fall_below_the_better_one_on_other_queries():
+    held, truth = two_priors(300, seed=1)
+    alone = [np.nanmean([scores.ndcg(r, x[:, c]) for x, r in zip(held, truth, strict=True)]) for c in (0, 1)]
+    assert alone[0] + 0.05 < alone[1]
+    for n_queries, loss in ((20, 0.02), (300, 0.0)):
+        found = fit_two(*two_priors(n_queries, seed=n_queries))
+        assert mean_ndcg(found.coef, held, truth) >= alone[1] - loss
+        assert found.prior_qualities[0].ndcg < found.prior_qualities[1].ndcg
+
+
+def test_out_of_fold_no_fit_is_below_any_of_several_prior_orders():
+    kept = 0
+    for seed in range(60):
+        X, y = two_priors(8, seed, good=0.5)
+        found = fit_two(X, y)
+        assert found.quality.ndcg >= max(prior.ndcg for prior in found.prior_qualities)
+        if found.alpha == np.inf:
+            kept += 1
+            assert np.flatnonzero(found.coef).tolist() == [found.prior]
+            assert found.quality == found.prior_qualities[found.prior]
+    assert kept >= 5
+
+
+def test_an_optional_order_is_left_out_where_it_misleads_and_kept_where_it_helps():
+    X, y = two_priors(200, seed=2)
+    assert fit_two(X, y, optional=(1,)).factors[1] > 0
+    rng = np.random.default_rng(0)
+    for x in X:
+        x[:, 1] = rng.normal(size=len(x))
+    few = [fit_two(X[start : start + 8], y[start : start + 8], optional=(1,)) for start in range(0, 200, 8)]
+    assert sum(found.factors[1] == 0 for found in few) >= 10
+    assert all(found.coef[1] == 0 for found in few if found.factors[1] == 0)
+
+
+@pytest.mark.parametrize("k", [None, 1, 3])
+def test_figures_look_at_the_first_k_passages(k):
+    X, y = two_priors(40, seed=3)
+    found = fit_two(X, y, k=k)
+    for column, prior in enumerate(found.prior_qualities):
+        pairs = [(r, x[:, column]) for x, r in zip(X, y, strict=True)]
+        assert prior.ndcg == pytest.approx(np.nanmean([scores.ndcg(*pair, k) for pair in pairs]))
+        assert prior.mrr == pytest.approx(np.nanmean([scores.reciprocal_rank(*pair, k) for pair in pairs]))
+        assert prior == ranking.quality_of(*zip(*[pair for pair in pairs if np.ptp(pair[0])], strict=True), k)
 
 
 def test_chunks_make_no_difference(monkeypatch):

