@@ -79,6 +79,8 @@ class Embedding:
         folder = None if cache_dir is None else _folder(cache_dir, spec.home)
         address = spec.address()
         backend = spec.backend_at(address)
+        for part in (backend.identity or {}).values():  # it is saved with every fit
+            check_text(part, "the name of the embedding model")
         if instruction is not None and not backend.takes_instruction:
             raise InputError(
                 f"an instruction has no effect on {backend.name}: its vectors are what they are. Leave instruction "

@@ -29,6 +29,10 @@ from numpy.typing import NDArray
 
 SMALLEST_ALPHA = 1e-12  # rows have unit length, so sums over a million of them round at about 1e-10
 LARGEST_SCORE = 1e75  # the square of a mean squared error must stay within float64
+LARGEST_COUNT = 10**100  # so that it can be written down: Python refuses integers of some thousand digits
+
+BRACKETS: Mapping[type[Any], tuple[str, str]] = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), dict: ("{", "}")}
+SPELLED_BITS = 2000  # of an integer that is shown in digits: Python's limit may be set as low as 640 of them
 
 
 class QVLError(Exception):
@@ -106,9 +110,36 @@ def unavailable(problem: str) -> ModelUnavailableError:
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """A value as it appears inside an error message: its repr, cut to `limit` characters."""
-    text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
+    """A value as it appears inside an error message: its repr, cut to `limit` characters.
+
+    It never fails, nor takes long for what Python has built in: the digits of an integer of 5,000 of them are refused,
+    the repr of a list of a million entries takes a second, and that of somebody else's object may raise.
+    """
+    text = _spelled(value, limit)
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _spelled(value: Any, room: int) -> str:
+    """The repr of a value, or a beginning of it of more than `room` characters."""
+    kind = type(value)
+    try:
+        if isinstance(value, str | bytes):
+            return repr(value[: room + 1])
+        if isinstance(value, int) and value.bit_length() > SPELLED_BITS:
+            return hex(value)
+        if kind not in BRACKETS or not value:
+            return repr(value)
+    except Exception:
+        return f"<{kind.__name__} without a repr>"
+    written, closing = BRACKETS[kind]
+    for number, entry in enumerate(value):
+        written += ", " if number else ""
+        if len(written) > room:
+            return written
+        written += _spelled(entry, room - len(written))
+        if kind is dict:
+            written += f": {_spelled(value[entry], max(0, room - len(written)))}"
+    return written + ("," if kind is tuple and len(value) == 1 else "") + closing
 
 
 def characters(text: str) -> str:
@@ -275,10 +306,12 @@ def check_count(count: object, what: str, at_least: int) -> int:
     """A whole number of at least `at_least`.
 
     Raises:
-        InputError: not a whole number, or too small.
+        InputError: not a whole number, too small, or of more than a hundred digits.
     """
     if isinstance(count, bool | np.bool_) or not isinstance(count, Integral) or count < at_least:
         raise InputError(f"{what} must be a whole number of at least {at_least}, but got {shown(count)}.")
+    if int(count) > LARGEST_COUNT:
+        raise InputError(f"{what} must be at most {LARGEST_COUNT:g}, but got {shown(count)}.")
     return int(count)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.cache import MemoryCache
-from dspy_qvl.errors import FeatureError, InputError, check_table, shown
+from dspy_qvl.errors import FeatureError, InputError, check_table, check_text, shown
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.loops import result_of
@@ -54,6 +54,7 @@ def log_lengths(texts: Sequence[str]) -> Vectors:
 OVERLAP_MODEL = LexicalModel(2**18, 0.6)
 
 BUILT_IN: Mapping[str, Make] = {LEXICAL: LexicalModel(LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT), LENGTH: log_lengths}
+WIDTHS = {LEXICAL: LEXICAL_COLUMNS, LENGTH: 1, COSINE: 1, OVERLAP: 3}  # columns; "product" has the embedding's
 
 
 @dataclass(frozen=True)
@@ -338,4 +339,4 @@ def _named(entry: object) -> tuple[str, Make]:
             f"the callable {shown(entry)} needs a name by which a saved value function can ask for it: define it with "
             f"def, or give it an attribute `name`, other than those of the built-in blocks."
         )
-    return name, entry
+    return check_text(name, "the name of a block of features"), entry

@@ -1,6 +1,21 @@
 """One finished fit, and how it is written down and read again.
 
-What is read is checked as if a stranger had written it.
+What is read is checked as if a stranger had written it, for what it will be used for:
+
+    alpha                     the next fit, updates             at least 1e-12 (`check_alpha`)
+    weights                   the next fit                      1e-6 to 1e6, the embedding's among them
+    template, query_template  texts of predictions              a field or a format string (`Rendering`)
+    examples                  updates, training, feedback       texts that are UTF-8, scores within 1e75, JSON
+    coef, intercept           values                            within 1e140, one for each column
+    blocks: name, width       columns of a text                 each name once and as wide as it is anywhere
+            factor, bounds    updates, how sure a value is      columns times factors within 1e15, apart within 1e8
+    n_texts                   updates, how sure a value is      none, or examples of different scores
+    identity, probe           which model it belongs to         strings; at least one unit vector
+    quantiles                 the scale of scores               ascending, within 1e75, not all the same
+    vectors, own, queried     what was rated, not asked again   of n_texts; unit vectors, or zero for a blank text
+    permutation_p             a warning                         above 0, at most 1
+
+Values then are finite, and so are their scores and what is learned on from them: test_forged_states.py.
 """
 
 import hashlib
@@ -21,10 +36,11 @@ from dspy_qvl.errors import (
     check_count,
     check_number,
     check_score,
+    check_scores_differ,
     check_text,
     shown,
 )
-from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, Table
+from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, PRODUCT, WIDTHS, Table
 from dspy_qvl.metadata import check_metadata
 from dspy_qvl.moments import Array, Rows
 from dspy_qvl.permutation import LEVEL
@@ -36,6 +52,14 @@ from dspy_qvl.tuning import Fitted
 Vectors = NDArray[np.float32]
 
 TWENTIETHS = np.linspace(0.0, 1.0, 21)
+
+# Times a million columns of float32 it is 1e184, and on the narrowest scale of scores 1e260: within float64.
+LARGEST_COEF = 1e140
+WEIGHTS = (1e-6, 1e6)  # of a block; cross-validation tries .1 to 2.5
+LARGEST_FACTOR = 1e37  # float32 must hold it
+LARGEST_COLUMN = 1e15  # times its factor: float32 must hold the square
+# Fits give blocks the variance of the embedding, which is below 1: more, and a penalty is lost beside their squares.
+LARGEST_SPAN = 1e8
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +209,11 @@ def checked(
     tuned = take(state, "alpha_tuned", bool, what)
     weights = take(state, "weights", (Mapping, type(None)), what)
     if weights is not None:
-        weights = {check_text(name, "a block"): _positive(weight, "a weight") for name, weight in weights.items()}
+        weights = {
+            check_text(name, "a block"): _within(weight, WEIGHTS, "a weight") for name, weight in weights.items()
+        }
+        if EMBEDDING not in weights:
+            raise StateError(f"the weights in {what} lack that of the embedding.")
     templates = (
         take(state, "template", (str, type(None)), what),
         take(state, "query_template", (str, type(None)), what),
@@ -198,10 +226,12 @@ def checked(
     return alpha, tuned, weights, templates, examples, None if fit is None else _checked_fit(fit, examples)
 
 
-def _positive(value: object, what: str) -> float:
+def _within(value: object, bounds: tuple[float, float], what: str) -> float:
     number = check_number(value, what)
-    if number <= 0:
-        raise StateError(f"{what} in the saved value function must be above 0, but is {number:g}.")
+    if not bounds[0] <= number <= bounds[1]:
+        raise StateError(
+            f"{what} in the saved value function must lie between {bounds[0]:g} and {bounds[1]:g}, but is {number:g}."
+        )
     return number
 
 
@@ -220,7 +250,7 @@ def _checked_examples(entry: Mapping[str, Any] | None) -> list[RankingExample]:
         RankingExample(
             check_text(text),
             check_score(score, "score"),
-            check_metadata(kept),
+            check_metadata(kept, saved=True),
             None if query is None else check_text(query, "a query"),
         )
         for text, score, kept, query in zip(texts, scores, metadata, queries, strict=True)
@@ -230,71 +260,120 @@ def _checked_examples(entry: Mapping[str, Any] | None) -> list[RankingExample]:
 def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -> Fit:
     what = "the saved fit"
     coef = decode_array(take(entry, "coef", Mapping, what), "coef", "float64", (None,))
-    intercept = check_number(take(entry, "intercept", (int, float), what), "the saved intercept")
+    limits = (-LARGEST_COEF, LARGEST_COEF)
+    intercept = _within(take(entry, "intercept", (int, float), what), limits, "the intercept")
     if len(coef) == 0:
         raise StateError(f"{what} has no coefficients.")
+    if np.abs(coef).max() > LARGEST_COEF:
+        raise StateError(f"{what} has a coefficient beyond ±{LARGEST_COEF:g}.")
     identity, probe = checked_identity(entry, what), checked_probe(entry, what)
-    names, widths, factors, bounds = _checked_blocks(take(entry, "blocks", list, what))
-    if sum(widths) != len(coef):
-        raise StateError(f"{what} has {len(coef)} coefficients for {sum(widths)} columns.")
+    d = probe.vectors.shape[1]
     n_fitted = check_count(take(entry, "n_texts", int, what), "n_texts", 0)
     if n_fitted > len(examples):
         raise StateError(f"{what} was learned from {n_fitted} texts, but only {len(examples)} were saved with it.")
-    vectors = take(entry, "vectors", (Mapping, type(None)), what)
-    kept: tuple[Vectors, ...] | None = None
-    if vectors is not None:
-        rows = decode_array(vectors, "the saved vectors", "float32", (n_fitted, probe.vectors.shape[1]))
-        if not (is_unit(rows) | ~rows.any(axis=1)).all():
-            raise StateError(f"{what} has vectors that are not of unit length.")
-        kept = tuple(rows)
-    quantiles = decode_array(take(entry, "quantiles", Mapping, what), "quantiles", "float64", (len(TWENTIETHS),))
-    if (np.diff(quantiles) < 0).any() or np.abs(quantiles).max() > LARGEST_SCORE:
-        raise StateError(f"the quantiles of scores in {what} do not ascend, or lie beyond ±{LARGEST_SCORE:g}.")
-    own = {
-        check_text(name, "a block"): decode_array(rows, f"the columns of {shown(name)}", "float32", (n_fitted, None))
-        for name, rows in take(entry, "own", Mapping, what).items()
-    }
+    rated = tuple(examples[:n_fitted])
+    if rated:
+        check_scores_differ([example.score for example in rated])
+    names, widths, factors, bounds = _checked_blocks(take(entry, "blocks", list, what), d)
+    if sum(widths) != len(coef):
+        raise StateError(f"{what} has {sum(widths)} columns of blocks, but {len(coef)} coefficients.")
     paired = take(entry, "paired", bool, what)
-    if any((example.query is not None) != paired for example in examples[:n_fitted]):
+    if any((example.query is not None) != paired for example in rated):
         raise StateError(f"{what} {'needs' if paired else 'has no use for'} a query for each of its texts.")
+    if not paired and set(names) & set(PAIRED):
+        raise StateError(f"{what} has blocks of a query and a text, but no queries.")
+    vectors = take(entry, "vectors", (Mapping, type(None)), what)
+    if vectors is not None and widths[0] != d:
+        raise StateError(f"{what} has {widths[0]} columns of an embedding of {d}.")
+    own = _checked_own(take(entry, "own", Mapping, what), n_fitted, dict(zip(names, widths, strict=True)))
+    for name, factor, bound in zip(names, factors, bounds, strict=True):
+        _check_factor(name, factor, [array for array in (bound, own.get(name)) if array is not None])
     queried = take(entry, "queried", (Mapping, type(None)), what)
-    asked: dict[str, Vectors] | None = None
-    if queried is not None:
-        texts = [check_text(text, "a query") for text in take(queried, "texts", list, what)]
-        shape = (len(texts), probe.vectors.shape[1])
-        rows = decode_array(queried.get("vectors"), "the vectors of queries", "float32", shape)
-        if not (is_unit(rows) | ~rows.any(axis=1)).all():
-            raise StateError(f"{what} has vectors of queries that are not of unit length.")
-        asked = dict(zip(texts, rows, strict=True))
+    if not rated and (vectors is not None or own or queried is not None):
+        raise StateError(f"{what} has vectors or columns of rated texts, but no rated texts.")
     p = entry.get("permutation_p")  # since schema 4
     if p is not None and not 0 < check_number(p, "permutation_p") <= 1:
         raise StateError(f"permutation_p in {what} must lie between 0 and 1, but is {shown(p)}.")
-    if not paired and set(names) & set(PAIRED):
-        raise StateError(f"{what} has blocks of a query and a text, but no queries.")
-    blocks = dict(zip(names, widths, strict=True))
-    if any(name in (EMBEDDING, *BUILT_IN, *PAIRED) or blocks.get(name) != rows.shape[1] for name, rows in own.items()):
-        raise StateError(f"{what} has columns of blocks it was not fitted with: {shown(list(own))}.")
     return Fit(
         Fitted(ridge.Linear(coef, intercept), names, widths, factors, bounds),
         identity,
         probe,
         check_alpha(take(entry, "alpha", (int, float), what), f"alpha in {what}"),
-        tuple(examples[:n_fitted]),
-        quantiles,
-        kept,
+        rated,
+        _checked_quantiles(take(entry, "quantiles", Mapping, what)),
+        None if vectors is None else tuple(_unit_rows(vectors, "the saved vectors", (n_fitted, d))),
         {name: tuple(rows) for name, rows in own.items()},
-        asked,
+        _checked_queried(queried, d, paired=paired),
         paired,
         p,
     )
 
 
+def _checked_own(entries: Mapping[Any, Any], n_texts: int, widths: Mapping[str, int]) -> dict[str, Vectors]:
+    """The columns of rated texts of blocks that are the caller's own, (n_texts, k) each."""
+    own = {}
+    for name, rows in entries.items():
+        name = check_text(name, "a block")
+        if name in (EMBEDDING, *BUILT_IN, *PAIRED) or name not in widths:
+            raise StateError(f"the saved fit has columns of a block it was not fitted with: {shown(name)}.")
+        own[name] = decode_array(rows, f"the columns of {shown(name)}", "float32", (n_texts, widths[name]))
+    return own
+
+
+def _check_factor(name: str, factor: float, known: Sequence[Vectors]) -> None:
+    """Refuse a factor that makes of a block's columns what no fit could be updated with.
+
+    Args:
+        name: of the block.
+        factor: what its columns are multiplied with.
+        known: columns of it, (m, k) each; without any, those of our own blocks are taken to be of unit length.
+    """
+    if not known and name not in (EMBEDDING, *BUILT_IN, *PAIRED):
+        return  # the rated texts were not kept, so nothing will be learned on from them
+    largest = max((float(np.abs(columns).max()) for columns in known), default=1.0)
+    span = max((float(np.ptp(columns.astype(np.float64), axis=0).max()) for columns in known), default=1.0)
+    if factor * largest > LARGEST_COLUMN or factor * span > LARGEST_SPAN:
+        raise StateError(
+            f"the saved fit multiplies the columns of {shown(name)} with {factor:g}, which makes them up to "
+            f"{factor * largest:g}, and {factor * span:g} apart; they must stay within {LARGEST_COLUMN:g} and "
+            f"{LARGEST_SPAN:g}."
+        )
+
+
+def _checked_quantiles(entry: object) -> Array:
+    """The quantiles of scores, (21,), of which at least two differ."""
+    quantiles = decode_array(entry, "quantiles", "float64", (len(TWENTIETHS),))
+    apart = quantiles[-1] - quantiles[0] >= 1 / LARGEST_SCORE
+    if not apart or (np.diff(quantiles) < 0).any() or np.abs(quantiles).max() > LARGEST_SCORE:
+        raise StateError(f"the saved quantiles of scores do not ascend, or lie beyond ±{LARGEST_SCORE:g}.")
+    return quantiles
+
+
+def _checked_queried(entry: Mapping[str, Any] | None, d: int, *, paired: bool) -> dict[str, Vectors] | None:
+    """Vectors of queries, by query."""
+    if entry is None:
+        return None
+    if not paired:
+        raise StateError("the saved fit has vectors of queries, but values texts by themselves.")
+    texts = [check_text(text, "a query") for text in take(entry, "texts", list, "the saved fit")]
+    rows = _unit_rows(entry.get("vectors"), "the vectors of queries", (len(texts), d))
+    return dict(zip(texts, rows, strict=True))
+
+
+def _unit_rows(entry: object, what: str, shape: tuple[int, int]) -> Vectors:
+    """Vectors of unit length, or zero for a blank text."""
+    rows = decode_array(entry, what, "float32", shape)
+    if not (is_unit(rows) | ~rows.any(axis=1)).all():
+        raise StateError(f"{what} are not of unit length.")
+    return rows
+
+
 def checked_identity(entry: Mapping[str, Any], what: str) -> dict[str, str] | None:
     """What made the embedding model's vectors its own."""
     identity = take(entry, "identity", (Mapping, type(None)), what)
-    if identity is not None and not all(type(k) is str and type(v) is str for k, v in identity.items()):
-        raise StateError(f"identity in {what} must hold only strings.")
-    return None if identity is None else dict(identity)
+    if identity is None:
+        return None
+    return {check_text(name, "identity"): check_text(value, "identity") for name, value in identity.items()}
 
 
 def checked_probe(entry: Mapping[str, Any], what: str) -> Probe:
@@ -308,21 +387,30 @@ def checked_probe(entry: Mapping[str, Any], what: str) -> Probe:
 
 
 def _checked_blocks(
-    entries: list[Any],
+    entries: list[Any], d: int
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...], tuple[Vectors | None, ...]]:
-    """Names, widths, factors and bounds of the saved blocks, the embedding first."""
+    """Names, widths, factors and bounds of the saved blocks, the embedding, of vectors of d columns, first."""
     what = "a saved block"
     names = tuple(check_text(take(entry, "name", str, what)) for entry in entries)
-    widths = tuple(check_count(take(entry, "width", int, what), "width", 1) for entry in entries)
-    factors = tuple(_positive(take(entry, "factor", (int, float), what), "a factor") for entry in entries)
     if not names or names[0] != EMBEDDING or len(set(names)) != len(names):
         raise StateError(
             f"the saved fit has the blocks {shown(names)}; the embedding must be the first, and each once."
         )
+    widths = tuple(check_count(take(entry, "width", int, what), "width", 1) for entry in entries)
+    for name, width in zip(names, widths, strict=True):
+        usual = {**WIDTHS, PRODUCT: d}.get(name, width)
+        if width != usual:
+            raise StateError(f"the saved block {name!r} has {width} columns, but what is called so has {usual}.")
+    smallest = np.finfo(np.float64).smallest_subnormal
+    factors = tuple(
+        _within(take(entry, "factor", (int, float), what), (smallest, LARGEST_FACTOR), "a factor") for entry in entries
+    )
     bounds = tuple(
         None
         if take(entry, "bounds", (Mapping, type(None)), what) is None
         else decode_array(entry["bounds"], "the bounds of a block", "float32", (2, width))
         for entry, width in zip(entries, widths, strict=True)
     )
+    if any(bound is not None and (bound[0] > bound[1]).any() for bound in bounds):
+        raise StateError("the saved bounds of a block are not a lowest and a highest value.")
     return names, widths, factors, bounds

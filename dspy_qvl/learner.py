@@ -565,8 +565,8 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             # A model is compared by what it is, not by its name: see check_identity.
             if name != "model_name" and mine not in (DEFAULTS[name], value):
                 raise StateError(
-                    f"it was saved with {name}={value!r}, but this learner was made with {mine!r}; leave {name} out, "
-                    "or let this learner learn its rated texts anew: migrate(path)."
+                    f"it was saved with {name}={shown(value)}, but this learner was made with {shown(mine)}; leave "
+                    f"{name} out, or let this learner learn its rated texts anew: migrate(path)."
                 )
         now, spec = self._embedding, self._embedding.spec
         if settings["model_name"] is None and spec.embedder is None:

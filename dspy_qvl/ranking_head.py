@@ -142,6 +142,7 @@ def _checked(state: object) -> Order | None:
     coef = decode_array(take(entry, "coef", Mapping, what), "coef", "float64", (sum(widths),))
     if np.abs(coef).max() > LARGEST_COEF:
         raise StateError(f"{what} has a coefficient beyond ±{LARGEST_COEF:g}.")
+    value_of = take(entry, "value_of", (str, type(None)), what)
     return Order(
         coef,
         names,
@@ -149,5 +150,5 @@ def _checked(state: object) -> Order | None:
         checked_identity(entry, what),
         probe,
         check_count(take(entry, "n_queries", int, what), "n_queries", 0),
-        take(entry, "value_of", (str, type(None)), what),
+        None if value_of is None else check_text(value_of, "value_of"),
     )

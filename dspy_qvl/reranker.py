@@ -48,6 +48,7 @@ FIRST_STAGE = (RANK, SCORE)
 OF_PAIRS = (COSINE, OVERLAP, LENGTH, PRODUCT)  # made by `features.py`
 LINEAR = (COSINE, TEXT, PRODUCT)  # of the passage's vector
 ALIKE = 0.9  # of the queries
+LARGEST_ENTRY = 1e38  # that float32 holds
 AT_ONCE = 1024  # passages whose columns are in memory together
 
 
@@ -229,6 +230,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         if order is not None:
             text, product = (unfolded(order.coef_of(name), len(vector)) for name in (TEXT, PRODUCT))
             vector = order.coef_of(COSINE) * vector + text + product * vector
+            vector *= min(1.0, LARGEST_ENTRY / max(np.abs(vector).max(), 1.0))  # the order is that of its direction
         single: Vectors = vector.astype(np.float32)
         return single
 
@@ -436,7 +438,8 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         if PRODUCT in names:
             columns[PRODUCT] = folded(columns[PRODUCT])
         if VALUE in names:
-            columns[VALUE] = self.learner.predict_many(texts, query if self._values_pairs() else None)[:, None]
+            values = self.learner.predict_many(texts, query if self._values_pairs() else None)
+            columns[VALUE] = np.clip(values, -LARGEST_ENTRY, LARGEST_ENTRY)[:, None]
         if RANK in names:
             columns[RANK] = -np.log(np.arange(1 + first, 1 + first + len(texts)))[:, None]
         if SCORE in names:

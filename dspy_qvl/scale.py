@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dspy_qvl.errors import InputError, check_score
+from dspy_qvl.errors import InputError, check_score, shown
 
 TAIL = 0.05
 
@@ -68,7 +68,9 @@ def check_scale(scale: object) -> Scale:
         InputError: not two finite numbers, the first below the second.
     """
     if not isinstance(scale, tuple | list) or len(scale) != 2:
-        raise InputError(f"scale must be (low, high) on the raters' scale, for instance (1, 10), but got {scale!r}.")
+        raise InputError(
+            f"scale must be (low, high) on the raters' scale, for instance (1, 10), but got {shown(scale)}."
+        )
     low, high = check_score(scale[0], "scale[0]"), check_score(scale[1], "scale[1]")
     if not low < high:
         raise InputError(f"scale must be (low, high) with low below high, but got ({low:g}, {high:g}).")

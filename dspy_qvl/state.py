@@ -3,29 +3,33 @@
     dspy_qvl 4 <blake2b of what follows, hex>
     {"settings": …, "head": …}
 
-The digest tells damage, not malice: whoever reads a state checks every value in it all the same.
+The digest tells damage, not malice: whoever reads a state checks every value in it all the same. How large a file may
+be is said in `bounded_json.py`.
 """
 
 import base64
 import binascii
 import contextlib
 import hashlib
-import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.bounded_json import check_size, from_json, to_json
 from dspy_qvl.errors import InputError, StateError, shown
 
 SCHEMA = 4
 READABLE = (3, SCHEMA)  # 4: the p-value of the permutation test; parts of DSPy's state are `Sealed`
+LONGEST_SIDE = 2**31  # of an array; its bytes are in the file, but where another side is 0
 _HEADER = re.compile(rb"dspy_qvl ([0-9]{1,9}) ([0-9a-f]{32})\n")
+_LONGEST_HEADER = 64
 
 
 def encode_array(array: NDArray[Any]) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def decode_array(entry: object, what: str, dtype: str, shape: tuple[int | None, 
     fits = (
         isinstance(lengths, list)
         and len(lengths) == len(shape)
-        and all(type(length) is int and length >= 0 for length in lengths)
+        and all(type(length) is int and 0 <= length <= LONGEST_SIDE for length in lengths)
         and all(wanted in (None, length) for wanted, length in zip(shape, lengths, strict=True))
     )
     if entry["dtype"] != dtype or not fits:
@@ -106,28 +110,26 @@ class Sealed(str):
 
 
 def sealed(content: Mapping[str, Any] | None, about: str) -> Sealed | None:
-    """A part of a state as one entry, None where there is none."""
+    """A part of a state as one entry, None where there is none.
+
+    Raises:
+        InputError: it is too large to be read again.
+    """
     if content is None:
         return None
-    return Sealed(json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")), about)
+    return Sealed(to_json(content, "the state"), about)
 
 
 def opened(state: object, name: str, what: str) -> Mapping[str, Any] | None:
     """A part of a state that was `sealed`, or that lies open, as states of old and files do.
 
     Raises:
-        StateError: it is missing, or neither.
+        StateError: it is missing, neither, or too large.
     """
     entry = take(state, name, (Mapping, str, type(None)), what)
     if not isinstance(entry, str):
         return entry  # type: ignore[no-any-return]
-    try:
-        content = json.loads(entry)
-    except (ValueError, RecursionError) as error:
-        raise StateError(f"{name!r} in {what} holds no JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise StateError(f"{name!r} in {what} must hold a dict, but holds {type(content).__name__}.")
-    return content
+    return from_json(entry, f"{name!r} in {what}")
 
 
 def take(state: object, name: str, kind: type | tuple[type, ...], what: str) -> Any:
@@ -155,7 +157,7 @@ def check_schema(schema: int, what: str) -> None:
     """
     if schema not in READABLE:
         raise StateError(
-            f"{what} has schema {schema}, this version of dspy_qvl reads schemas "
+            f"{what} has schema {shown(schema)}, this version of dspy_qvl reads schemas "
             f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it, or train again."
         )
 
@@ -164,10 +166,10 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     """Write a state to one file: all of it, or nothing and what was there before stays.
 
     Raises:
-        InputError: a path that is a folder or cannot be written.
+        InputError: a path that is a folder or cannot be written, or content that is too large to be read again.
     """
     target = checked_target(path)
-    body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    body = to_json(content, "the value function").encode()
     header = f"dspy_qvl {SCHEMA} {hashlib.blake2b(body, digest_size=16).hexdigest()}\n".encode()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -234,30 +236,54 @@ def _usual_mode(target: Path) -> int:
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content `write_file` wrote.
 
+    Kind of file, header and size are looked at before the rest is read, and the checksum before anything is parsed.
+
     Raises:
-        InputError: there is no such file.
-        StateError: a pickle, another kind of file, another schema, a truncated or altered file.
+        InputError: there is no such file, or it is no plain one.
+        StateError: a pickle, another kind of file, another schema, a truncated or altered file, one too large.
     """
     target = checked_path(path)
-    if target.exists() and not target.is_file():
-        raise InputError(f"{target} cannot be read (it is no regular file).")
     try:
-        raw = target.read_bytes()
+        with open(target, "rb", opener=_plain_only) as file:
+            body = _checked_body(file, target)
+    except MemoryError:
+        raise StateError(f"{target} needs more memory than there is; load it where there is more.") from None
     except OSError as error:
         raise InputError(f"{target} cannot be read ({error.strerror or error}).") from error
-    if raw[:1] == b"\x80":
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise StateError(f"{target} holds no JSON: {error}.") from None
+    del body
+    return from_json(text, str(target))
+
+
+def _plain_only(path: str, flags: int) -> int:
+    """Open a file for `open`, without waiting for one that is none: a pipe, a device.
+
+    Raises:
+        OSError: it is no regular file.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is no regular file")
+    return descriptor
+
+
+def _checked_body(file: BinaryIO, target: Path) -> bytes:
+    """What follows the header, as it was written."""
+    start = file.read(_LONGEST_HEADER)
+    if start[:1] == b"\x80":
         raise StateError(f"{target} is a pickle; dspy_qvl never loads pickles, since they can run any code.")
-    header = _HEADER.match(raw)
+    header = _HEADER.match(start)
     if header is None:
         raise StateError(f"{target} was not written by save_model: it does not begin with dspy_qvl's header.")
     check_schema(int(header[1]), str(target))
-    body = raw[header.end() :]
+    size = os.fstat(file.fileno()).st_size - header.end()
+    check_size(size, str(target))
+    file.seek(header.end())
+    body = file.read(size + 1)
     if hashlib.blake2b(body, digest_size=16).hexdigest().encode() != header[2]:
         raise StateError(f"{target} is truncated or was altered: its checksum does not match; restore a good copy.")
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise StateError(f"{target} holds no JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise StateError(f"{target} must hold a dict, but holds {type(content).__name__}.")
-    return content
+    return body

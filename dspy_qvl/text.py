@@ -100,7 +100,7 @@ def rated_text(item: object, what: str = "example") -> RankingExample:
     elif isinstance(item, Mapping | dspy.Example):
         missing = [name for name in ("text", "score") if name not in item]
         if missing:
-            raise InputError(f"{what} has no {' and no '.join(missing)}; it has {sorted(item.keys())}.")
+            raise InputError(f"{what} has no {' and no '.join(missing)}; it has {shown([*item.keys()])}.")
         text, score, metadata, query = item["text"], item["score"], item.get("metadata"), item.get("query")
     else:
         raise InputError(

@@ -32,6 +32,7 @@ from dspy_qvl.errors import (
     check_text,
     check_texts,
     other_model,
+    shown,
 )
 from dspy_qvl.features import AUTO, Features, Queries, Table
 from dspy_qvl.fit import Fit
@@ -512,7 +513,8 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
     mine, saved = embedding.identity, fit.identity
     if mine is not None and saved is not None and mine != dict(saved) and not _is_former(embedding, fit):
         differences = ", ".join(
-            f"{key}: {saved.get(key, LEFT_OUT.get(key, ''))!r} saved, {mine.get(key, LEFT_OUT.get(key, ''))!r} here"
+            f"{key}: {shown(saved.get(key, LEFT_OUT.get(key, '')))} saved, "
+            f"{shown(mine.get(key, LEFT_OUT.get(key, '')))} here"
             for key in sorted({*mine, *saved})
             if mine.get(key) != saved.get(key)
         )

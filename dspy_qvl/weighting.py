@@ -34,6 +34,7 @@ FEW = 20  # rows below which cross-validation has nothing to say about weights
 STANDARD_ERRORS = 2.0
 TIE = 1e-5  # relative difference of errors that rounding to float32 can make
 STEPS = 64
+NO_SPREAD = 1e-60  # of the first block's variance
 WHOLE = 1e-5  # relative length of a Krylov vector below which its space is whole
 
 
@@ -206,9 +207,12 @@ class Weigher:
 
 
 def block_scales(X: Rows, blocks: Sequence[slice]) -> Array:
-    """The factor that gives each block the total variance of the first one, (n_blocks,); 1 where either has none."""
+    """The factor that gives each block the total variance of the first one, (n_blocks,).
+
+    1 where either has none, or next to none: float32 must hold the factor.
+    """
     spreads = _spreads(X, blocks)
-    usable = (spreads > 0) & (spreads[0] > 0)
+    usable = (spreads > NO_SPREAD * spreads[0]) & (spreads[0] > 0)
     scales: Array = np.ones(len(blocks))
     scales[usable] = np.sqrt(spreads[0] / spreads[usable])
     return scales

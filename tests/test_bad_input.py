@@ -2,10 +2,13 @@
 
 import enum
 import math
+import re
+import time
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
+import orjson
 import pandas as pd
 import pytest
 
@@ -414,3 +417,129 @@ def test_a_text_of_a_megabyte_is_valued(trained):
 def test_every_error_descends_from_one_root():
     kinds = [kind for kind in vars(errors_room).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert all(issubclass(kind, QVLError) for kind in kinds if not issubclass(kind, Warning))
+
+
+class Unspeakable:
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+def nested(levels, inner=1):
+    for _ in range(levels):
+        inner = {"within": inner}
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (lambda: 10**5000, "0x31e20801036510f3c591fde5361dc619987896700f4451e1c85ce19029…"),
+        (lambda: -(10**5000), "-0x31e20801036510f3c591fde5361dc619987896700f4451e1c85ce1902…"),
+        (lambda: [10**5000, 1], "[0x31e20801036510f3c591fde5361dc619987896700f4451e1c85ce1902…"),
+        (lambda: Fraction(10**5000), "<Fraction without a repr>"),
+        (Unspeakable, "<Unspeakable without a repr>"),
+        (lambda: [Unspeakable(), 1], "[<Unspeakable without a repr>, 1]"),
+        (lambda: nested(10_000), "{'within': {'within': {'within': {'within': {'within': {'wit…"),
+        (lambda: [[7] * 10**6] * 10**6, "[[7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7…"),
+        (
+            lambda: {number: [number] * 100 for number in range(10**4)},
+            "{0: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0…",
+        ),
+    ],
+)
+def test_whatever_is_shown_in_an_error_is_short_and_never_fails(learner, made, text):
+    value = made()
+    begun = time.perf_counter()
+    assert errors_room.shown(value) == text
+    assert time.perf_counter() - begun < 0.05
+    with pytest.raises(InputError, match=re.escape(text)):
+        learner.add_training_example(value, 1.0)
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 7, 10**400, 0.5, "a" * 58, "é\ud800\n", b"a", [], (), {}, set(), (1,), (1, "a"), [[1], {2}]]
+)
+def test_what_is_shown_of_a_short_value_is_its_repr(value):
+    whole = repr(value)
+    assert errors_room.shown(value) == (whole if len(whole) <= 60 else whole[:60] + "…")
+    assert errors_room.shown({"a": value, 1: 2}, 1000) == repr({"a": value, 1: 2})
+
+
+def test_counts_that_cannot_be_written_down_are_refused(tmp_path):
+    number = 10**5000
+    for make in (
+        lambda: Qwen3EmbeddingValueLearner("lexical", number, cache_dir=None),
+        lambda: Qwen3EmbeddingValueLearner("lexical", random_state=number, cache_dir=None),
+        lambda: Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path).embedding_cache.prune(max_bytes=number),
+    ):
+        with pytest.raises(InputError, match=r"must be at most 1e\+100, but got 0x31e2"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: {"n": 2**64}, "the integer 18446744073709551616 has more than 64 bits; keep it as a string"),
+        (lambda: {"n": [{"m": -(2**63) - 1}]}, "the integer -9223372036854775809 has more than 64 bits"),
+        (lambda: {"n": 10**5000}, "the integer 0x31e2.* has more than 64 bits"),
+        (lambda: {"n": nested(100)}, "lie within each other more than 100 deep; keep less, or a string"),
+        (lambda: {"n": [[[nested(98)]]]}, "lie within each other more than 100 deep"),
+        (lambda: {"n": nested(10_000)}, "lie within each other more than 100 deep"),
+    ],
+)
+def test_metadata_that_json_elsewhere_cannot_hold_is_refused_when_it_is_added(trained, made, message):
+    metadata = made()
+    for add in (
+        lambda: trained.add_training_example("text", 1.0, metadata),
+        lambda: trained.add_training_examples([("fine", 1.0), ("text", 1.0, metadata)]),
+        lambda: trained.update("text", 1.0, metadata),
+    ):
+        with pytest.raises(InputError, match=message):
+            add()
+    assert len(trained.training_texts) == 60
+
+
+def test_metadata_within_the_limits_comes_back_from_every_way_of_saving(trained, tmp_path):
+    trained.update("text", 1.0, {"n": [2**64 - 1, -(2**63)], "deep": nested(99), "none": math.nan, "far": -math.inf})
+    kept = {"n": [2**64 - 1, -(2**63)], "deep": nested(99), "none": None, "far": None}
+    assert trained.training_metadata[-1] == kept
+    trained.save_model(tmp_path / "m")
+    trained.save(tmp_path / "m.json")
+    for load in (lambda one: one.load_model(tmp_path / "m"), lambda one: one.load(tmp_path / "m.json")):
+        again = Qwen3EmbeddingValueLearner("lexical", 512, cache_dir=tmp_path)
+        load(again)
+        assert again.deepcopy().training_metadata[-1] == kept
+    assert orjson.loads(orjson.dumps(trained.ridge.content()))["examples"]["metadata"][-1] == kept
+
+
+def test_metadata_saved_before_with_larger_integers_is_still_read(trained):
+    state = trained.ridge.content()
+    state["examples"]["metadata"][0] = {"id": 2**127}
+    trained.ridge.load_state(state)
+    trained.ridge.load_state(trained.ridge.dump_state())
+    assert trained.training_metadata[0] == {"id": 2**127}
+
+
+def test_names_that_could_not_be_saved_are_refused_at_once(tmp_path):
+    def block(texts):
+        return [len(text) for text in texts]
+
+    block.name = "broken \ud800"
+    for make, what in (
+        (
+            lambda: Qwen3EmbeddingValueLearner("lexical", features=block, cache_dir=None),
+            "the name of a block of features",
+        ),
+        (lambda: Qwen3EmbeddingValueLearner("owner/\ud800", cache_dir=None), "the name of the embedding model"),
+        (
+            lambda: Qwen3EmbeddingValueLearner(embedder=CountingModel("\ud800"), cache_dir=tmp_path),
+            "the name of the embedding model",
+        ),
+    ):
+        with pytest.raises(InputError, match=f"{what} holds a lone surrogate"):
+            make()
+
+
+def test_the_fields_of_what_is_no_rated_text_are_told_whatever_they_are(learner):
+    with pytest.raises(InputError, match=r"has no text and no score; it has \[1, 'body', \(2, 3\)\]"):
+        learner.add_training_examples([{1: 2, "body": 3, (2, 3): 4}])

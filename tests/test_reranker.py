@@ -751,6 +751,25 @@ def test_large_first_stage_scores_keep_their_differences():
     assert optimizer.report["self"]["cv_ndcg"] > 0.99
 
 
+def test_values_and_relevances_beyond_float32_give_finite_scores():
+    learner = lexical()
+    learner.add_training_examples([(text, score * 1e60) for text, score in rated(40)])
+    learner.train()
+    judged = [
+        JudgedQuery(one.query, list(one.passages), np.array(one.relevance) * 1e60 + number * 1e59)
+        for number, one in enumerate(JUDGED[:25])
+    ]
+    for features in (("cosine", "value", "text"), ("cosine", "text", "product")):
+        reranker = Reranker(learner, features=features)
+        reranker.learn(judged)
+        ranked = reranker(query=NEW[0].query, passages=NEW[0].passages)
+        assert np.isfinite(ranked.scores).all()
+        assert max(ranked.scores) > 1e40
+    vector, passages = reranker.query_vector(NEW[0].query), reranker.embed_passages(NEW[0].passages)
+    assert np.isfinite(vector).all()
+    assert np.argsort(-(passages.astype(float) @ vector), kind="stable").tolist() == ranked.indices
+
+
 def test_yes_and_no_are_relevances_too():
     judged = [dspy.Example(query=e.query, passages=e.passages, relevance=[r > 0 for r in e.relevance]) for e in JUDGED]
     by_bool = fit().compile(Reranker(lexical()), trainset=judged)
