@@ -25,6 +25,7 @@ from dspy_qvl.text import Item, query_of, text_of
 LEVEL = 0.95  # of the interval
 N_DRAWS = 1000
 N_AT_ODDS = 10
+FEWEST = 5  # groups below which draws of them say nothing of others
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ class Agreement:
 
     Attributes:
         spearman: rank correlation of values and ratings, in [-1, 1]; NaN where all values are equal.
-        low: lower end of its 95 % interval, over bootstrap draws of whole groups; NaN for a single group.
+        low: lower end of its 95 % interval, over bootstrap draws of whole groups; NaN for fewer than 5 groups.
         high: upper end.
         pearson: linear correlation.
         n_rows: rows of the devset.
-        n_groups: groups of rows that are not independent of each other.
+        n_groups: groups of rows that are not independent of each other: the caller's, and texts that stand in several.
         n_failed: rows without a text, which have the lowest value.
         n_learned: rows whose text the value function learned from: it agrees with those more than with others.
         at_odds: the rows that raters and metric rank most differently, at most 10, the worst first.
@@ -81,10 +82,10 @@ class Agreement:
 
     def __str__(self) -> str:
         groups = "" if self.n_groups == self.n_rows else f" in {self.n_groups} groups"
-        lines = [
-            f"Spearman {self.spearman:.2f} ({100 * LEVEL:.0f} % interval {self.low:.2f} to {self.high:.2f}) "
-            f"of values and ratings, {self.n_rows} rows{groups}"
-        ]
+        interval = f"{100 * LEVEL:.0f} % interval {self.low:.2f} to {self.high:.2f}"
+        if math.isnan(self.low):
+            interval = "too few groups, or too alike, for an interval"
+        lines = [f"Spearman {self.spearman:.2f} ({interval}) of values and ratings, {self.n_rows} rows{groups}"]
         if self.n_failed:
             lines.append(f"{self.n_failed} rows have no text, and the lowest value")
         if self.n_learned:
@@ -173,7 +174,8 @@ def predictions(program: Any, examples: Sequence[Any]) -> Sequence[Any]:
             raise InputError(
                 f"devset[{row}] does not say what the program is given; use example.with_inputs('question')."
             )
-    given: Sequence[Any] = dspy.Parallel(disable_progress_bar=True)([(program, one.inputs()) for one in examples])
+    run = dspy.Parallel(disable_progress_bar=True, max_errors=len(examples) + 1)  # a crash is a failure, not an end
+    given: Sequence[Any] = run([(program, one.inputs()) for one in examples])
     return given
 
 
@@ -183,8 +185,8 @@ def agreement(rows: Sequence[Row], values: Array, fit: Fit) -> Agreement:
     members = _members(rows, paired=fit.paired)
     draws = scores.bootstrap(ratings, values, members, n_draws=N_DRAWS)["spearman"]
     known = draws[np.isfinite(draws)]
-    low, high = math.nan, math.nan
-    if 2 * len(known) >= len(draws):
+    low, high, n_groups = math.nan, math.nan, int(numbered(members).max()) + 1
+    if n_groups >= FEWEST and 2 * len(known) >= len(draws):
         low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     of_rating, of_value = _lower(ratings), _lower(values)
     apart = np.abs(of_rating - of_value)
@@ -196,7 +198,7 @@ def agreement(rows: Sequence[Row], values: Array, fit: Fit) -> Agreement:
         high,
         scores.pearson(ratings, values),
         len(rows),
-        int(numbered(members).max()) + 1,
+        n_groups,
         sum(row.item is None for row in rows),
         sum(row.item is not None and _copied(row.item) in learned for row in rows),
         tuple(

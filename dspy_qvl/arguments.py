@@ -74,6 +74,8 @@ def check_options(options: object) -> dict[str, Any] | None:
     for name in options:
         if name in OURS:
             raise InputError(f"provider_options must not hold {name!r}; the learner says it by {OURS[name]}.")
+        if name == "extra_query":
+            raise InputError("provider_options must not hold 'extra_query': litellm would send it in the body.")
     try:
         return check_metadata(options, "provider_options")
     except InputError:

@@ -345,20 +345,22 @@ def check_groups(groups: object, n_texts: int) -> list[Any]:
     Raises:
         InputError: not a list, the wrong count, a group that is missing or cannot be compared, or fewer than two.
     """
-    if isinstance(groups, str) or not isinstance(groups, Iterable):
+    if isinstance(groups, str | Mapping | set | frozenset) or not isinstance(groups, Iterable):
         raise InputError(f"groups must be a list with one entry a text, but got {type(groups).__name__}.")
     entries = [entry.item() if isinstance(entry, np.generic) else entry for entry in groups]
     if len(entries) != n_texts:
         raise InputError(f"groups has {len(entries)} entries but there are {n_texts} texts; give one group a text.")
     for row, entry in enumerate(entries):
-        if is_missing(entry):
+        if any(map(is_missing, entry)) if isinstance(entry, tuple) else is_missing(entry):
             raise InputError(
                 f"groups[{row}] is {entry}; every text needs a group, and texts without one are not alike."
             )
     try:
         n_groups = len(set(entries))
     except TypeError as error:
-        raise InputError(f"groups must hold strings or numbers: {error}.") from None
+        raise InputError(
+            f"groups must hold what can be compared, strings, numbers or tuples of them: {error}."
+        ) from None
     if n_groups < 2:
         raise InputError("groups puts every text into one group; at least two groups are needed to hold one out.")
     return entries

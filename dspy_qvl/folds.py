@@ -14,10 +14,21 @@ from dspy_qvl.errors import InputError, QVLWarning
 
 Members = Sequence[Hashable]  # the group of each row
 
+# What Unicode lets be ignored beside control and format characters: joiners, fillers, variation selectors.
+INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | frozenset(map(chr, range(0xFE00, 0xFE10)))
+
 
 def folded(text: str) -> str:
-    """A text without what tells copies of it apart: Unicode form, letter case and white space."""
-    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+    """A text without what tells copies of it apart: Unicode form, letter case, white space, and what nobody can see."""
+    plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
+    if plain.isascii() and plain.isprintable():
+        return plain
+    return " ".join("".join(letter for letter in plain if not _is_invisible(letter)).split())
+
+
+def _is_invisible(letter: str) -> bool:
+    """A control or format character (a byte order mark, a zero-width space, a soft hyphen), or a variation selector."""
+    return unicodedata.category(letter) in ("Cc", "Cf") or letter in INVISIBLE
 
 
 def copies(texts: Sequence[str], vectors: NDArray[np.floating[Any]] | None = None) -> list[int]:
@@ -95,9 +106,9 @@ def make_folds(members: Members, n_folds: int, rng: "np.random.Generator") -> li
         )
     if n_folds > len(groups):
         warnings.warn(
-            f"cv_folds={n_folds} is more than there are groups ({len(groups)}) among the rated texts (a group is never "
-            f"split, nor are copies of a text), so there are {len(groups)} folds; figures from so few groups, and the "
-            "penalty they choose, say little of texts of a new group: rate texts of more groups.",
+            f"cv_folds={n_folds} is more than the {len(groups)} that can be held out apart from each other (a group or "
+            f"query is never split, nor are copies of a text), so there are {len(groups)} folds; figures from so few, "
+            "and the penalty they choose, say little of what is new: rate more of them.",
             QVLWarning,
             stacklevel=4,
         )

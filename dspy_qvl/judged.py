@@ -6,7 +6,8 @@ nothing afterwards. So passages come from a first stage where that is said, or w
 
     first_stage=True    they come in its order; the passages of a retriever's Prediction do
     first_stage=False   they do not
-    first_stage=None    scores that came along are a first stage's, and the order is where it is far better than
+    first_stage=None    scores that came along (an example's `scores`, a Prediction's, the `score` of each passage) are
+                        a first stage's, and the order is where it is far better than
                         chance; but neither where it is as good as one made from the labels
 
 Source: Wald & Wolfowitz (1944), Statistical tests based on permutations of the observations.
@@ -154,6 +155,15 @@ def as_list(passages: Any, what: str = "passages") -> list[Any]:
     if isinstance(passages, str | bytes | Mapping) or not isinstance(passages, Iterable):
         raise InputError(f"{what} must be a list, but got {type(passages).__name__}: {shown(passages)}.")
     return list(passages)
+
+
+def scores_within(passages: Sequence[Any]) -> list[Any] | None:
+    """The scores that passages bring along as `score`, a dict's or an object's; None where one has none."""
+    found = [
+        passage.get(SCORE) if isinstance(passage, Mapping | dspy.Example) else getattr(passage, SCORE, None)
+        for passage in passages
+    ]
+    return found if found and all(score is not None for score in found) else None
 
 
 def checked_scores(scores: Any, n_passages: int, what: str = "scores") -> Array | None:

@@ -25,7 +25,7 @@ from dspy_qvl.errors import (
 )
 from dspy_qvl.examples import FromExample, checked_examples, taken
 from dspy_qvl.feedback import REASON
-from dspy_qvl.judged import SCORE, JudgedQuery, as_list, checked_scores
+from dspy_qvl.judged import SCORE, JudgedQuery, as_list, checked_scores, scores_within
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metadata import check_metadata
 from dspy_qvl.permutation import LEVEL, noise_warning
@@ -202,8 +202,10 @@ class RankingLesson:
             if len(numbers) != len(passages):
                 raise InputError(f"{at} has {len(passages)} passages but {len(numbers)} relevances; each needs one.")
             given = example.get(SCORES) if scored else None
-            if scored and retrieved and given is None:
+            if scored and given is None and retrieved:
                 given = found.get(SCORES)
+            if scored and given is None:
+                given = scores_within(passages)
             judged.append(
                 JudgedQuery(
                     query,

@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -28,7 +29,9 @@ from dspy_qvl.agreement import Agreement, agreement, predictions, rated_rows
 from dspy_qvl.errors import (
     InputError,
     MissingTextError,
+    QVLError,
     QVLWarning,
+    TextsRefusedError,
     check_count,
     check_flag,
     check_number,
@@ -139,10 +142,15 @@ class ValueScores:
         A failure has the value of the lowest rating, so that means stay finite; only its score is below all others.
 
         Raises:
-            EmbeddingError: the embedding model failed: a broken connection must not pass for a bad answer.
+            EmbeddingError: the embedding model failed: a broken connection must not pass for a bad answer. A text that
+                the model refuses, while others pass, does: it is a failure.
         """
         item, _ = self._item(example, pred)
-        return float(self._judge.fit.quantiles[0]) if item is None else self._judge.value(item)
+        lowest = float(self._judge.fit.quantiles[0])
+        try:
+            return lowest if item is None else self._judge.value(item)
+        except TextsRefusedError:
+            return lowest
 
     def judge(self, text: str, query: str | None = None) -> Judgement:
         """All there is to say of a text: value, standard deviation, score, marks, the rated texts most like it.
@@ -186,7 +194,12 @@ class ValueScores:
         known = self._known.get(item)
         if known is not None:
             return known
-        return self._known.keep(item, self._judge.scale(self._judge.value(item)))
+        try:
+            value = self._judge.value(item)
+        except TextsRefusedError as error:  # too long, or filtered: the answer's fault, and no broken connection
+            self._count(_refused(error))
+            return LOWEST
+        return self._known.keep(item, self._judge.scale(value))
 
     def explained(self, example: Any, pred: Any) -> dspy.Prediction:
         """A fresh `dspy.Prediction` with the score, and what there is to say for it."""
@@ -209,8 +222,12 @@ class ValueScores:
         item, reason = self._item(example, pred)
         if item is None:
             return words.failed(reason)
+        try:
+            judgement = self._judgement(item)
+        except TextsRefusedError as error:
+            return words.failed(_refused(error))
         return words.in_words(
-            self._judgement(item),
+            judgement,
             scale=self._judge.scale,
             threshold=self.threshold,
             pessimism=self._judge.pessimism,
@@ -256,6 +273,8 @@ class ValueScores:
             group: what belongs together (a document, a prompt, a user), for the interval: the name of a field, or a
                 callable. Copies of a text, or the answers to one query, belong together anyway.
 
+        A text that the embedding model refuses is a failure, as in a score.
+
         Raises:
             InputError: an example without a text or a rating, equal ratings, or another number of predictions.
             EmbeddingError: the embedding model failed.
@@ -270,7 +289,17 @@ class ValueScores:
         rows, fit = rated_rows(devset, score, group, items), self._judge.fit
         values = np.full(len(rows), fit.quantiles[0])  # as `value` has it of failures
         said = [number for number, row in enumerate(rows) if row.item is not None]
-        values[said] = self._judge.values([row.item for row in rows if row.item is not None])
+        while said:
+            try:
+                values[said] = self._judge.values([item for row in said if (item := rows[row].item) is not None])
+            except TextsRefusedError as error:  # a failure, as in `score`; the others are embedded by now
+                if not error.refused:
+                    raise
+                for place in error.refused:
+                    rows[said[place]] = replace(rows[said[place]], item=None)
+                said = [row for place, row in enumerate(said) if place not in error.refused]
+            else:
+                break
         found = agreement(rows, values, fit)
         if found.n_learned:
             warnings.warn(
@@ -399,15 +428,25 @@ def _sendable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
+def _refused(error: TextsRefusedError) -> str:
+    """Why there is no value for a text that the embedding model refuses."""
+    return f"the embedding model refuses the text: {next(iter(error.refused.values()), str(error))}."
+
+
 def _objective(name: str, metric: Callable[..., Any], example: Any, pred: Any) -> float:
     """The number that a further metric gives; the lowest where there is no prediction.
 
     Raises:
-        InputError: it gave no finite number.
+        InputError: it failed, or gave no finite number.
     """
     if pred is None:
         return LOWEST
-    score = metric(example, pred)
+    try:
+        score = metric(example, pred)
+    except QVLError:
+        raise
+    except Exception as error:
+        raise InputError(f"the objective {name!r} failed: {type(error).__name__}: {error}") from error
     number = score.get("score") if isinstance(score, dspy.Prediction) else score
     return check_number(float(number) if isinstance(number, bool) else number, f"what the objective {name!r} gave")
 

@@ -4,6 +4,7 @@ Both models are asked for the value of every rated text under the fit of all the
 own rating, which would make any two models agree. The old ones follow from what was saved, without the old model.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,8 @@ class Migration:
         n_texts: rated texts that both models learned from.
         pearson: correlation of old and new values, in [-1, 1].
         spearman: their rank correlation.
-        old: "mse", "r2", "pearson" and "spearman" of the old values with the ratings.
+        old: "mse", "r2", "pearson" and "spearman" of the old values with the ratings; no correlation, NaN, where they
+            are no better than the mean.
         new: the same of the new values. The penalty was chosen on the same ratings.
         moves: the texts whose value moved most, at most 10, the largest move first.
         old_values: (n_texts,), in the order of the texts; NaN where they cannot be told, and then the figures are.
@@ -74,13 +76,13 @@ class Migration:
 
     def __str__(self) -> str:
         learned = f"learned {self.n_texts} rated texts anew; values below are of texts left out"
-        after = f"with the ratings, new values: Spearman {self.new['spearman']:.2f}, R² {self.new['r2']:.2f}"
+        after = f"with the ratings, new values: {_told(self.new)}"
         if not np.isfinite(self.old_values).any():
             return f"{learned}\n{after}\nwhat was saved does not tell the old values"
         lines = [
             learned,
             f"old with new values: Spearman {self.spearman:.2f}, Pearson {self.pearson:.2f}",
-            f"with the ratings, old values: Spearman {self.old['spearman']:.2f}, R² {self.old['r2']:.2f}",
+            f"with the ratings, old values: {_told(self.old)}",
             after,
             "moved most:",
         ]
@@ -88,6 +90,12 @@ class Migration:
             f"  {move.old:.3g} -> {move.new:.3g}, rated {move.score:.3g}: {shown(move.text)}" for move in self.moves
         ]
         return "\n".join(lines)
+
+
+def _told(figures: dict[str, float]) -> str:
+    if math.isnan(figures["spearman"]):
+        return f"R² {figures['r2']:.2f}, no better than their mean"
+    return f"Spearman {figures['spearman']:.2f}, R² {figures['r2']:.2f}"
 
 
 def check_texts_kept(fit: Fit, what: str) -> None:
@@ -112,8 +120,8 @@ def compared(rated: Sequence[RankingExample], old: Array, new: Array, chosen: di
         len(rated),
         scores.pearson(old[both], new[both]),
         scores.spearman(old[both], new[both]),
-        {name: getattr(scores, name)(ratings[both], old[both]) for name in FIGURES},
-        {name: getattr(scores, name)(ratings[of_new], new[of_new]) for name in FIGURES},
+        _figures(ratings[both], old[both]),
+        _figures(ratings[of_new], new[of_new]),
         tuple(
             Move(rated[row].text, rated[row].query, rated[row].score, float(old[row]), float(new[row]))
             for row in largest
@@ -122,6 +130,15 @@ def compared(rated: Sequence[RankingExample], old: Array, new: Array, chosen: di
         new,
         chosen,
     )
+
+
+def _figures(ratings: Array, values: Array) -> dict[str, float]:
+    """Figures of values of left-out texts; no correlation where they are no better than the mean of the others.
+
+    That mean is the lower the higher the text that is left out, so that nothing learned would correlate at -1.
+    """
+    figures = {name: getattr(scores, name)(ratings, values) for name in FIGURES}
+    return figures if figures["r2"] > 0 else {**figures, "pearson": math.nan, "spearman": math.nan}
 
 
 def saved_values(fit: Fit) -> Array:

@@ -65,7 +65,12 @@ def meant(program: dspy.Module, kind: type[M], which: Which) -> dict[str, M]:
             )
         return found
     if callable(which):
-        chosen = {name: module for name, module in found.items() if which(name, module)}
+        try:
+            chosen = {name: module for name, module in found.items() if which(name, module)}
+        except Exception as error:
+            raise InputError(
+                f"learner must be a callable (name, module) -> bool, but it failed: {type(error).__name__}: {error}"
+            ) from error
         if not chosen:
             raise InputError(f"learner is a callable that chose none of {_listed(found)}.")
         return chosen

@@ -120,7 +120,7 @@ def _deviations(y: Array, groups: NDArray[np.intp], sizes: NDArray[np.intp], mea
 def noise_warning(p: float) -> str:
     """The sentence that says that a value function cannot be told from noise."""
     return (
-        f"the value function cannot be told from noise: {100 * p:.0f} % of shuffles of its ratings are learned as "
-        f"well (permutation test, p = {p:.2g}). Its values mean nothing as yet; rate more texts, and see whether two "
+        f"the value function cannot be told from noise: {100 * p:.3g} % of shuffles of its ratings are learned as "
+        "well (permutation test). Its values mean nothing as yet; rate more texts, and see whether two "
         "people would agree on the ratings."
     )

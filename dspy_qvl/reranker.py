@@ -31,6 +31,7 @@ from dspy_qvl.judged import (
     checked_scores,
     first_stage_values,
     known_of_first_stage,
+    scores_within,
     telling,
 )
 from dspy_qvl.moments import slices
@@ -135,8 +136,9 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def _ranked(self, query: str, passages: Any, scores: Sequence[float] | None) -> dspy.Prediction:
         query, items = check_text(query, "query"), self._items(passages)
         given = passages if isinstance(passages, dspy.Prediction) else None
-        if scores is None and given is not None and SCORE in self._names():
-            scores = given.get("scores")
+        if scores is None and SCORE in self._names():
+            scores = None if given is None else given.get("scores")
+            scores = scores_within(items) if scores is None else scores
         values = self._scores(query, _texts(items), checked_scores(scores, len(items)))
         order = np.argsort(-values, kind="stable")[: self.k].tolist()
         fields: dict[str, Any] = {"passages": [items[row] for row in order], "indices": order}
@@ -184,6 +186,8 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 raise InputError(f"{name} has {len(along)} entries for {len(items)} documents; give one a document.")
         top_k = None if top_k is None else check_count(top_k, "top_k", 1)
         texts = _texts(items)
+        if scores is None and SCORE in self._names():
+            scores = scores_within(items)
         values = self._scores(check_text(query, "query"), texts, checked_scores(scores, len(texts)))
         return [
             RankedPassage(

@@ -252,7 +252,10 @@ class Rendering:
 
 def is_blank(text: str) -> bool:
     """Whether nothing of a text can be seen."""
-    return not any(letter.isprintable() and not letter.isspace() for letter in text)
+    return not any(
+        (letter.isprintable() and not letter.isspace()) or "\ud800" <= letter <= "\udfff"  # half a letter, shown as "?"
+        for letter in text
+    )
 
 
 def _parts(text: str, what: str) -> tuple[_Part, ...]:

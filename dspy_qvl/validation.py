@@ -176,8 +176,12 @@ def _figures(prefix: str, y: Array, guessed: Array, groups: Sequence[Hashable]) 
     if len(y) < 2:
         return {f"{prefix}_{name}{end}": math.nan for name in MEASURES for end in ("", "_se")}
     drawn = scores.bootstrap(y, guessed, groups)
-    figures = {f"{prefix}_{name}": measure(y, guessed) for name, measure in MEASURES.items()}
-    return figures | {f"{prefix}_{name}_se": scores.standard_error(draws) for name, draws in drawn.items()}
+    report = {}
+    for name, measure in MEASURES.items():
+        figure = measure(y, guessed)
+        report[f"{prefix}_{name}"] = figure
+        report[f"{prefix}_{name}_se"] = math.nan if math.isnan(figure) else scores.standard_error(drawn[name])
+    return report
 
 
 # Baselines

@@ -123,8 +123,11 @@ def run(ratings: list[tuple[str, float]], model: str, folder: Path, *, new_texts
         print(f"\nnew texts, best first (the ratings go from {low:g} to {high:g}):\n   value")
         ranked = [(text, value, None) for text, value in learner.rank_texts(new_texts)]
     else:
-        print("\nyour texts, best first, each valued by a fit to the others:\n   value   rated")
-        values = learner.leave_one_out().values.tolist()
+        is_noise = chosen["permutation_p"] > NOISE  # the mean of the others is the lower the higher the text is rated
+        how = "by a fit to all, which means nothing as yet" if is_noise else "each valued by a fit to the others"
+        print(f"\nyour texts, best first, {how}:\n   value   rated")
+        texts = [text for text, _ in ratings]
+        values = (learner.predict_many(texts) if is_noise else learner.leave_one_out().values).tolist()
         by_text = {text: (text, value, score) for (text, score), value in zip(ratings, values, strict=True)}
         ranked = sorted(by_text.values(), key=lambda row: -row[1])
     print_ranking(ranked, low, high)

@@ -233,7 +233,7 @@ def test_a_penalty_that_is_no_positive_number_is_refused(learner, alpha):
         ({"validation_split": "0.2"}, "validation_split must be a number"),
         ({"groups": [1, 2]}, "groups has 2 entries but there are 60 texts"),
         ({"groups": [1] * 60}, "groups puts every text into one group"),
-        ({"groups": [[1]] * 60}, "groups must hold strings or numbers"),
+        ({"groups": [[1]] * 60}, "groups must hold strings, numbers or tuples of them"),
         ({"groups": 5}, "groups must be a list with one entry a text"),
         ({"groups": "author"}, "groups='author' names a metadata entry that text 0 does not have"),
     ],
@@ -543,3 +543,14 @@ def test_names_that_could_not_be_saved_are_refused_at_once(tmp_path):
 def test_the_fields_of_what_is_no_rated_text_are_told_whatever_they_are(learner):
     with pytest.raises(InputError, match=r"has no text and no score; it has \[1, 'body', \(2, 3\)\]"):
         learner.add_training_examples([{1: 2, "body": 3, (2, 3): 4}])
+
+
+@pytest.mark.parametrize("groups", [{"a": 1}, {1, 2}, frozenset({1, 2})])
+def test_groups_that_have_no_order_are_refused(learner, groups):
+    with pytest.raises(InputError, match=r"groups must be a list with one entry a text, but got (dict|set|frozenset)"):
+        learner.train(groups=groups)
+
+
+def test_a_group_with_nothing_in_a_part_of_it_is_refused(learner):
+    with pytest.raises(InputError, match=r"groups\[1\] is \(nan, 1\); every text needs a group"):
+        learner.train(groups=[(0.0 if row != 1 else float("nan"), row % 9) for row in range(60)])

@@ -26,6 +26,7 @@ NESTED = {
     "extra_body": {"auth": {"password": SECRETS[2]}, "truncate": "END", "deep": [{"api_key": SECRETS[1], "n": 1}]},
     "extra_query": {"api-version": "2024-02-01", "token": SECRETS[1], "pairs": [["X-Api-Key", SECRETS[4]]]},
 }
+OPTIONS = {name: value for name, value in NESTED.items() if name != "extra_query"}
 HARMLESS = {
     "extra_headers": {"X-Version": "2"},
     "extra_body": {"truncate": "END", "deep": [{"n": 1}]},
@@ -314,7 +315,7 @@ def test_a_fit_remembers_its_options(server, tmp_path):
 
 @pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps])
 def test_secret_options_do_not_travel_and_are_missed_before_anything_is_sent(server, tmp_path, dumps):
-    learner = hosted(server, tmp_path, NESTED)
+    learner = hosted(server, tmp_path, OPTIONS)
     learner.add_training_examples(rated(10))
     learner.train()
     learner.save_model(tmp_path / "value.qvl")
@@ -343,7 +344,7 @@ def test_secret_options_do_not_travel_and_are_missed_before_anything_is_sent(ser
 def test_what_a_server_repeats_of_secret_options_is_not_passed_on(server, tmp_path, caplog):
     server.rule = lambda request: status(401, f"{request.headers} {request.body}")(request)
     with pytest.raises(EmbeddingError, match="failed with HTTP 401") as info:
-        hosted(server, tmp_path, NESTED).embed(TEXTS)
+        hosted(server, tmp_path, OPTIONS).embed(TEXTS)
     for secret in ("sk-right", *SECRETS):
         assert secret not in str(info.value)
         assert secret not in caplog.text
@@ -399,3 +400,8 @@ def test_many_threads_with_two_kinds_of_options_get_their_own_vectors(server, tm
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(60)))
+
+
+def test_a_query_of_the_address_is_refused_since_it_would_not_arrive_there():
+    with pytest.raises(InputError, match="must not hold 'extra_query': litellm would send it in the body"):
+        Qwen3EmbeddingValueLearner("openai/m", provider_options={"extra_query": {"version": "2"}})

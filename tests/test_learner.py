@@ -97,7 +97,7 @@ def test_another_seed_holds_out_other_texts(tmp_path):
 def test_folds_are_capped_at_the_training_rows_with_a_warning(tmp_path):
     learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=tmp_path)
     learner.add_training_examples(rated(5))
-    with pytest.warns(QVLWarning, match=r"cv_folds=10 is more than there are groups \(4\)"):
+    with pytest.warns(QVLWarning, match=r"cv_folds=10 is more than the 4 that can be held out"):
         metrics = learner.train(cv_folds=10)
     assert metrics["cv_folds"] == 4
     assert metrics["n_val"] == 1
@@ -403,6 +403,11 @@ def test_near_copies_of_a_text_are_copies_whether_spelling_or_vector_says_so():
     vectors[7] = vectors[4]
     assert copies(texts, vectors) == [0, 0, 0, 3, 3, 5, 5, 3, 8]
     assert copies(texts, np.ones((9, 2), dtype=np.float32)) == copies(texts)  # equal for all: they tell nothing
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\ufeff", "\u200e", "\x00", "\xad", "\ufe0f", "\u3164"])
+def test_copies_that_differ_in_what_nobody_can_see_are_copies(unseen):
+    assert copies(["it broke", f"it {unseen}broke", f"{unseen}it broke{unseen}", "it works"]) == [0, 0, 0, 3]
 
 
 def test_a_hundred_thousand_texts_are_searched_for_copies_in_no_time():

@@ -27,6 +27,7 @@ from dspy_qvl import (
     NotFittedError,
     QVLWarning,
     Qwen3EmbeddingValueLearner,
+    TextsRefusedError,
     ValueMetric,
 )
 from dspy_qvl.feedback import in_words
@@ -747,3 +748,56 @@ def test_a_value_function_without_its_texts_scores_and_is_not_pessimistic(tmp_pa
     assert "higher than" in metric(None, said(GOOD), None, "x", None).feedback
     with pytest.raises(InputError, match=r"saved without them \(keep_examples=False\)"):
         ValueMetric(loaded, pessimism=1.0)
+
+
+class Choosy(CountingModel):
+    """A model that refuses texts that speak of dragons."""
+
+    def __call__(self, texts):
+        refused = {row: "it speaks of dragons" for row, text in enumerate(texts) if "dragon" in text}
+        vectors = super().__call__(texts)
+        if refused:
+            error = TextsRefusedError("refused", refused=refused)
+            error.vectors = {row: vectors[row] for row in range(len(texts)) if row not in refused}
+            raise error
+        return vectors
+
+
+def test_a_text_that_the_model_refuses_is_a_failure_and_ends_nothing():
+    learner = Qwen3EmbeddingValueLearner(embedder=Choosy(), cache_dir=None, features=None)
+    learner.add_training_examples(rated(60))
+    learner.train()
+    metric = ValueMetric(learner)
+    with pytest.warns(QVLWarning, match="the embedding model refuses the text: it speaks of dragons"):
+        assert metric(None, {"answer": "a dragon"}) == 0
+    assert metric.value(None, {"answer": "a dragon"}) == min(learner.training_scores)
+    assert "refuses the text" in metric(None, {"answer": "a dragon"}, None, "predictor").feedback
+    assert sum(metric.failures.values()) == 2
+    devset = [
+        {"text": f"{text} dragon" if row % 9 == 0 else f"{text}!", "score": y}
+        for row, (text, y) in enumerate(rated(40))
+    ]
+    assert metric.agreement(devset).n_failed == 5
+
+
+def test_an_interval_needs_groups_and_says_so(trained):
+    metric = ValueMetric(trained)
+    few = metric.agreement([{"text": "perfect lamp", "score": 9.0}, {"text": "useless lamp", "score": 1.0}])
+    assert math.isnan(few.low)
+    assert "too few groups, or too alike, for an interval" in str(few)
+
+
+def test_a_program_that_always_crashes_has_an_agreement_too(trained):
+    class Crash(dspy.Module):
+        def forward(self, question):
+            raise RuntimeError("no")
+
+    devset = [dspy.Example(question=f"q{row}", score=float(row)).with_inputs("question") for row in range(15)]
+    assert ValueMetric(trained).agreement(devset, Crash()).n_failed == 15
+
+
+def test_half_a_letter_is_an_answer_and_a_failing_objective_is_named(trained):
+    metric = ValueMetric(trained, objectives={"b": lambda *_: 1 / 0})
+    with pytest.raises(InputError, match="the objective 'b' failed: ZeroDivisionError"):
+        metric(None, {"text": "lamp"})
+    assert ValueMetric(trained)(None, {"text": "\ud800"}) == ValueMetric(trained)(None, {"text": "?"}) > 0

@@ -300,3 +300,14 @@ def test_a_file_that_lacks_a_query_vector_is_migrated_without_old_values(tmp_pat
         warnings.simplefilter("ignore")
         migration = lexical(tmp_path).migrate(tmp_path / "forged")
     assert np.isnan(migration.old_values).all()
+
+
+def test_values_no_better_than_the_mean_have_no_correlation(tmp_path):
+    old = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None, features=None)
+    old.add_training_examples([(text, float(row % 2)) for row, (text, _) in enumerate(rated(60))])
+    old.train()
+    old.save_model(tmp_path / "m")
+    report = Qwen3EmbeddingValueLearner("lexical", 32, cache_dir=None, features=None).migrate(tmp_path / "m", [1000.0])
+    assert report.new["r2"] <= 0
+    assert np.isnan([report.new["spearman"], report.new["pearson"]]).all()
+    assert "no better than their mean" in str(report)

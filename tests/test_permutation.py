@@ -262,3 +262,10 @@ def test_answers_that_many_questions_share_do_not_melt_in_a_real_model_either(mi
     error = np.sqrt(np.mean(errors**2))
     assert error <= 0.26
     assert error <= 1.1 * np.sqrt(next(iter(fit.report.values()))["cv_mse"])
+
+
+def test_a_figure_that_is_not_defined_has_no_standard_error():
+    learner = taught(rated(60))
+    mean = learner.train()["baselines"]["mean"]
+    assert np.isnan([mean["val_pearson"], mean["val_pearson_se"], mean["val_spearman_se"]]).all()
+    assert mean["val_mse_se"] > 0

@@ -797,3 +797,32 @@ def test_a_learner_in_a_reranker_is_fitted_by_ratings_and_the_reranker_by_judgem
     both = fit().compile(with_value, trainset=JUDGED)
     assert "value" in both.ridge.fitted.names
     assert both.learner.ridge.fitted is with_value.learner.ridge.fitted
+
+
+def test_scores_that_lie_within_passages_are_the_first_stages():
+    rng = np.random.default_rng(0)
+    judged, apart = [], []
+    for number in range(30):
+        relevance = rng.permutation([1.0, 0.0, 0.0, 0.0])
+        found = [f"{word} {number}" for word in ("lamp", "cup", "bag", "chair")]
+        numbers = (relevance + rng.normal(scale=0.7, size=4)).tolist()
+        judged.append(
+            {
+                "query": f"which {number}",
+                "passages": [{"text": text, "score": score} for text, score in zip(found, numbers, strict=True)],
+                "relevance": relevance.tolist(),
+            }
+        )
+        apart.append({**judged[-1], "passages": found, "scores": numbers})
+    fit = FitValue(query="query", passages="passages", relevance="relevance")
+    within = fit.compile(Reranker(Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None)), trainset=judged)
+    (report,) = fit.report.values()
+    beside = fit.compile(Reranker(Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None)), trainset=apart)
+    assert report == next(iter(fit.report.values()))
+    assert "score" in report["features"]
+    one, other = judged[0], apart[0]
+    ranked = beside(query=other["query"], passages=other["passages"], scores=other["scores"])
+    assert within(query=one["query"], passages=one["passages"]).scores == ranked.scores
+    assert [row.score for row in within.rank(one["query"], one["passages"])] == ranked.scores
+    with pytest.raises(InputError, match="score"):
+        within(query=one["query"], passages=other["passages"])
