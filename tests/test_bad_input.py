@@ -233,7 +233,7 @@ def test_a_penalty_that_is_no_positive_number_is_refused(learner, alpha):
         ({"validation_split": "0.2"}, "validation_split must be a number"),
         ({"groups": [1, 2]}, "groups has 2 entries but there are 60 texts"),
         ({"groups": [1] * 60}, "groups puts every text into one group"),
-        ({"groups": [[1]] * 60}, "groups must hold strings, numbers or tuples of them"),
+        ({"groups": [[1]] * 60}, "groups must hold what can be compared, strings, numbers or tuples of them"),
         ({"groups": 5}, "groups must be a list with one entry a text"),
         ({"groups": "author"}, "groups='author' names a metadata entry that text 0 does not have"),
     ],
