@@ -96,7 +96,7 @@ class ModelSpec:
     embedding_dim: int | None = None
     api_base: str | None = field(default=None, repr=False)  # may hold a user and password
     api_key: str | None = field(default=None, repr=False)
-    embedder: Any = None
+    embedder: Any = field(default=None, repr=False)  # a callable may show its key
     settings: Mapping[str, Any] = field(default_factory=dict)
     key_lost: bool = field(default=False, repr=False)
     options: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -374,6 +374,7 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
         keep_on_disk=name is not None,
         slots=n_slots,
         former=former if former != identity else None,
+        is_routed=embedders.is_route(embedder),
         sent=embedders.sent_to(embedder, address),
         secrets=embedders.secret_strings_of(embedder),
     )

@@ -78,8 +78,12 @@ def sent_to(embedder: Any, address: str | None) -> dict[str, Any]:
 
 
 def secret_strings_of(embedder: Any) -> list[str]:
-    """What no message about an embedder may hold."""
-    return secret_strings(_defaults(embedder))
+    """What no message about an embedder may hold: secrets among its default and bound arguments, and its attributes."""
+    found = set(secret_strings(_defaults(embedder)))
+    for held in (embedder, model_of(embedder)):
+        bound = {**getattr(held, "__dict__", {}), **(getattr(held, "keywords", None) or {})}
+        found |= {*secret_strings({name: value for name, value in bound.items() if isinstance(value, str)})}
+    return sorted(found, key=len, reverse=True)
 
 
 def without_secrets(embedder: Any) -> Any:

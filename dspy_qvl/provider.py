@@ -15,7 +15,6 @@ import contextlib
 import copy
 import json
 import os
-import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.arguments import secret_strings
+from dspy_qvl.redaction import reason
 
 Vector = NDArray[np.float32]
 
-LONGEST_REASON = 300  # characters of a provider's message
 MAY_PASS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # 52x: Cloudflare's; 529: overloaded
 
 # litellm sends these through OpenAI's client without handing `max_retries` on, so the client would retry by itself;
@@ -144,6 +143,8 @@ async def ask(
     address = _address(route, key, api_base, key_lost)
     if isinstance(address, Failure):
         return address
+    if (own := address["api_key"]) and own != NO_KEY:  # from the environment, or from litellm itself
+        secrets.append(own)
     try:
         # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
         request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
@@ -153,7 +154,7 @@ async def ask(
     try:
         return _answer(route, response)
     except (ValueError, TypeError, KeyError) as error:
-        return Failure("an answer that cannot be read", _reason(str(error), secrets), unreadable=True)
+        return Failure("an answer that cannot be read", reason(str(error), secrets), unreadable=True)
 
 
 def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) -> "dict[str, str | None] | Failure":
@@ -249,7 +250,7 @@ def _failure(error: BaseException, secrets: Sequence[str], timeout: float) -> Fa
         body = _body(response) if response is not None else str(chain[-1])
         return Failure(
             f"HTTP {status}",
-            _reason(_message(body) or type(error).__name__, secrets),
+            reason(_message(body) or type(error).__name__, secrets),
             status=status,
             may_pass=status in MAY_PASS and "insufficient_quota" not in body,  # a 429 that only money ends
             retry_after=_retry_after(response.headers) if response is not None else None,
@@ -261,12 +262,12 @@ def _failure(error: BaseException, secrets: Sequence[str], timeout: float) -> Fa
             refused_certificate = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain)
             text = str(chain[-1]) or str(link)
             what = f"a connection error ({type(link).__name__})"
-            return Failure(what, _reason(text, secrets), may_pass=not refused_certificate)
+            return Failure(what, reason(text, secrets), may_pass=not refused_certificate)
     for link in chain:
         if isinstance(link, json.JSONDecodeError | UnicodeDecodeError | AttributeError | KeyError | TypeError):
-            reason = _reason(f"{type(link).__name__}: {link}", secrets)
-            return Failure("an answer that cannot be read", reason, unreadable=True)
-    return Failure(type(error).__name__, _reason(str(error), secrets))
+            said = reason(f"{type(link).__name__}: {link}", secrets)
+            return Failure("an answer that cannot be read", said, unreadable=True)
+    return Failure(type(error).__name__, reason(str(error), secrets))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -302,22 +303,6 @@ def _message(body: str) -> str:
         return body
     found = said.get("error") or said.get("message") or said.get("detail") or body
     return str(found.get("message") or found) if isinstance(found, dict) else str(found)
-
-
-def _reason(text: str, secrets: Sequence[str]) -> str:
-    line = " ".join(without_secrets(text, secrets).split()).rstrip(".")
-    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
-
-
-def without_secrets(text: str, secrets: Sequence[str] = ()) -> str:
-    """A message without these secrets, the values of secret environment variables, and logins of addresses."""
-    secret = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.I)
-    known = {value for name, value in os.environ.items() if secret.search(name) and len(value) >= 8}
-    for value in sorted(known | {value for value in secrets if len(value) >= 4}, key=len, reverse=True):
-        text = text.replace(value, "<key>")
-    text = re.sub(r"(?i)\bbearer\s+[^\s'\",}]+", "Bearer <key>", text)
-    text = re.sub(r"(?i)([?&](?:api_?)?(?:key|token)=)[^&\s'\"]+", r"\1<key>", text)
-    return re.sub(r"://[^/\s@]+@", "://<login>@", text)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
