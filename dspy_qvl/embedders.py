@@ -9,6 +9,7 @@ from dspy_qvl import addresses
 from dspy_qvl.arguments import canonical, plain, public, secret_strings
 from dspy_qvl.errors import InputError, shown
 
+LITELLM_TIMEOUT = 600.0  # seconds it takes where none are given
 ADDRESSES = ("api_base", "base_url")  # what a default argument calls an address, the first that is given
 
 
@@ -75,6 +76,14 @@ def sent_to(embedder: Any, address: str | None) -> dict[str, Any]:
     if address is None or not is_route(embedder) or not plain_call:
         return {}
     return {} if _defaults(embedder).get("api_base") == address else {"api_base": address}
+
+
+def patience_of(embedder: Any) -> float | None:
+    """Seconds that litellm may take for a call, or None where it is not asked."""
+    if not is_route(embedder):
+        return None
+    given = _defaults(embedder).get("timeout")
+    return float(given) if isinstance(given, int | float) and given > 0 else LITELLM_TIMEOUT
 
 
 def secret_strings_of(embedder: Any) -> list[str]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from dspy_qvl.backend import Backend
 from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors, shown
+from dspy_qvl.exchange import bounded
 from dspy_qvl.loops import result_of
-from dspy_qvl.provider import Refused, Unusable
+from dspy_qvl.provider import Refused, Unusable, failure_of, most_bytes
 from dspy_qvl.redaction import without_secrets
 from dspy_qvl.vectors import Truncation
 
@@ -62,7 +63,8 @@ class Model:
         failure: EmbeddingError | None = None
         cause: BaseException | None = None
         try:
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            # What float32 cannot hold becomes infinite, and is refused as such.
+            with np.errstate(over="ignore"), self._bounds(len(texts)):
                 answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._backend.sent)
         except Exception as error:
             failure, cause = self._failure(error, texts)
@@ -71,6 +73,11 @@ class Model:
             raise failure from cause  # out here, where it has no context: that would hold the frames of a client
         return self._checked(answer, len(texts))
 
+    def _bounds(self, n_texts: int) -> contextlib.AbstractContextManager[None]:
+        """What litellm may do on behalf of a caller's embedder; a route of ours keeps its own bounds."""
+        patience = self._backend.patience
+        return contextlib.nullcontext() if patience is None else bounded(most_bytes(n_texts), patience)
+
     def _failure(self, error: Exception, texts: list[str]) -> tuple[EmbeddingError, BaseException | None]:
         """What went wrong, in this package's words, and its cause where that holds no secret.
 
@@ -78,7 +85,8 @@ class Model:
         """
         if isinstance(error, ModelUnavailableError):
             return error, error.__cause__
-        holds_secrets = self._backend.is_routed or bool(self._backend.secrets)
+        patience = self._backend.patience
+        holds_secrets = patience is not None or bool(self._backend.secrets)
         if isinstance(error, EmbeddingError):
             said = str(error) if self._backend.is_served else f"{self.name} failed: {error}"
             told = without_secrets(said, self._backend.secrets)
@@ -94,6 +102,8 @@ class Model:
             )
             return failure, None if holds_secrets else error
         said = f"{type(error).__name__}: {error}"
+        if patience is not None and not (known := failure_of(error, self._backend.secrets, patience)).was_refused:
+            said = f"{known.what}: {known.reason}"
         told = without_secrets(said, self._backend.secrets)
         return EmbeddingError(f"{self.name} failed: {told}"), None if holds_secrets or told != said else error
 

@@ -26,10 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.arguments import secret_strings
+from dspy_qvl.exchange import ExchangeError, bounded
 from dspy_qvl.redaction import reason
 
 Vector = NDArray[np.float32]
 
+MOST_COLUMNS = 16_384  # of a vector; the largest that is sold has 12,288
+BYTES_A_NUMBER = 64  # of JSON; 24 hold any float64, with a comma and a blank
+BYTES_BESIDE = 2**20  # what an answer holds beside its vectors
 MAY_PASS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # 52x: Cloudflare's; 529: overloaded
 
 # litellm sends these through OpenAI's client without handing `max_retries` on, so the client would retry by itself;
@@ -97,6 +101,11 @@ class Failure:
     seconds: float = 0.0
 
     @property
+    def was_refused(self) -> bool:
+        """Whether a server answered with the status of a refusal."""
+        return self.status is not None and self.status >= 400
+
+    @property
     def advice(self) -> str:
         """What to do about it, as a sentence after a space, or nothing."""
         if self.status in (401, 403):
@@ -148,13 +157,19 @@ async def ask(
     try:
         # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
         request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
-        response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
+        with bounded(most_bytes(len(texts)), timeout):
+            response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
     except Exception as error:
-        return _failure(error, secrets, timeout)
+        return failure_of(error, secrets, timeout)
     try:
         return _answer(route, response)
     except (ValueError, TypeError, KeyError) as error:
         return Failure("an answer that cannot be read", reason(str(error), secrets), unreadable=True)
+
+
+def most_bytes(n_texts: int) -> int:
+    """Bytes that vectors of so many texts can take as JSON, generously."""
+    return n_texts * MOST_COLUMNS * BYTES_A_NUMBER + BYTES_BESIDE
 
 
 def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) -> "dict[str, str | None] | Failure":
@@ -238,11 +253,15 @@ def _price(route: str, response: Any) -> float | None:
 # Failures
 
 
-def _failure(error: BaseException, secrets: Sequence[str], timeout: float) -> Failure:
+def failure_of(error: BaseException, secrets: Sequence[str], timeout: float) -> Failure:
     """What an error of litellm means."""
     import httpx
 
     chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, ExchangeError):
+            said = reason(str(link), secrets)
+            return Failure(link.what, said, status=link.status, unreadable=link.unreadable)
     lost = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, ConnectionError)
     response = next((link.response for link in reversed(chain) if isinstance(link, httpx.HTTPStatusError)), None)
     status = response.status_code if response is not None else _status_inside(chain[-1])
