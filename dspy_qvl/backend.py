@@ -44,7 +44,7 @@ class Backend:
         measure: list of texts -> what they cost, or None where they are only counted.
         usage: what was asked of a provider so far, or None where nobody is paid.
         former: the identity that version 0.1.0 gave it, where that was another.
-        patience: seconds that litellm may take for a call of a caller's embedder, or None where it is not asked.
+        is_routed: whether it is a caller's embedder that asks litellm.
         sent: what each call says beside the texts.
         secrets: what no message may hold.
         probe_texts: what it is known by, where that is not what other models are asked.
@@ -66,7 +66,7 @@ class Backend:
     measure: Callable[[Sequence[str]], Measured] | None = None
     usage: Callable[[], Usage] | None = None
     former: Mapping[str, str] | None = None
-    patience: float | None = None
+    is_routed: bool = False
     sent: Mapping[str, Any] = field(default_factory=dict, repr=False)
     secrets: Sequence[str] = field(default=(), repr=False)
     probe_texts: tuple[str, ...] | None = None

@@ -374,7 +374,7 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
         keep_on_disk=name is not None,
         slots=n_slots,
         former=former if former != identity else None,
-        patience=embedders.patience_of(embedder),
+        is_routed=embedders.is_route(embedder),
         sent=embedders.sent_to(embedder, address),
         secrets=embedders.secret_strings_of(embedder),
     )

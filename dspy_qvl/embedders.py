@@ -9,7 +9,6 @@ from dspy_qvl import addresses
 from dspy_qvl.arguments import canonical, plain, public, secret_strings
 from dspy_qvl.errors import InputError, shown
 
-LITELLM_TIMEOUT = 600.0  # seconds it takes where none are given
 ADDRESSES = ("api_base", "base_url")  # what a default argument calls an address, the first that is given
 
 
@@ -60,6 +59,11 @@ def is_route(embedder: Any) -> bool:
     return isinstance(embedder, dspy.Embedder) and isinstance(embedder.model, str)
 
 
+def is_plain_route(embedder: Any) -> bool:
+    """Whether litellm is asked, and nothing else is done to its answers."""
+    return is_route(embedder) and type(embedder).__call__ is dspy.Embedder.__call__
+
+
 def address_of(embedder: Any) -> str | None:
     """Where an embedder is asked now, or None where it says nothing."""
     own = _defaults(embedder)
@@ -72,18 +76,9 @@ def address_of(embedder: Any) -> str | None:
 
 def sent_to(embedder: Any, address: str | None) -> dict[str, Any]:
     """What a call says so that it is this address that is asked: litellm ignores `base_url`, and variables change."""
-    plain_call = type(embedder).__call__ is dspy.Embedder.__call__
-    if address is None or not is_route(embedder) or not plain_call:
+    if address is None or not is_plain_route(embedder):
         return {}
     return {} if _defaults(embedder).get("api_base") == address else {"api_base": address}
-
-
-def patience_of(embedder: Any) -> float | None:
-    """Seconds that litellm may take for a call, or None where it is not asked."""
-    if not is_route(embedder):
-        return None
-    given = _defaults(embedder).get("timeout")
-    return float(given) if isinstance(given, int | float) and given > 0 else LITELLM_TIMEOUT
 
 
 def secret_strings_of(embedder: Any) -> list[str]:

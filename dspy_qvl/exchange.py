@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -47,10 +47,15 @@ class ExchangeError(Exception):
 
 @dataclass(frozen=True)
 class Bound:
-    """What an exchange may bring, unpacked, and how long it may take from its start to the last byte."""
+    """What an exchange may bring, unpacked, and how long it may take from its start to the last byte.
+
+    Attributes:
+        bodies: of the answers that came, which nobody has read yet.
+    """
 
     n_bytes: int
     seconds: float
+    bodies: list[bytes] = field(default_factory=list)
 
 
 _bound: contextvars.ContextVar[Bound | None] = contextvars.ContextVar("_bound", default=None)
@@ -58,15 +63,16 @@ _wrapping = threading.Lock()
 
 
 @contextlib.contextmanager
-def bounded(n_bytes: int, seconds: float) -> Iterator[None]:
+def bounded(n_bytes: int, seconds: float) -> Iterator[Bound]:
     """Keep the exchanges that are made inside to their host, to so many unpacked bytes and so many seconds each.
 
     An exchange that goes beyond raises `ExchangeError`, which clients wrap in errors of theirs.
     """
     _wrap_clients()
-    token = _bound.set(Bound(n_bytes, seconds))
+    bound = Bound(n_bytes, seconds)
+    token = _bound.set(bound)
     try:
-        yield
+        yield bound
     finally:
         _bound.reset(token)
 
@@ -200,6 +206,9 @@ class _Exchange:
 
     def answer(self, response: Any) -> Any:
         """A response as the client would have given it, with what was read."""
+        body = bytes(self._body)
+        if response.status_code < 300:
+            self._bound.bodies.append(body)
         headers = [
             (name, value)
             for name, value in response.headers.multi_items()
@@ -208,7 +217,7 @@ class _Exchange:
         answer = type(response)(
             response.status_code,
             headers=headers,
-            content=bytes(self._body),
+            content=body,
             request=response.request,
             extensions={name: value for name, value in response.extensions.items() if name != "network_stream"},
         )

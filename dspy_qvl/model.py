@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.backend import Backend
+from dspy_qvl.embedders import is_plain_route
 from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors, shown
-from dspy_qvl.exchange import bounded
 from dspy_qvl.loops import result_of
-from dspy_qvl.provider import Refused, Unusable, failure_of, most_bytes
+from dspy_qvl.provider import Refused, Unusable, ask_for_embedder, failure_of
 from dspy_qvl.redaction import without_secrets
 from dspy_qvl.vectors import Truncation
 
@@ -49,6 +49,9 @@ class Model:
         embed: Any = backend.embed
         if not isinstance(embed, dspy.Embedder):
             embed = dspy.Embedder(functools.partial(result_of, embed), caching=False)
+        elif is_plain_route(embed):
+            embed = copy.copy(embed)
+            embed.model = functools.partial(ask_for_embedder, embed.model)
         elif not isinstance(embed.model, str) and (type(embed) is dspy.Embedder or _is_async(embed.model)):
             embed = copy.copy(embed)  # DSPy calls a model and does not await it
             embed.model = functools.partial(result_of, embed.model)
@@ -63,8 +66,7 @@ class Model:
         failure: EmbeddingError | None = None
         cause: BaseException | None = None
         try:
-            # What float32 cannot hold becomes infinite, and is refused as such.
-            with np.errstate(over="ignore"), self._bounds(len(texts)):
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
                 answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._backend.sent)
         except Exception as error:
             failure, cause = self._failure(error, texts)
@@ -73,11 +75,6 @@ class Model:
             raise failure from cause  # out here, where it has no context: that would hold the frames of a client
         return self._checked(answer, len(texts))
 
-    def _bounds(self, n_texts: int) -> contextlib.AbstractContextManager[None]:
-        """What litellm may do on behalf of a caller's embedder; a route of ours keeps its own bounds."""
-        patience = self._backend.patience
-        return contextlib.nullcontext() if patience is None else bounded(most_bytes(n_texts), patience)
-
     def _failure(self, error: Exception, texts: list[str]) -> tuple[EmbeddingError, BaseException | None]:
         """What went wrong, in this package's words, and its cause where that holds no secret.
 
@@ -85,8 +82,7 @@ class Model:
         """
         if isinstance(error, ModelUnavailableError):
             return error, error.__cause__
-        patience = self._backend.patience
-        holds_secrets = patience is not None or bool(self._backend.secrets)
+        holds_secrets = self._backend.is_routed or bool(self._backend.secrets)
         if isinstance(error, EmbeddingError):
             said = str(error) if self._backend.is_served else f"{self.name} failed: {error}"
             told = without_secrets(said, self._backend.secrets)
@@ -102,7 +98,7 @@ class Model:
             )
             return failure, None if holds_secrets else error
         said = f"{type(error).__name__}: {error}"
-        if patience is not None and not (known := failure_of(error, self._backend.secrets, patience)).was_refused:
+        if self._backend.is_routed and not (known := failure_of(error, self._backend.secrets)).was_refused:
             said = f"{known.what}: {known.reason}"
         told = without_secrets(said, self._backend.secrets)
         return EmbeddingError(f"{self.name} failed: {told}"), None if holds_secrets or told != said else error

@@ -18,15 +18,17 @@ import os
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.arguments import secret_strings
-from dspy_qvl.exchange import ExchangeError, bounded
+from dspy_qvl.errors import shown
+from dspy_qvl.exchange import Bound, ExchangeError, bounded
 from dspy_qvl.redaction import reason
 
 Vector = NDArray[np.float32]
@@ -34,6 +36,8 @@ Vector = NDArray[np.float32]
 MOST_COLUMNS = 16_384  # of a vector; the largest that is sold has 12,288
 BYTES_A_NUMBER = 64  # of JSON; 24 hold any float64, with a comma and a blank
 BYTES_BESIDE = 2**20  # what an answer holds beside its vectors
+LITELLM_TIMEOUT = 600.0  # seconds that litellm takes where none are given
+MOST_TOKENS, MOST_DOLLARS = 10**9, 10**6  # of one request; beyond, somebody miscounted
 MAY_PASS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # 52x: Cloudflare's; 529: overloaded
 
 # litellm sends these through OpenAI's client without handing `max_retries` on, so the client would retry by itself;
@@ -43,6 +47,9 @@ RETRIED_BY_THE_CLIENT = {"fireworks_ai", "mistral", "nebius"}
 # see test_no_provider_is_sent_the_key_of_another.
 NEEDS_ITS_OWN_KEY = RETRIED_BY_THE_CLIENT | {"dashscope", "nvidia_nim", "together_ai"}
 NO_KEY = "none"  # servers of one's own (LM Studio, TEI, vLLM) often need no key, but OpenAI's client does
+
+# What clients raise over an answer that is not what they expect.
+UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError, RecursionError)
 
 
 class NoRetries(int):
@@ -154,17 +161,42 @@ async def ask(
         return address
     if (own := address["api_key"]) and own != NO_KEY:  # from the environment, or from litellm itself
         secrets.append(own)
-    try:
-        # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
-        request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
-        with bounded(most_bytes(len(texts)), timeout):
+    with bounded(most_bytes(len(texts)), timeout) as bound:
+        try:
+            # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
+            request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
             response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
-    except Exception as error:
-        return failure_of(error, secrets, timeout)
+        except Exception as error:
+            response = paid_for(bound)
+            if response is None:
+                return failure_of(error, secrets, timeout)
     try:
         return _answer(route, response)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever it was made of
         return Failure("an answer that cannot be read", reason(str(error), secrets), unreadable=True)
+
+
+def ask_for_embedder(route: str, texts: list[str], **arguments: Any) -> list[NDArray[np.float32]]:
+    """What litellm gives a `dspy.Embedder`, which would take rows as they come, in the order of the texts.
+
+    Raises:
+        What litellm raises, or ExchangeError: an answer that cannot be read.
+    """
+    import litellm
+
+    timeout = arguments.get("timeout")
+    patience = float(timeout) if isinstance(timeout, int | float) and timeout > 0 else LITELLM_TIMEOUT
+    with bounded(most_bytes(len(texts)), patience) as bound:
+        try:
+            response = litellm.embedding(model=route, input=texts, caching=False, **arguments)
+        except Exception:
+            response = paid_for(bound)
+            if response is None:
+                raise
+    try:
+        return [_numbers(row["embedding"]) for row in in_order(response.data)]
+    except Exception as error:
+        raise ExchangeError("an answer that cannot be read", str(error)[:1000], 200, unreadable=True) from None
 
 
 def most_bytes(n_texts: int) -> int:
@@ -201,59 +233,106 @@ def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) 
 # Answers
 
 
+@dataclass(frozen=True)
+class Paid:
+    """An answer that litellm stumbled over, read from its body."""
+
+    data: list[Any]
+    usage: Any = None
+    _hidden_params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def paid_for(bound: Bound) -> Paid | None:
+    """The answer that came although litellm failed, where it is of OpenAI's shape; usage is what it stumbles over."""
+    try:
+        body = json.loads(bound.bodies[-1])
+        rows = body["data"]
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return None
+    usage = body.get("usage")
+    return Paid(rows, SimpleNamespace(**usage) if isinstance(usage, dict) else None)
+
+
 def _answer(route: str, response: Any) -> Answer:
-    """What litellm's response holds.
+    """What litellm's response holds; usage that cannot be read is unknown, and no reason to lose vectors.
 
     Raises:
-        ValueError, TypeError, KeyError: something that is no vector.
+        Exception: something that is no vector.
     """
-    rows = [_vector(row["embedding"]) for row in _in_order(response.data)]
-    return Answer(rows, int(getattr(response.usage, "total_tokens", 0) or 0), _price(route, response))
+    rows = [_vector(row["embedding"]) for row in in_order(response.data)]
+    return Answer(rows, _tokens(response), _price(route, response))
 
 
-def _in_order(rows: Sequence[Any]) -> Sequence[Any]:
-    """Rows by their index; as they came where a server leaves it out or writes 0 everywhere."""
-    try:
-        numbered = sorted(rows, key=lambda row: int(row["index"]))
-        return numbered if [row["index"] for row in numbered] == list(range(len(rows))) else rows
-    except (KeyError, AttributeError, TypeError):
-        return rows
+def in_order(rows: object) -> list[Any]:
+    """Rows by their index; as they came where a server leaves it out or writes 0 everywhere.
+
+    Raises:
+        ValueError: no rows, or indexes that do not number them.
+    """
+    if not isinstance(rows, list | tuple):
+        raise ValueError(f"its data are of type {type(rows).__name__}, not a list")
+    indexes: list[Any] = [row.get("index") if isinstance(row, Mapping) else getattr(row, "index", None) for row in rows]
+    if all(index is None for index in indexes):
+        return list(rows)
+    are_numbers = all(type(index) is int for index in indexes)
+    if are_numbers and not any(indexes):
+        return list(rows)
+    if not are_numbers or sorted(indexes) != list(range(len(rows))):
+        raise ValueError(f"its rows are numbered {shown(indexes)}, and must be from 0 to {len(rows) - 1}, each once")
+    return sorted(rows, key=lambda row: int(row["index"]))
 
 
 def _vector(embedding: Any) -> "Vector | Refused":
-    """One row as float32, (d,); base64 is OpenAI's other form of it, float32 little endian.
+    """One row as float32, (d,), or why it cannot be used.
 
     Raises:
-        ValueError: neither numbers nor base64 of them.
+        Exception: neither numbers nor base64 of them.
     """
-    if isinstance(embedding, str):
-        vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
-    else:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            vector = np.asarray(embedding, dtype=np.float32)
-    if vector.ndim != 1:
-        raise ValueError(f"an array of {vector.ndim} dimensions")
+    vector = _numbers(embedding)
     if not np.isfinite(vector).all():
         return Unusable("its vector holds NaN or infinity")
     return vector if vector.any() else Unusable("its vector is all zeros")
+
+
+def _numbers(embedding: Any) -> Vector:
+    """One row as float32, (d,); base64 is OpenAI's other form of it, float32 little endian."""
+    if isinstance(embedding, str):
+        vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
+    else:
+        given = np.asarray(embedding)
+        if given.dtype.kind not in "iufO":  # NumPy would make numbers of strings, and of True and False
+            raise ValueError("a vector of something else than numbers")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            vector = given.astype(np.float32)
+    if vector.ndim != 1:
+        raise ValueError(f"an array of {vector.ndim} dimensions")
+    return vector
+
+
+def _tokens(response: Any) -> int:
+    """Tokens as the provider counted them, or 0 where that cannot be read."""
+    counted = getattr(getattr(response, "usage", None), "total_tokens", None)
+    is_count = isinstance(counted, int | float) and 0 <= counted <= MOST_TOKENS
+    return int(counted) if is_count and counted is not None else 0
 
 
 def _price(route: str, response: Any) -> float | None:
     """US dollars of a response, or None where litellm does not know."""
     import litellm
 
-    known = response._hidden_params.get("response_cost")
-    if known is None and route.split("/")[0] in RETRIED_BY_THE_CLIENT:  # litellm looked under "openai"
-        with contextlib.suppress(Exception):
+    known = None
+    with contextlib.suppress(Exception):
+        known = response._hidden_params.get("response_cost")
+        if known is None and route.split("/")[0] in RETRIED_BY_THE_CLIENT:  # litellm looked under "openai"
             tokens = response.usage.prompt_tokens
             known, _ = litellm.cost_per_token(model=route, prompt_tokens=tokens, call_type="embedding")
-    return None if known is None else float(known)
+    return float(known) if isinstance(known, int | float) and 0 <= known <= MOST_DOLLARS else None
 
 
 # Failures
 
 
-def failure_of(error: BaseException, secrets: Sequence[str], timeout: float) -> Failure:
+def failure_of(error: BaseException, secrets: Sequence[str], timeout: float | None = None) -> Failure:
     """What an error of litellm means."""
     import httpx
 
@@ -275,7 +354,7 @@ def failure_of(error: BaseException, secrets: Sequence[str], timeout: float) -> 
             retry_after=_retry_after(response.headers) if response is not None else None,
         )
     if any(isinstance(link, httpx.TimeoutException | TimeoutError | asyncio.TimeoutError) for link in chain):
-        return Failure("a timeout", f"no answer within {timeout:g} s", may_pass=True)
+        return Failure("a timeout", "no answer" + (f" within {timeout:g} s" if timeout else " in time"), may_pass=True)
     for link in chain:
         if isinstance(link, lost):
             refused_certificate = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain)
@@ -283,7 +362,7 @@ def failure_of(error: BaseException, secrets: Sequence[str], timeout: float) -> 
             what = f"a connection error ({type(link).__name__})"
             return Failure(what, reason(text, secrets), may_pass=not refused_certificate)
     for link in chain:
-        if isinstance(link, json.JSONDecodeError | UnicodeDecodeError | AttributeError | KeyError | TypeError):
+        if isinstance(link, UNREADABLE):
             said = reason(f"{type(link).__name__}: {link}", secrets)
             return Failure("an answer that cannot be read", said, unreadable=True)
     return Failure(type(error).__name__, reason(str(error), secrets))
@@ -316,12 +395,12 @@ def _message(body: str) -> str:
     """The words inside the body of a refusal: OpenAI's error.message, FastAPI's detail, or all of it."""
     try:
         said = json.loads(body)
-    except ValueError:
+        if not isinstance(said, dict):
+            return body
+        found = said.get("error") or said.get("message") or said.get("detail") or body
+        return str(found.get("message") or found) if isinstance(found, dict) else str(found)
+    except (ValueError, RecursionError):
         return body.strip()
-    if not isinstance(said, dict):
-        return body
-    found = said.get("error") or said.get("message") or said.get("detail") or body
-    return str(found.get("message") or found) if isinstance(found, dict) else str(found)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -117,7 +117,7 @@ ONLY = {
     "arguments": {"errors", "metadata", "addresses"},
     "redaction": set(),
     "exchange": set(),
-    "provider": {"arguments", "redaction", "exchange"},
+    "provider": {"errors", "arguments", "redaction", "exchange"},
     "halving": {"errors", "provider"},
     "hosted": {"errors", "loops", "addresses", "arguments", "provider", "halving"},
     "loading": {"errors"},
