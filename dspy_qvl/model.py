@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from dspy_qvl.backend import Backend
 from dspy_qvl.embedders import is_plain_route
 from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors, shown
+from dspy_qvl.failures import failure_of
 from dspy_qvl.loops import result_of
-from dspy_qvl.provider import Refused, Unusable, ask_for_embedder, failure_of
+from dspy_qvl.provider import Refused, Unusable, ask_for_embedder
 from dspy_qvl.redaction import without_secrets
 from dspy_qvl.vectors import Truncation
 

@@ -1,10 +1,15 @@
 """Where a request may go, and how much an answer may bring: loopback servers that point elsewhere, or never stop."""
 
+import contextlib
 import gzip
+import inspect
 import json
+import re
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zlib
 
@@ -13,7 +18,8 @@ import httpx
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner, exchange, provider
+from dspy_qvl import EmbeddingError, InputError, Qwen3EmbeddingValueLearner, exchange, provider
+from dspy_qvl.backends import PROVIDERS, THROUGH_OPENAI
 from dspy_qvl.hosted import HostedModel, Limits
 from tests.loopback import Loopback, Reply, answer, endless, redirect, status, vectors
 
@@ -242,3 +248,85 @@ class TestTime:
         with pytest.raises(EmbeddingError, match=r"a timeout|no whole answer within 0\.5 s"):
             ask(TEXTS)
         assert time.monotonic() - started < 5
+
+
+class Plain:
+    """A server that sends these bytes to whoever asks it anything."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces
+
+    def __enter__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self.serve, daemon=True).start()
+        return f"127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.socket.accept()
+                with client, contextlib.suppress(OSError):
+                    client.recv(2**16)
+                    for piece in self.pieces:
+                        client.sendall(piece)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+NO_HTTP = {
+    "another protocol": ((b"SSH-2.0-OpenSSH_9.6\r\n",), "Bad status line.* b'SSH-2.0"),
+    "a huge header": ((HEAD, b"X: ", b"a" * 100_000, b"\r\n\r\n"), "Got more than 8190 bytes"),
+    "many headers": ((HEAD, b"X: a\r\n" * 50_000, b"\r\n"), "Too many headers"),
+    "no length": ((HEAD, b"Content-Length: x\r\n\r\n{}"), "Invalid character in Content-Length"),
+    "no chunks": ((HEAD, b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}"), "Invalid character in chunk size"),
+}
+
+
+class TestConnections:
+    @pytest.mark.parametrize("route", ["openai/m", "hosted_vllm/m", "ollama/m"])
+    @pytest.mark.parametrize("fault", NO_HTTP)
+    def test_an_answer_that_is_no_http_says_what_came(self, server, route, fault):
+        sent, said = NO_HTTP[fault]
+        with Plain(*sent) as host:
+            model = HostedModel(route, api_key=KEY, api_base=f"http://{host}/v1", limits=Limits(max_attempts=1))
+            expected = rf"failed with an answer that is no proper HTTP.*: {said}.* Check api_base"
+            with pytest.raises(EmbeddingError, match=expected):
+                model(TEXTS)
+
+    @pytest.mark.parametrize("route", ["openai/m", "hosted_vllm/m", "ollama/m"])
+    def test_a_tls_fault_says_so(self, server, route):
+        with Plain(b"HTTP/1.1 400 Bad Request\r\n\r\n") as host:
+            model = HostedModel(route, api_key=KEY, api_base=f"https://{host}/v1", limits=Limits(max_attempts=3))
+            expected = r"failed with a TLS fault: \[SSL.* version.*; check that api_base speaks https"
+            with pytest.raises(EmbeddingError, match=expected):
+                model(TEXTS)
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_an_embedder_of_the_callers_says_so_too(self, server, scheme):
+        with Plain(b"SSH-2.0-OpenSSH_9.6\r\n") as host:
+            embedder = dspy.Embedder("openai/m", api_base=f"{scheme}://{host}/v1", api_key=KEY, max_retries=0)
+            expected = "a TLS fault: " if scheme == "https" else "an answer that is no proper HTTP|a connection error"
+            with pytest.raises(EmbeddingError, match=expected):
+                Qwen3EmbeddingValueLearner(embedder=embedder, cache_dir=None).embed(TEXTS)
+
+
+class TestProviders:
+    def test_litellm_asks_every_provider_but_these(self):
+        """Its dispatch is read from its source: to try them all, all their clients would have to be installed."""
+        import litellm
+
+        dispatched = inspect.getsource(litellm.main)
+        dispatched = dispatched[dispatched.rindex("\ndef embedding(") :].partition("\ndef ")[2].partition("\ndef ")[0]
+        asked = set(re.findall(r'"(\w+)"', " ".join(re.findall(r"custom_llm_provider (?:==|in) .*", dispatched))))
+        assert asked >= PROVIDERS
+        assert not asked & set(THROUGH_OPENAI)
+
+    @pytest.mark.parametrize("provider", THROUGH_OPENAI)
+    def test_a_provider_that_litellm_does_not_ask_is_refused_with_the_way_round(self, provider):
+        expected = rf"litellm gets no embeddings from '{provider}'; .*'openai/an/embedding' with api_base='https://"
+        with pytest.raises(InputError, match=expected):
+            Qwen3EmbeddingValueLearner(f"{provider}/an/embedding")
+        with pytest.raises(InputError, match=expected):
+            Qwen3EmbeddingValueLearner(embedder=dspy.Embedder(f"{provider}/an/embedding"))
