@@ -15,7 +15,6 @@ import contextlib
 import contextvars
 import functools
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -59,7 +58,6 @@ class Bound:
 
 
 _bound: contextvars.ContextVar[Bound | None] = contextvars.ContextVar("_bound", default=None)
-_wrapping = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -81,14 +79,13 @@ def _wrap_clients() -> None:
     """Wrap the clients of httpx, and of its successor where OpenAI's client has loaded it."""
     import httpx
 
-    with _wrapping:
-        for module in (httpx, sys.modules.get("httpx2")):
-            for name, wrapped in (("Client", _sync), ("AsyncClient", _async)):
-                client: Any = getattr(module, name, None)
-                if client is not None and not hasattr(client.send, "keeps_bounds"):
-                    send = wrapped(client.send)
-                    send.keeps_bounds = True
-                    client.send = send
+    for module in (httpx, sys.modules.get("httpx2")):
+        for name, wrapped in (("Client", _sync), ("AsyncClient", _async)):
+            client: Any = getattr(module, name, None)
+            if client is not None and not hasattr(client.send, "keeps_bounds"):  # twice would do no harm
+                send = wrapped(client.send)
+                send.keeps_bounds = True
+                client.send = send
 
 
 def _sync(original: Any) -> Any:
@@ -102,6 +99,8 @@ def _sync(original: Any) -> Any:
             response = original(client, exchange.request, **exchange.given)
             try:
                 if not exchange.goes_on(response):
+                    if response.is_stream_consumed:  # by a hook of the client's
+                        return response
                     for piece in response.iter_raw():
                         if not exchange.take(piece, response):
                             break
@@ -123,6 +122,8 @@ def _async(original: Any) -> Any:
             response = await original(client, exchange.request, **exchange.given)
             try:
                 if not exchange.goes_on(response):
+                    if response.is_stream_consumed:  # by a hook of the client's
+                        return response
                     async for piece in response.aiter_raw():
                         if not exchange.take(piece, response):
                             break

@@ -83,6 +83,11 @@ class Loopback:
         return [request.texts for request in self.requests]
 
     @property
+    def at_once(self) -> int:
+        """Requests that are being answered."""
+        return self._at_once
+
+    @property
     def v1(self) -> str:
         return f"{self.root}/v1"
 

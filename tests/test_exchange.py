@@ -1,5 +1,6 @@
 """Where a request may go, and how much an answer may bring: loopback servers that point elsewhere, or never stop."""
 
+import asyncio
 import contextlib
 import gzip
 import inspect
@@ -137,6 +138,32 @@ class TestRedirects:
         response = httpx.post(f"{server.v1}/embeddings", json=body, follow_redirects=True)
         assert response.json()["data"]
         assert len(other.requests) == 1
+
+    def test_hooks_of_a_client_of_the_callers_still_read_answers(self, server):
+        async def read(response):
+            seen.append(len(await response.aread()))
+
+        seen: list[int] = []
+
+        async def ask():
+            async with httpx.AsyncClient(event_hooks={"response": [read]}) as client:
+                with exchange.bounded(10**6, 10.0):
+                    return await client.post(f"{server.v1}/embeddings", json={"model": "m", "input": TEXTS})
+
+        assert len(asyncio.run(ask()).json()["data"]) == 3
+        assert seen[0] > 0
+
+    @pytest.mark.parametrize("fault", [endless(200), endless(500), redirect("http://other.invalid")])
+    def test_a_connection_that_was_given_up_is_closed(self, server, fault):
+        server.rule = fault
+        model = hosted(server)
+        for _ in range(10):
+            with pytest.raises(EmbeddingError, match=r"too large|HTTP 500|another host"):
+                model(TEXTS)
+        deadline = time.monotonic() + 5
+        while server.at_once > 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.at_once == 0
 
 
 def packed(body: bytes, encoding: str = "gzip") -> Reply:
