@@ -44,6 +44,7 @@ class Backend:
         measure: list of texts -> what they cost, or None where they are only counted.
         usage: what was asked of a provider so far, or None where nobody is paid.
         former: the identity that version 0.1.0 gave it, where that was another.
+        is_routed: whether it is a caller's embedder that asks litellm.
         sent: what each call says beside the texts.
         secrets: what no message may hold.
         probe_texts: what it is known by, where that is not what other models are asked.
@@ -52,7 +53,7 @@ class Backend:
 
     name: str
     identity: Mapping[str, str] | None
-    embed: Embed
+    embed: Embed = field(repr=False)  # a callable of the caller's may show its key
     endpoint: str = ""
     size: int | None = None
     default_dim: int | None = None
@@ -65,6 +66,7 @@ class Backend:
     measure: Callable[[Sequence[str]], Measured] | None = None
     usage: Callable[[], Usage] | None = None
     former: Mapping[str, str] | None = None
+    is_routed: bool = False
     sent: Mapping[str, Any] = field(default_factory=dict, repr=False)
     secrets: Sequence[str] = field(default=(), repr=False)
     probe_texts: tuple[str, ...] | None = None

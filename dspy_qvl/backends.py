@@ -44,10 +44,16 @@ LEXICAL_DIM = 4096
 
 # litellm providers with an embedding endpoint; the first part of a hosted model name.
 PROVIDERS = frozenset(
-    "azure bedrock cohere dashscope databricks deepinfra fireworks_ai gemini github hosted_vllm huggingface infinity "
-    "jina_ai litellm_proxy lm_studio mistral nebius nscale nvidia_nim ollama openai openai_like openrouter sagemaker "
+    "azure bedrock cohere dashscope databricks fireworks_ai gemini hosted_vllm huggingface infinity "
+    "jina_ai litellm_proxy lm_studio mistral nebius nvidia_nim ollama openai openai_like openrouter sagemaker "
     "sambanova together_ai vertex_ai volcengine voyage watsonx xinference".split()
 )
+# Providers that litellm asks for no embeddings, though they have some: see test_litellm_asks_every_provider_but_these.
+THROUGH_OPENAI = {
+    "deepinfra": "https://api.deepinfra.com/v1/openai",
+    "github": "https://models.github.ai/inference",
+    "nscale": "https://inference.api.nscale.com/v1",
+}
 EMBEDDING_NAME = re.compile(r"embed|e5|gte|bge|instructor|minilm|mpnet|jina|nomic|stella|voyage|sfr", re.I)
 CHAT_NAME = re.compile(
     r"[-_.](instruct|chat|it)(?![a-z])|(^|/)(gpt-|chatgpt|o[1-9](-|$)|claude|qwen[\d.]*[-_]|qwen[\d.]*$|qwq|llama|"
@@ -96,7 +102,7 @@ class ModelSpec:
     embedding_dim: int | None = None
     api_base: str | None = field(default=None, repr=False)  # may hold a user and password
     api_key: str | None = field(default=None, repr=False)
-    embedder: Any = None
+    embedder: Any = field(default=None, repr=False)  # a callable may show its key
     settings: Mapping[str, Any] = field(default_factory=dict)
     key_lost: bool = field(default=False, repr=False)
     options: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -166,6 +172,7 @@ class ModelSpec:
             self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
             return self._in_folder()
         refuse_chat_model(self.model_name)
+        refuse_provider(self.model_name)
         self._check_address()
         if self.model_name.split("/")[0] in PROVIDERS:
             self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY), takes_options=True)
@@ -292,6 +299,20 @@ class ModelSpec:
         )
 
 
+def refuse_provider(route: str) -> None:
+    """Refuse a route that litellm cannot ask for embeddings.
+
+    Raises:
+        InputError: names the route that it can be asked by.
+    """
+    provider, _, model = route.partition("/")
+    if provider in THROUGH_OPENAI and model:
+        raise InputError(
+            f"litellm gets no embeddings from {provider!r}; ask its endpoint for OpenAI's protocol: "
+            f"'openai/{model}' with api_base={THROUGH_OPENAI[provider]!r} and api_key."
+        )
+
+
 def refuse_chat_model(model_name: str) -> None:
     """Refuse the name of a model that writes text instead of embedding it.
 
@@ -364,6 +385,7 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
         return _precomputed(model)
     if isinstance(model, str):
         refuse_chat_model(model)
+        refuse_provider(model)
     identity, former = embedders.identity_of(embedder), embedders.former_identity(embedder)
     return Backend(
         name=f"the embedder {name!r}" if name else "the embedder",
@@ -374,6 +396,7 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
         keep_on_disk=name is not None,
         slots=n_slots,
         former=former if former != identity else None,
+        is_routed=embedders.is_route(embedder),
         sent=embedders.sent_to(embedder, address),
         secrets=embedders.secret_strings_of(embedder),
     )

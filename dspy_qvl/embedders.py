@@ -59,6 +59,11 @@ def is_route(embedder: Any) -> bool:
     return isinstance(embedder, dspy.Embedder) and isinstance(embedder.model, str)
 
 
+def is_plain_route(embedder: Any) -> bool:
+    """Whether litellm is asked, and nothing else is done to its answers."""
+    return is_route(embedder) and type(embedder).__call__ is dspy.Embedder.__call__
+
+
 def address_of(embedder: Any) -> str | None:
     """Where an embedder is asked now, or None where it says nothing."""
     own = _defaults(embedder)
@@ -71,15 +76,18 @@ def address_of(embedder: Any) -> str | None:
 
 def sent_to(embedder: Any, address: str | None) -> dict[str, Any]:
     """What a call says so that it is this address that is asked: litellm ignores `base_url`, and variables change."""
-    plain_call = type(embedder).__call__ is dspy.Embedder.__call__
-    if address is None or not is_route(embedder) or not plain_call:
+    if address is None or not is_plain_route(embedder):
         return {}
     return {} if _defaults(embedder).get("api_base") == address else {"api_base": address}
 
 
 def secret_strings_of(embedder: Any) -> list[str]:
-    """What no message about an embedder may hold."""
-    return secret_strings(_defaults(embedder))
+    """What no message about an embedder may hold: secrets among its default and bound arguments, and its attributes."""
+    found = set(secret_strings(_defaults(embedder)))
+    for held in (embedder, model_of(embedder)):
+        bound = {**getattr(held, "__dict__", {}), **(getattr(held, "keywords", None) or {})}
+        found |= {*secret_strings({name: value for name, value in bound.items() if isinstance(value, str)})}
+    return sorted(found, key=len, reverse=True)
 
 
 def without_secrets(embedder: Any) -> Any:

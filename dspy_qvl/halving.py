@@ -25,7 +25,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from dspy_qvl.errors import EmbeddingError, shown
-from dspy_qvl.provider import Failure, Refused, Vector
+from dspy_qvl.failures import Failure
+from dspy_qvl.provider import Refused, Vector
 
 PROBE = "text"  # harmless: a route that fails for it fails for everything
 TOO_LARGE_OR_UNUSABLE = {400, 413, 422}  # what one text, or too many of them, can cause

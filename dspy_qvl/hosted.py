@@ -30,9 +30,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 from dspy_qvl.addresses import public_address
 from dspy_qvl.arguments import public
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
+from dspy_qvl.failures import Failure
 from dspy_qvl.halving import Batch, Fault, Row, is_refusal, may_be_a_text
 from dspy_qvl.loops import on_our_loop
-from dspy_qvl.provider import Answer, Failure, Refused, Unusable, Vector, ask
+from dspy_qvl.provider import Answer, Refused, Unusable, Vector, ask
 
 logger = logging.getLogger("dspy_qvl")
 

@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.backend import Backend
+from dspy_qvl.embedders import is_plain_route
 from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors, shown
+from dspy_qvl.failures import failure_of
 from dspy_qvl.loops import result_of
-from dspy_qvl.provider import Refused, Unusable, without_secrets
+from dspy_qvl.provider import Refused, Unusable, ask_for_embedder
+from dspy_qvl.redaction import without_secrets
 from dspy_qvl.vectors import Truncation
 
 Vectors = NDArray[np.float32]
@@ -47,46 +50,68 @@ class Model:
         embed: Any = backend.embed
         if not isinstance(embed, dspy.Embedder):
             embed = dspy.Embedder(functools.partial(result_of, embed), caching=False)
+        elif is_plain_route(embed):
+            embed = copy.copy(embed)
+            embed.model = functools.partial(ask_for_embedder, embed.model)
         elif not isinstance(embed.model, str) and (type(embed) is dspy.Embedder or _is_async(embed.model)):
             embed = copy.copy(embed)  # DSPy calls a model and does not await it
             embed.model = functools.partial(result_of, embed.model)
         self._embedder = embed
 
     def __call__(self, texts: list[str]) -> list[Row]:
-        """The full-size vector of each text from the model itself, checked, or why it was refused."""
+        """The full-size vector of each text from the model itself, checked, or why it was refused.
+
+        Raises:
+            EmbeddingError: the model failed, or answered wrongly.
+        """
+        failure: EmbeddingError | None = None
+        cause: BaseException | None = None
         try:
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
                 answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._backend.sent)
         except Exception as error:
-            answer = self._left(error, texts)
+            failure, cause = self._failure(error, texts)
+            answer = self._left(error, failure, len(texts))
+        if answer is None and failure is not None:
+            raise failure from cause  # out here, where it has no context: that would hold the frames of a client
         return self._checked(answer, len(texts))
 
-    def _left(self, error: Exception, texts: list[str]) -> list[Any]:
-        """What a failure leaves of a batch: the vectors that came before it, and what became of each other text.
+    def _failure(self, error: Exception, texts: list[str]) -> tuple[EmbeddingError, BaseException | None]:
+        """What went wrong, in this package's words, and its cause where that holds no secret.
 
-        Raises:
-            EmbeddingError: nothing, said in this package's words.
+        The frames of a client of litellm hold the key, and those of a model the secrets it was given.
         """
         if isinstance(error, ModelUnavailableError):
-            raise error
+            return error, error.__cause__
+        holds_secrets = self._backend.is_routed or bool(self._backend.secrets)
         if isinstance(error, EmbeddingError):
-            refused = error.refused if isinstance(error, TextsRefusedError) else {}
-            failure = EmbeddingError(str(error) if self._backend.is_served else f"{self.name} failed: {error}")
-            if not error.vectors and not refused:
-                raise failure from error.__cause__
-            kept = {**dict.fromkeys(range(len(texts)), failure), **error.vectors}
-            return [Refused(refused[row]) if row in refused else kept[row] for row in range(len(texts))]
-        if "inhomogeneous" in str(error):  # numpy's word for it, raised inside dspy.Embedder
-            raise EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.") from error
+            said = str(error) if self._backend.is_served else f"{self.name} failed: {error}"
+            told = without_secrets(said, self._backend.secrets)
+            return EmbeddingError(told), None if holds_secrets or told != said else error.__cause__
+        if "inhomogeneous" in str(error)[:1000]:  # numpy's word for it, raised inside dspy.Embedder
+            failure = EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.")
+            return failure, None if holds_secrets else error
         missing = error.args[0] if isinstance(error, KeyError) and error.args else None
         if isinstance(missing, str) and missing in texts:
-            raise EmbeddingError(
+            failure = EmbeddingError(
                 f"{self.name} has no vector for {shown(missing)}: embedder= must embed any text. For vectors "
                 "that exist already, give embedder=Precomputed(texts, vectors)."
-            ) from error
+            )
+            return failure, None if holds_secrets else error
         said = f"{type(error).__name__}: {error}"
+        if self._backend.is_routed and not (known := failure_of(error, self._backend.secrets)).was_refused:
+            said = f"{known.what}: {known.reason}"
         told = without_secrets(said, self._backend.secrets)
-        raise EmbeddingError(f"{self.name} failed: {told}") from (error if told == said else None)
+        return EmbeddingError(f"{self.name} failed: {told}"), None if holds_secrets or told != said else error
+
+    def _left(self, error: Exception, failure: EmbeddingError, n_texts: int) -> list[Any] | None:
+        """What a failure leaves of a batch: vectors that came before it, and what became of each other text, if any."""
+        refused = error.refused if isinstance(error, TextsRefusedError) else {}
+        if not isinstance(error, EmbeddingError) or not (error.vectors or refused):
+            return None
+        told = {row: without_secrets(why, self._backend.secrets) for row, why in refused.items()}
+        kept: dict[int, Any] = {**dict.fromkeys(range(n_texts), failure), **error.vectors}
+        return [Refused(told[row]) if row in told else kept[row] for row in range(n_texts)]
 
     def _checked(self, answer: Any, n_texts: int) -> list[Row]:
         """The rows of an answer, each a vector of the model's own length or what became of it instead.

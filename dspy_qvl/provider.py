@@ -3,10 +3,8 @@
     route, texts ─► address (model, key, server) ─► litellm ─► Answer   a row a text: a vector, or why it has none
                                                        └─────► Failure  HTTP status, may it pass, when to come back
 
-litellm leads to every provider, but hides what a polite caller has to know: it guesses error classes from words, so
-that a 400 that mentions "rate limit" is a RateLimitError and a lost connection an InternalServerError. So the status
-is read from the response itself, further down the chain of errors. Nothing is raised here: litellm's errors, and the
-frames they carry, hold the key.
+Nothing is raised here: litellm's errors, and the frames they carry, hold the key. Where litellm stumbles over an answer
+that came, over its usage for instance, it is read from the body: it was paid for.
 """
 
 import asyncio
@@ -15,23 +13,27 @@ import contextlib
 import copy
 import json
 import os
-import re
-import ssl
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.arguments import secret_strings
+from dspy_qvl.errors import shown
+from dspy_qvl.exchange import Bound, ExchangeError, bounded
+from dspy_qvl.failures import Failure, failure_of
+from dspy_qvl.redaction import reason
 
 Vector = NDArray[np.float32]
 
-LONGEST_REASON = 300  # characters of a provider's message
-MAY_PASS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # 52x: Cloudflare's; 529: overloaded
+MOST_COLUMNS = 16_384  # of a vector; the largest that is sold has 12,288
+BYTES_A_NUMBER = 64  # of JSON; 24 hold any float64, with a comma and a blank
+BYTES_BESIDE = 2**20  # what an answer holds beside its vectors
+LITELLM_TIMEOUT = 600.0  # seconds that litellm takes where none are given
+MOST_TOKENS, MOST_DOLLARS = 10**9, 10**6  # of one request; beyond, somebody miscounted
 
 # litellm sends these through OpenAI's client without handing `max_retries` on, so the client would retry by itself;
 # asked as "openai" they are sent alike: see test_a_request_is_never_repeated_behind_our_back.
@@ -75,40 +77,6 @@ class Answer:
     cost: float | None
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What became of a request that gave no vectors.
-
-    Attributes:
-        what: "HTTP 503 (Service Unavailable)", "a timeout" and the like.
-        reason: the provider's or the system's words, without anything secret.
-        status: the HTTP status, or None without an answer.
-        may_pass: whether the same request may succeed later.
-        retry_after: seconds the provider asks to wait, or None.
-        unreadable: whether there was an answer that could not be read.
-        seconds: how long it took, where the caller keeps the time.
-    """
-
-    what: str
-    reason: str
-    status: int | None = None
-    may_pass: bool = False
-    retry_after: float | None = None
-    unreadable: bool = False
-    seconds: float = 0.0
-
-    @property
-    def advice(self) -> str:
-        """What to do about it, as a sentence after a space, or nothing."""
-        if self.status in (401, 403):
-            return " Check api_key, or the provider's environment variable."
-        if self.status == 404:
-            return " Check the name of the model, and api_base."
-        if self.unreadable:
-            return " Check api_base: this may be no embedding endpoint."
-        return ""
-
-
 async def ask(
     route: str,
     texts: list[str],
@@ -144,16 +112,49 @@ async def ask(
     address = _address(route, key, api_base, key_lost)
     if isinstance(address, Failure):
         return address
-    try:
-        # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
-        request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
-        response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
-    except Exception as error:
-        return _failure(error, secrets, timeout)
+    if (own := address["api_key"]) and own != NO_KEY:  # from the environment, or from litellm itself
+        secrets.append(own)
+    with bounded(most_bytes(len(texts)), timeout) as bound:
+        try:
+            # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
+            request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
+            response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
+        except Exception as error:
+            response = paid_for(bound)
+            if response is None:
+                return failure_of(error, secrets, timeout)
     try:
         return _answer(route, response)
-    except (ValueError, TypeError, KeyError) as error:
-        return Failure("an answer that cannot be read", _reason(str(error), secrets), unreadable=True)
+    except Exception as error:  # whatever it was made of
+        return Failure("an answer that cannot be read", reason(str(error), secrets), unreadable=True)
+
+
+def ask_for_embedder(route: str, texts: list[str], **arguments: Any) -> list[NDArray[np.float32]]:
+    """What litellm gives a `dspy.Embedder`, which would take rows as they come, in the order of the texts.
+
+    Raises:
+        What litellm raises, or ExchangeError: an answer that cannot be read.
+    """
+    import litellm
+
+    timeout = arguments.get("timeout")
+    patience = float(timeout) if isinstance(timeout, int | float) and timeout > 0 else LITELLM_TIMEOUT
+    with bounded(most_bytes(len(texts)), patience) as bound:
+        try:
+            response = litellm.embedding(model=route, input=texts, caching=False, **arguments)
+        except Exception:
+            response = paid_for(bound)
+            if response is None:
+                raise
+    try:
+        return [_numbers(row["embedding"]) for row in in_order(response.data)]
+    except Exception as error:
+        raise ExchangeError("an answer that cannot be read", str(error)[:1000], 200, unreadable=True) from None
+
+
+def most_bytes(n_texts: int) -> int:
+    """Bytes that vectors of so many texts can take as JSON, generously."""
+    return n_texts * MOST_COLUMNS * BYTES_A_NUMBER + BYTES_BESIDE
 
 
 def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) -> "dict[str, str | None] | Failure":
@@ -185,153 +186,97 @@ def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) 
 # Answers
 
 
+@dataclass(frozen=True)
+class Paid:
+    """An answer that litellm stumbled over, read from its body."""
+
+    data: list[Any]
+    usage: Any = None
+    _hidden_params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def paid_for(bound: Bound) -> Paid | None:
+    """The answer that came although litellm failed, where it is of OpenAI's shape; usage is what it stumbles over."""
+    try:
+        body = json.loads(bound.bodies[-1])
+        rows = body["data"]
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return None
+    usage = body.get("usage")
+    return Paid(rows, SimpleNamespace(**usage) if isinstance(usage, dict) else None)
+
+
 def _answer(route: str, response: Any) -> Answer:
-    """What litellm's response holds.
+    """What litellm's response holds; usage that cannot be read is unknown, and no reason to lose vectors.
 
     Raises:
-        ValueError, TypeError, KeyError: something that is no vector.
+        Exception: something that is no vector.
     """
-    rows = [_vector(row["embedding"]) for row in _in_order(response.data)]
-    return Answer(rows, int(getattr(response.usage, "total_tokens", 0) or 0), _price(route, response))
+    rows = [_vector(row["embedding"]) for row in in_order(response.data)]
+    return Answer(rows, _tokens(response), _price(route, response))
 
 
-def _in_order(rows: Sequence[Any]) -> Sequence[Any]:
-    """Rows by their index; as they came where a server leaves it out or writes 0 everywhere."""
-    try:
-        numbered = sorted(rows, key=lambda row: int(row["index"]))
-        return numbered if [row["index"] for row in numbered] == list(range(len(rows))) else rows
-    except (KeyError, AttributeError, TypeError):
-        return rows
+def in_order(rows: object) -> list[Any]:
+    """Rows by their index; as they came where a server leaves it out or writes 0 everywhere.
+
+    Raises:
+        ValueError: no rows, or indexes that do not number them.
+    """
+    if not isinstance(rows, list | tuple):
+        raise ValueError(f"its data are of type {type(rows).__name__}, not a list")
+    indexes: list[Any] = [row.get("index") if isinstance(row, Mapping) else getattr(row, "index", None) for row in rows]
+    if all(index is None for index in indexes):
+        return list(rows)
+    are_numbers = all(type(index) is int for index in indexes)
+    if are_numbers and not any(indexes):
+        return list(rows)
+    if not are_numbers or sorted(indexes) != list(range(len(rows))):
+        raise ValueError(f"its rows are numbered {shown(indexes)}, and must be from 0 to {len(rows) - 1}, each once")
+    return sorted(rows, key=lambda row: int(row["index"]))
 
 
 def _vector(embedding: Any) -> "Vector | Refused":
-    """One row as float32, (d,); base64 is OpenAI's other form of it, float32 little endian.
+    """One row as float32, (d,), or why it cannot be used.
 
     Raises:
-        ValueError: neither numbers nor base64 of them.
+        Exception: neither numbers nor base64 of them.
     """
-    if isinstance(embedding, str):
-        vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
-    else:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            vector = np.asarray(embedding, dtype=np.float32)
-    if vector.ndim != 1:
-        raise ValueError(f"an array of {vector.ndim} dimensions")
+    vector = _numbers(embedding)
     if not np.isfinite(vector).all():
         return Unusable("its vector holds NaN or infinity")
     return vector if vector.any() else Unusable("its vector is all zeros")
+
+
+def _numbers(embedding: Any) -> Vector:
+    """One row as float32, (d,); base64 is OpenAI's other form of it, float32 little endian."""
+    if isinstance(embedding, str):
+        vector = np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4").astype(np.float32)
+    else:
+        given = np.asarray(embedding)
+        if given.dtype.kind not in "iufO":  # NumPy would make numbers of strings, and of True and False
+            raise ValueError("a vector of something else than numbers")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            vector = given.astype(np.float32)
+    if vector.ndim != 1:
+        raise ValueError(f"an array of {vector.ndim} dimensions")
+    return vector
+
+
+def _tokens(response: Any) -> int:
+    """Tokens as the provider counted them, or 0 where that cannot be read."""
+    counted = getattr(getattr(response, "usage", None), "total_tokens", None)
+    is_count = isinstance(counted, int | float) and 0 <= counted <= MOST_TOKENS
+    return int(counted) if is_count and counted is not None else 0
 
 
 def _price(route: str, response: Any) -> float | None:
     """US dollars of a response, or None where litellm does not know."""
     import litellm
 
-    known = response._hidden_params.get("response_cost")
-    if known is None and route.split("/")[0] in RETRIED_BY_THE_CLIENT:  # litellm looked under "openai"
-        with contextlib.suppress(Exception):
+    known = None
+    with contextlib.suppress(Exception):
+        known = response._hidden_params.get("response_cost")
+        if known is None and route.split("/")[0] in RETRIED_BY_THE_CLIENT:  # litellm looked under "openai"
             tokens = response.usage.prompt_tokens
             known, _ = litellm.cost_per_token(model=route, prompt_tokens=tokens, call_type="embedding")
-    return None if known is None else float(known)
-
-
-# Failures
-
-
-def _failure(error: BaseException, secrets: Sequence[str], timeout: float) -> Failure:
-    """What an error of litellm means."""
-    import httpx
-
-    chain = list(_chain(error))
-    lost = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, ConnectionError)
-    response = next((link.response for link in reversed(chain) if isinstance(link, httpx.HTTPStatusError)), None)
-    status = response.status_code if response is not None else _status_inside(chain[-1])
-    if status is not None:
-        body = _body(response) if response is not None else str(chain[-1])
-        return Failure(
-            f"HTTP {status}",
-            _reason(_message(body) or type(error).__name__, secrets),
-            status=status,
-            may_pass=status in MAY_PASS and "insufficient_quota" not in body,  # a 429 that only money ends
-            retry_after=_retry_after(response.headers) if response is not None else None,
-        )
-    if any(isinstance(link, httpx.TimeoutException | TimeoutError | asyncio.TimeoutError) for link in chain):
-        return Failure("a timeout", f"no answer within {timeout:g} s", may_pass=True)
-    for link in chain:
-        if isinstance(link, lost):
-            refused_certificate = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in chain)
-            text = str(chain[-1]) or str(link)
-            what = f"a connection error ({type(link).__name__})"
-            return Failure(what, _reason(text, secrets), may_pass=not refused_certificate)
-    for link in chain:
-        if isinstance(link, json.JSONDecodeError | UnicodeDecodeError | AttributeError | KeyError | TypeError):
-            reason = _reason(f"{type(link).__name__}: {link}", secrets)
-            return Failure("an answer that cannot be read", reason, unreadable=True)
-    return Failure(type(error).__name__, _reason(str(error), secrets))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it came from, and so on; hidden contexts too, since they hold what really happened."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-
-
-def _status_inside(root: BaseException) -> int | None:
-    """The code of an error that came as a body with status 200, as OpenRouter does; litellm makes it an Exception."""
-    status = getattr(root, "status_code", None)
-    return status if type(root) is Exception and isinstance(status, int) else None
-
-
-def _body(response: Any) -> str:
-    try:
-        text: str = response.text
-        return text
-    except RuntimeError:  # httpx: it was never read
-        return ""
-
-
-def _message(body: str) -> str:
-    """The words inside the body of a refusal: OpenAI's error.message, FastAPI's detail, or all of it."""
-    try:
-        said = json.loads(body)
-    except ValueError:
-        return body.strip()
-    if not isinstance(said, dict):
-        return body
-    found = said.get("error") or said.get("message") or said.get("detail") or body
-    return str(found.get("message") or found) if isinstance(found, dict) else str(found)
-
-
-def _reason(text: str, secrets: Sequence[str]) -> str:
-    line = " ".join(without_secrets(text, secrets).split()).rstrip(".")
-    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
-
-
-def without_secrets(text: str, secrets: Sequence[str] = ()) -> str:
-    """A message without these secrets, the values of secret environment variables, and logins of addresses."""
-    secret = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.I)
-    known = {value for name, value in os.environ.items() if secret.search(name) and len(value) >= 8}
-    for value in sorted(known | {value for value in secrets if len(value) >= 4}, key=len, reverse=True):
-        text = text.replace(value, "<key>")
-    text = re.sub(r"(?i)\bbearer\s+[^\s'\",}]+", "Bearer <key>", text)
-    text = re.sub(r"(?i)([?&](?:api_?)?(?:key|token)=)[^&\s'\"]+", r"\1<key>", text)
-    return re.sub(r"://[^/\s@]+@", "://<login>@", text)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a provider asks to wait: Retry-After as seconds or as a date, or OpenAI's retry-after-ms."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * unit
-        except KeyError:
-            continue
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(headers[name]).timestamp() - time.time()
-            except (ValueError, TypeError):
-                continue
-        if np.isfinite(seconds):
-            return max(seconds, 0.0)
-    return None
+    return float(known) if isinstance(known, int | float) and 0 <= known <= MOST_DOLLARS else None

@@ -44,13 +44,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes out: after `wait` seconds, only the first `n_sent` bytes of the body (None: all, -1: no reply)."""
+    """What goes out: after `wait` seconds, only the first `n_sent` bytes of the body (None: all, -1: no reply).
+
+    `pieces` come after the body, for as long as they come and somebody listens.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     wait: float = 0.0
     n_sent: int | None = None
+    pieces: Iterable[bytes] | None = None
 
 
 Fault = Callable[[Request], Reply | None]
@@ -77,6 +81,11 @@ class Loopback:
     def asked(self) -> list[list[str]]:
         """The texts of every request, in the order they came."""
         return [request.texts for request in self.requests]
+
+    @property
+    def at_once(self) -> int:
+        """Requests that are being answered."""
+        return self._at_once
 
     @property
     def v1(self) -> str:
@@ -136,11 +145,14 @@ class Loopback:
             handler.send_response(reply.status)
             for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                 handler.send_header(name, value)
-            handler.send_header("Content-Length", str(len(reply.body)))
+            if reply.pieces is None:
+                handler.send_header("Content-Length", str(len(reply.body)))
             handler.end_headers()
             handler.wfile.write(reply.body[: reply.n_sent])
+            for piece in reply.pieces or ():
+                handler.wfile.write(piece)
             handler.wfile.flush()
-        if reply.n_sent is not None:
+        if reply.n_sent is not None or reply.pieces is not None:
             handler.close_connection = True
             handler.connection.shutdown(socket.SHUT_RDWR)
 
@@ -198,11 +210,27 @@ def echo_key(code: int) -> Fault:
     return lambda request: status(code, f"refused {request.headers.get('authorization')}")(request)
 
 
+def redirect(to: str, code: int = 307) -> Fault:
+    """Points elsewhere, with a path of its own or to the same one."""
+    return lambda request: Reply(code, b"{}", {"Location": to if to.count("/") > 2 else to + request.path})
+
+
 # Failures of the connection
 
 
 def hang(seconds: float = 60.0) -> Fault:
     return lambda request: replace(answer(request), wait=seconds)
+
+
+def endless(code: int = 200, piece: bytes = b" " * 2**16, every: float = 0.0) -> Fault:
+    """Never stops sending, a piece every so many seconds."""
+
+    def pieces() -> Iterable[bytes]:
+        while True:
+            yield piece
+            time.sleep(every)
+
+    return lambda request: Reply(code, pieces=pieces())
 
 
 def close_mid_body(request: Request) -> Reply:
