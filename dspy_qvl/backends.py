@@ -2,7 +2,8 @@
 
     "lexical"                              hashed words and character n-grams, built in, nothing to download
     "openrouter/qwen/qwen3-embedding-8b"   a hosted route through litellm: the first part names the provider
-    "path/to/model"                        an existing folder: a sentence-transformers model, in process
+    "path/to/model"                        an existing folder: a sentence-transformers model, in process; what counts in
+                                           it, and what is refused, is in `model_folder.py`
     "Qwen/Qwen3-Embedding-0.6B"            anything else: a model of the Hugging Face hub, in process
     embedder=...                           your own `dspy.Embedder` or callable, plain or async, list of texts -> (n, d)
     embedder=Precomputed(texts, vectors)   vectors that exist already
@@ -11,7 +12,6 @@ Each becomes a `Backend`: a callable to hand to `dspy.Embedder`, and the identit
 """
 
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,7 @@ from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optio
 from dspy_qvl.hosted import HostedModel, Limits, batch_size
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.local import LocalModel
+from dspy_qvl.model_folder import WEIGHTS, identity_of
 from dspy_qvl.precomputed import PROBE_TEXTS as PRECOMPUTED_PROBE
 from dspy_qvl.precomputed import Precomputed
 
@@ -238,7 +239,7 @@ class ModelSpec:
             raise InputError(
                 f"{self.model_name!r} holds no embedding model: neither config.json nor modules.json is in it."
             )
-        identity = {"model": name, "content": _fingerprint(folder)}
+        identity = {"model": name, **identity_of(folder)}
         return self._local(f"the model in {name!r}", identity, str(folder.resolve()), None)
 
     def _local(self, name: str, identity: dict[str, str], source: str, size: int | None) -> Backend:
@@ -246,15 +247,18 @@ class ModelSpec:
         for setting in given:
             check_optional_string(given[setting], setting)
         model = LocalModel(source, **given)
+        identity = {**identity, "backend": LOCAL, **model.identity}
+        former = {part: value for part, value in identity.items() if part != WEIGHTS}
         return Backend(
             name=name,
-            identity={**identity, "backend": LOCAL, **model.identity},
+            identity=identity,
             embed=model,
             size=size,
             default_dim=_qwen3_dim(identity["model"]),
             batch_size=LOCAL_BATCH,
             slots=self._slots(min(LOCAL_SLOTS, os.cpu_count() or 1)),
             measure=functools.partial(_measured, model),
+            former=former if former != identity else None,
         )
 
     # Hosted
@@ -349,22 +353,6 @@ def _lexical(n_features: int) -> Backend:
 def _measured(model: LocalModel, texts: Sequence[str]) -> Measured:
     lengths = model.measure(texts)
     return Measured(lengths.tokens, model.tokens_a_batch, model.warning_for(lengths))
-
-
-def _fingerprint(folder: Path) -> str:
-    """A digest of the files of a model: all of the small ones, size, start and end of the large ones."""
-    digest = hashlib.blake2b(digest_size=16)
-    edge = 2**20
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".json", ".safetensors", ".txt")]
-    for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(edge))
-            if size > edge:
-                file.seek(max(edge, size - edge))
-                digest.update(file.read(edge))
-    return digest.hexdigest()
 
 
 def _qwen3_size(model_name: str) -> int | None:

@@ -144,7 +144,8 @@ class EmbeddingCache:
 
         Args:
             max_bytes: how large the selected vectors may be together.
-            older_than: an age, or a number of days.
+            older_than: an age, or a number of days. Vectors that a wrong clock dated in the future have no age yet:
+                they count as stored today from now on, and a warning says how many they are.
             model: one of the names in `info().models`.
 
         Returns:

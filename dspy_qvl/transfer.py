@@ -40,6 +40,8 @@ ROWS_AT_ONCE = 1000  # in memory; fewer where their vectors come to
 BYTES_AT_ONCE = 2**24
 LONGEST_VECTOR = 2**20  # bytes that are read of a row of somebody else's file
 LONGEST_IDENTITY = 2**16
+MOST_MODELS, LETTERS_OF_MODELS = 10_000, 2**24  # whose identities are in memory together
+LONGEST_DEFINITION = 2**16  # of a table
 
 
 def export(store: VectorStore, path: str | os.PathLike[str], *, model: str | None) -> int:
@@ -145,7 +147,7 @@ def _foreign(path: Path) -> Iterator[sqlite3.Connection]:
     """Somebody else's file of vectors, checked and only ever read.
 
     Raises:
-        InputError: no such file, one in use, no file of vectors, or a damaged one.
+        InputError: no such file, one in use, no file of vectors, a damaged one, or one of too many models.
     """
     if not path.is_file():
         raise InputError(f"path must be a file that export() wrote, but {path} is {_kind(path)}.")
@@ -158,12 +160,23 @@ def _foreign(path: Path) -> Iterator[sqlite3.Connection]:
                 connection.execute(f"PRAGMA {setting}").fetchone()
             if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
                 raise InputError(f"{path} is a database, but not one that export() of this version wrote.")
-            tables = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+            tables = connection.execute(
+                "SELECT substr(name, 1, ?), substr(sql, 1, ?) FROM sqlite_master WHERE sql IS NOT NULL LIMIT ?",
+                (LONGEST_DEFINITION, LONGEST_DEFINITION, len(SCHEMA) + 1),
+            ).fetchall()
             if _bare(tables) != _bare(SCHEMA.items()):
                 raise InputError(f"{path} has other tables than export() writes; export it again.")
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise InputError(f"{path} is damaged ({shown(verdict)}); copy or export it again.")
+            n_models, n_letters = connection.execute(
+                "SELECT count(*), coalesce(sum(length(identity)), 0) FROM models"
+            ).fetchone()
+            if n_models > MOST_MODELS or n_letters > LETTERS_OF_MODELS:
+                raise InputError(
+                    f"{path} has vectors of {n_models:,} models, named with {n_letters:,} letters; at most "
+                    f"{MOST_MODELS:,} are read, and {LETTERS_OF_MODELS:,} letters."
+                )
             yield connection
     except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
         raise InputError(

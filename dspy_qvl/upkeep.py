@@ -3,6 +3,9 @@
 `info` counts the vectors of every model, under the name that `models_called` finds it by again. `prune` lists the
 keys that may leave, oldest first; removes them a thousand at a time, so that other processes can write in between;
 and then gives the freed space back to the disk. A store of None is a cache in memory only, and holds nothing here.
+
+A vector that is dated in the future was stored by a clock that was wrong, and would never be old. It counts as stored
+at the time of the first `prune` by age that meets it.
 """
 
 import contextlib
@@ -23,6 +26,7 @@ GIVE_BACK_SECONDS = 2.0  # how long to wait for other processes before freed spa
 LARGEST_REWRITE = 2**32  # bytes; to shrink a larger file would keep other processes from writing for too long
 LARGEST_FILE = 2**48  # bytes, by SQLite's own limits
 SECONDS_A_DAY = 86400.0
+AHEAD = 86400  # seconds that another machine's clock may be before this one's
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def prune(
         store: where they are.
         forget: told the keys of what has left the disk.
         max_bytes: how large the selected vectors may be together.
-        older_than: an age, or a number of days.
+        older_than: an age, or a number of days; what is dated in the future is as old as today from now on.
         model: one of the names in `info(store).models`.
 
     Returns:
@@ -200,6 +204,8 @@ def _remove(
 ) -> Pruned:
     n_rows, n_bytes = 0, 0
     try:
+        if before is not None:
+            _date_anew(connection, chosen)
         n_leaving, surplus = _list_leaving(connection, chosen, before, most)
         for start in range(0, n_leaving, ROWS_AT_ONCE):
             gone: dict[bytes, int] = {}
@@ -224,16 +230,36 @@ def _remove(
     return Pruned(n_rows, n_bytes)
 
 
+def _date_anew(connection: sqlite3.Connection, chosen: Collection[int] | None) -> None:
+    """Give rows that are dated in the future the date of today."""
+    now = int(time.time())
+    of_models, late = _of(chosen), (now + AHEAD,)
+    if connection.execute(f"SELECT 1 FROM vectors WHERE {of_models} AND created > ? LIMIT 1", late).fetchone() is None:
+        return
+    with transaction(connection):
+        n_rows = connection.execute(
+            f"UPDATE vectors SET created = ? WHERE {of_models} AND created > ?", (now, *late)
+        ).rowcount
+    warn(
+        f"{n_rows} vector(s) in the cache were dated in the future, by a clock that was wrong or because this one is; "
+        "they count as stored today."
+    )
+
+
+def _of(chosen: Collection[int] | None) -> str:
+    """The condition that a row is of some models, or of any."""
+    return "1" if chosen is None else f"model IN ({', '.join(str(int(number)) for number in chosen)})"
+
+
 def _list_leaving(
     connection: sqlite3.Connection, chosen: Collection[int] | None, before: int | None, most: int
 ) -> tuple[int, int]:
     """List the rows that may leave, oldest first: how many they are, and how many bytes of them are too many."""
-    models = "1" if chosen is None else f"model IN ({', '.join(str(int(number)) for number in chosen)})"
     # Keys, since a rowid may come to stand for another row meanwhile.
     connection.execute("DROP TABLE IF EXISTS temp.leaving")
     connection.execute(
         "CREATE TEMP TABLE leaving AS SELECT key, created, length(vector) AS size FROM vectors "
-        f"WHERE {models} AND created < coalesce(?, created + 1) ORDER BY created, rowid",
+        f"WHERE {_of(chosen)} AND created < coalesce(?, created + 1) ORDER BY created, rowid",
         (before,),
     )
     n_leaving, surplus = connection.execute(

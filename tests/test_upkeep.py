@@ -139,6 +139,27 @@ def test_prune_by_age_removes_what_is_older(path, age):
     assert len(one.store.read(young)) == 7
 
 
+def test_rows_dated_in_the_future_count_as_stored_when_prune_first_meets_them(path):
+    a, b = cache(path, "A"), cache(path, "B")
+    ahead, soon, old = fill(a, 4), fill(a, 3, start=4, days_ago=-0.9), fill(a, 2, start=7, days_ago=40)
+    fill(b, 5)
+    change(path, "UPDATE vectors SET created = ? WHERE model = 2", int(time.time()) + 9 * DAY)
+    for number, key in enumerate(ahead):
+        change(path, "UPDATE vectors SET created = ? WHERE key = ?", ["soon", 2**62, 2**40, b"x"][number], key)
+    with pytest.warns(
+        QVLWarning, match=r"4 vector\(s\) in the cache were dated in the future, by a clock that was wrong"
+    ):
+        assert a.prune(older_than=30, model="A").rows == len(old)
+    (of_a, of_b) = a.info().models
+    assert (of_a.rows, of_b.rows) == (7, 5)
+    assert timedelta(days=-1) < datetime.now(timezone.utc) - of_a.newest < timedelta(minutes=1)
+    assert of_b.newest > datetime.now(timezone.utc) + timedelta(days=8)  # prune was not asked about these
+    assert a.prune(older_than=30, model="A").rows == 0  # no warning again
+    change(path, "UPDATE vectors SET created = created - ? WHERE model = 1", DAY * 61 // 2)  # a month later
+    assert a.prune(older_than=30, model="A").rows == len(ahead)
+    assert set(a.store.read(ahead + soon)) == set(soon)
+
+
 def test_prune_by_size_removes_the_oldest_until_the_rest_is_small_enough(path):
     one = cache(path)
     young, old = fill(one, 10), fill(one, 10, start=10, days_ago=2)
@@ -398,6 +419,23 @@ def test_an_export_onto_a_full_disk_leaves_the_older_one_and_no_draft(path, tmp_
     assert child.exitcode == 0
     assert list(out.parent.iterdir()) == [out]
     assert out.read_bytes() == b"the older one"
+
+
+def test_an_import_takes_no_more_names_of_models_and_tables_into_memory_than_it_must(path, tmp_path):
+    one, out = cache(path), tmp_path / "out.sqlite"
+    fill(one, 3)
+    for statement, message in [
+        ("INSERT INTO models(identity) SELECT value || '' FROM json_each(?)", "has vectors of 10,002 models, named"),
+        (
+            "INSERT INTO models(identity) SELECT value || hex(zeroblob(9000)) FROM json_each(?) LIMIT 1000",
+            "18,0.* letters",
+        ),
+        (f"CREATE TABLE other(a DEFAULT '{'x' * 10**6}' CHECK (? IS NULL))".replace("?", "a"), "has other tables"),
+    ]:
+        one.export(out)
+        change(out, statement, *([json.dumps(list(range(10_001)))] if "?" in statement else []))
+        with pytest.raises(InputError, match=message):
+            cache(tmp_path / "other.sqlite").import_(out)
 
 
 def test_rows_that_are_here_stay_as_they_are(path, tmp_path):
