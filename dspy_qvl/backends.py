@@ -66,6 +66,7 @@ CHAT_NAME = re.compile(
 OF_LOCAL = ("device", "precision", "backend", "revision", "long_text")
 OF_HOSTED = ("requests_per_minute", "timeout")
 OF_ANY = ("max_concurrency",)
+LONGEST_NAME = 1000  # of a model, or of its folder
 THAT_CHANGE_VECTORS = ("precision", "revision", "long_text")
 
 LOCAL = "sentence-transformers"  # in identities
@@ -148,7 +149,7 @@ class ModelSpec:
         """Where the model is asked now, or None for the provider's own address, or no address at all."""
         if self.embedder is not None:
             return embedders.address_of(self.embedder)
-        return address_of(str(self.model_name), self.api_base)
+        return address_of(self.model_name, self.api_base) if isinstance(self.model_name, str) else None
 
     def backend(self) -> Backend:
         """The backend this describes, at the address of this moment; see `backend_at`."""
@@ -164,7 +165,8 @@ class ModelSpec:
         if self.embedder is not None:
             self._check_settings("an embedder of one's own", OF_ANY)
             return _custom(self.embedder, self._slots(1), address)
-        if not isinstance(self.model_name, str) or not self.model_name.strip():
+        name = self.model_name
+        if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME:
             raise InputError(f"model_name must be the name of an embedding model, but got {shown(self.model_name)}.")
         if self.model_name.strip().lower() == LEXICAL:
             self._check_settings("the lexical model", OF_ANY)
@@ -221,7 +223,9 @@ class ModelSpec:
         for name, value in self.settings.items():
             if name not in allowed:
                 where = "a model in process" if name in OF_LOCAL else "a hosted model"
-                raise InputError(f"{name}={value!r} is a setting of {where}, but this is {what}; leave {name} out.")
+                raise InputError(
+                    f"{name}={shown(value)} is a setting of {where}, but this is {what}; leave {name} out."
+                )
 
     def _slots(self, default: int) -> int:
         n_slots = self.settings.get("max_concurrency")

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,6 +185,11 @@ def check_texts(texts: object, what: str = "texts") -> list[str]:
     return [check_text(text, f"{what}[{row}]") for row, text in enumerate(texts)]
 
 
+def is_list(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value can be taken entry by entry: any iterable but a string, or an array without a dimension."""
+    return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) != 0
+
+
 def check_flat(items: object, what: str, instead: str) -> None:
     """Refuse an array or a data frame that is no plain sequence.
 
@@ -294,7 +299,7 @@ def check_alphas(alphas: object, what: str = "alpha_range") -> list[float]:
     Raises:
         InputError: not a list, empty, or an entry `check_alpha` refuses.
     """
-    if isinstance(alphas, str) or not isinstance(alphas, Iterable):
+    if not is_list(alphas):
         raise InputError(f"{what} must be a list of numbers, but got {type(alphas).__name__}: {shown(alphas)}.")
     values = sorted({check_alpha(alpha, f"{what}[{i}]") for i, alpha in enumerate(alphas)})
     if not values:
@@ -345,7 +350,7 @@ def check_groups(groups: object, n_texts: int) -> list[Any]:
     Raises:
         InputError: not a list, the wrong count, a group that is missing or cannot be compared, or fewer than two.
     """
-    if isinstance(groups, str | Mapping | set | frozenset) or not isinstance(groups, Iterable):
+    if isinstance(groups, set | frozenset | Mapping) or not is_list(groups):
         raise InputError(f"groups must be a list with one entry a text, but got {type(groups).__name__}.")
     entries = [entry.item() if isinstance(entry, np.generic) else entry for entry in groups]
     if len(entries) != n_texts:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.cache import MemoryCache
-from dspy_qvl.errors import FeatureError, InputError, check_table, check_text, shown
+from dspy_qvl.errors import FeatureError, InputError, check_table, check_text, is_list, shown
 from dspy_qvl.lexical import LexicalModel
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.loops import result_of
@@ -136,7 +136,7 @@ class Features:
             wanted = []
         elif isinstance(wanted, str) or callable(wanted):
             wanted = [wanted]
-        elif isinstance(wanted, set | frozenset | Mapping) or not isinstance(wanted, Iterable):
+        elif isinstance(wanted, set | frozenset | Mapping) or not is_list(wanted):
             raise InputError(
                 f"features must be 'auto', None, or a list of 'lexical', 'length' and callables, "
                 f"but got {type(wanted).__name__}: {shown(wanted)}."
@@ -147,7 +147,7 @@ class Features:
         for entry in wanted:
             name, make = _named(entry)
             if name in self._makes:
-                raise InputError(f"features has two blocks named {name!r}; give each a name of its own.")
+                raise InputError(f"features has two blocks named {shown(name)}; give each a name of its own.")
             self._makes[name] = make
         self._memory = {name: MemoryCache(MEMORY_BYTES) for name in {*self._makes, *BUILT_IN, OVERLAP}}
         self._widths: dict[str, int] = {}
@@ -325,8 +325,8 @@ def _named(entry: object) -> tuple[str, Make]:
     if isinstance(entry, str):
         if entry not in BUILT_IN and entry not in PAIRED:
             raise InputError(
-                f"features knows no block {entry!r}; there are 'lexical' and 'length', for pairs 'cosine', 'overlap' "
-                "and 'product', 'auto' alone, and callables."
+                f"features knows no block {shown(entry)}; there are 'lexical' and 'length', for pairs 'cosine', "
+                "'overlap' and 'product', 'auto' alone, and callables."
             )
         return entry, BUILT_IN.get(entry, _of_both_sides)
     if not callable(entry):

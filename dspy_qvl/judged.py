@@ -14,7 +14,7 @@ Source: Wald & Wolfowitz (1944), Statistical tests based on permutations of the 
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import InputError, QVLWarning, check_flag, check_number, shown
+from dspy_qvl.errors import InputError, QVLWarning, check_flag, check_number, is_list, shown
 from dspy_qvl.scores import average_precision
 
 Array = NDArray[np.float64]
@@ -152,7 +152,7 @@ def as_list(passages: Any, what: str = "passages") -> list[Any]:
         if "passages" not in passages:
             raise InputError(f"the Prediction has no passages; it has {', '.join(passages.keys()) or 'nothing'}.")
         passages = passages["passages"]
-    if isinstance(passages, str | bytes | Mapping) or not isinstance(passages, Iterable):
+    if isinstance(passages, bytes | Mapping) or not is_list(passages):
         raise InputError(f"{what} must be a list, but got {type(passages).__name__}: {shown(passages)}.")
     return list(passages)
 
@@ -174,7 +174,7 @@ def checked_scores(scores: Any, n_passages: int, what: str = "scores") -> Array 
     """
     if scores is None:
         return None
-    if isinstance(scores, str) or not isinstance(scores, Iterable):
+    if not is_list(scores):
         raise InputError(f"{what} must be a list of numbers, but got {type(scores).__name__}.")
     numbers = [check_number(score, f"{what}[{row}]") for row, score in enumerate(scores)]
     if any(abs(number) > LARGEST_FIRST_SCORE for number in numbers):

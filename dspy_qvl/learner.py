@@ -375,7 +375,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             named = [(example.metadata or {}).get(groups) for example in examples]
             if None in named:
                 raise InputError(
-                    f"groups={groups!r} names a metadata entry that text {named.index(None)} does not have; "
+                    f"groups={shown(groups)} names a metadata entry that text {named.index(None)} does not have; "
                     "give every rated text that entry, or pass a list."
                 )
             groups = named

@@ -21,6 +21,7 @@ from dspy_qvl.errors import (
     check_score,
     check_scores_differ,
     check_text,
+    is_list,
     shown,
 )
 from dspy_qvl.examples import FromExample, checked_examples, taken
@@ -193,7 +194,7 @@ class RankingLesson:
             found = taken(self.passages, example, "passages", at)
             passages, retrieved = as_list(found, f"the passages of {at}"), isinstance(found, dspy.Prediction)
             relevance = taken(self.relevance, example, "relevance", at)
-            if isinstance(relevance, str) or not isinstance(relevance, Iterable):
+            if not is_list(relevance):
                 raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
             numbers = [
                 float(one) if isinstance(one, bool | np.bool_) else check_score(one, f"the relevance of {at}")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import dspy
 
-from dspy_qvl.errors import InputError, shown
+from dspy_qvl.errors import InputError, is_list, shown
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.reranker import Reranker
 
@@ -26,7 +26,7 @@ def check_which(which: object) -> Which:
     """
     if which is None or callable(which):
         return which
-    names = [which] if isinstance(which, str) else list(which) if isinstance(which, Collection) else []
+    names = [which] if isinstance(which, str) else list(which) if is_list(which) else []
     if not names or isinstance(which, bytes | Mapping) or not all(isinstance(name, str) and name for name in names):
         raise InputError(
             f"learner must be the name of a module in the program, a list of names, {EVERY!r} for all, or a callable "

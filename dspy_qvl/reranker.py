@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_text, shown
+from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_text, is_list, shown
 from dspy_qvl.features import AUTO, COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
 from dspy_qvl.folds import copies, make_folds
 from dspy_qvl.judged import (
@@ -180,7 +180,10 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             InputError: as `forward`, or another number of ids or metadata than of documents.
         """
         items = self._items(docs)
-        doc_ids, metadata = (None if along is None else list(along) for along in (doc_ids, metadata))
+        doc_ids, metadata = (
+            None if along is None else as_list(along, name)
+            for name, along in (("doc_ids", doc_ids), ("metadata", metadata))
+        )
         for name, along in (("doc_ids", doc_ids), ("metadata", metadata)):
             if along is not None and len(along) != len(items):
                 raise InputError(f"{name} has {len(along)} entries for {len(items)} documents; give one a document.")
@@ -491,10 +494,10 @@ def _told(quality: Quality | None, whose: str) -> dict[str, float]:
 
 
 def _checked_features(features: object) -> tuple[str, ...]:
-    if isinstance(features, str) or not isinstance(features, Iterable):
+    if not is_list(features):
         raise InputError(f"features must be a list of {', '.join(BLOCKS)}, or 'auto', but got {shown(features)}.")
     names = tuple(features)
-    unknown = [name for name in names if name not in BLOCKS]
+    unknown = [name for name in names if not isinstance(name, str) or name not in BLOCKS]
     if unknown:
         raise InputError(f"a reranker has no feature {shown(unknown[0])}; there are {', '.join(BLOCKS)}.")
     if COSINE not in names:

@@ -206,7 +206,8 @@ def checked_path(path: object) -> Path:
             raise ValueError("a NUL character")
         target.exists()
     except (ValueError, OSError) as error:
-        raise InputError(f"{shown(path)} cannot be the path of a file ({error}).") from None
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown(path)} cannot be the path of a file ({why}).") from None
     return target
 
 

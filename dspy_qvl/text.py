@@ -338,7 +338,8 @@ def _said(name: str, pred: Any) -> str:
 
 def _braces(name: str, fields: Any) -> str:
     """A hint where a name looks like a format string that lacks its braces."""
-    meant = [field for field in map(str, fields.keys()) if re.search(rf"\b{re.escape(field)}\b", name)]
+    names = [field for field in fields.keys() if isinstance(field, str)]  # noqa: SIM118
+    meant = [field for field in names if re.search(rf"\b{re.escape(field)}\b", name)]
     return f"; a format string has fields in braces, {{{meant[0]}}}" if meant and not name.isidentifier() else ""
 
 
@@ -356,7 +357,7 @@ def _only_text(pred: Any) -> str:
 
 
 def _listed(names: Any) -> str:
-    return ", ".join(repr(str(name)) for name in names) or "none"
+    return ", ".join(shown(name if isinstance(name, str) else shown(name)) for name in names) or "none"
 
 
 PASSAGE_FIELDS = ("long_text", "text", "passage", "content", "page_content")  # where retrievers keep a passage's text

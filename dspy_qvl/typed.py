@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from dspy_qvl.errors import InputError, characters
+from dspy_qvl.errors import InputError, characters, shown
 
 ADDRESS = re.compile(r"<.* at 0x[0-9a-fA-F]+>")
 EXACT = 2.0**53  # from here on a float is no count, and its digits as an integer are noise
@@ -36,7 +36,8 @@ def as_string(value: Any) -> str:
     """A value as the text it is valued by.
 
     Raises:
-        InputError: an object that says nothing but where it lies in memory, or that holds itself.
+        InputError: an object that says nothing but where it lies in memory, that holds itself, or that Python cannot
+            write, as an integer of 5,000 digits.
     """
     try:
         plain = _plain(value)
@@ -44,6 +45,8 @@ def as_string(value: Any) -> str:
             return json.dumps(plain, ensure_ascii=False, sort_keys=True)
     except RecursionError:
         raise InputError(f"a {type(value).__name__} holds itself, so it cannot be written as a text.") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{shown(value)} cannot be written as a text: {error}.") from None
     return plain if isinstance(plain, str) else _said(plain)
 
 
@@ -95,7 +98,10 @@ def _key(name: Any) -> str:
 
 def _said(value: Any) -> str:
     """What `str` makes of a value, if that is more than its address."""
-    said = str(value)
+    try:
+        said = str(value)
+    except Exception as error:
+        raise InputError(f"{shown(value)} cannot be written as a text: {error}.") from None
     if ADDRESS.fullmatch(said):
         raise InputError(
             f"a {type(value).__name__} says nothing of what it holds, so it cannot be valued; give a string, a number, "

@@ -343,10 +343,11 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             instruct: whether the instruction is put before them.
             expect: what the model must give for the probe texts.
         """
-        return self._embedding(check_texts(texts), expect=expect, instruct=instruct)
+        return self._embedding(check_texts(texts), expect=expect, instruct=check_flag(instruct, "instruct"))
 
     async def aembed(self, texts: Sequence[str], *, instruct: bool = True, expect: Probe | None = None) -> Vectors:
         """As `embed`, off the event loop."""
+        instruct = check_flag(instruct, "instruct")
         return await self._embedding.acall(check_texts(texts), expect=expect, instruct=instruct)
 
     @property

@@ -1,18 +1,21 @@
 """What cannot be used is refused with one clear error, and nothing learned is lost by it."""
 
 import enum
+import itertools
 import math
 import re
 import time
 from decimal import Decimal
 from fractions import Fraction
 
+import dspy
 import numpy as np
 import orjson
 import pandas as pd
 import pytest
 
 from dspy_qvl import (
+    FitValue,
     InputError,
     ModelUnavailableError,
     NotFittedError,
@@ -554,3 +557,79 @@ def test_groups_that_have_no_order_are_refused(learner, groups):
 def test_a_group_with_nothing_in_a_part_of_it_is_refused(learner):
     with pytest.raises(InputError, match=r"groups\[1\] is \(nan, 1\); every text needs a group"):
         learner.train(groups=[(0.0 if row != 1 else float("nan"), row % 9) for row in range(60)])
+
+
+ODD = [
+    lambda: 10**5000,
+    lambda: -(10**5000),
+    lambda: [10**5000],
+    lambda: {10**5000: 1},
+    Unspeakable,
+    lambda: [Unspeakable()],
+    lambda: nested(3000),
+    lambda: np.array(1.0),
+    lambda: np.array([[1, 2]]),
+    lambda: "x" * 10**5,
+    lambda: "\ud800",
+    lambda: "\0",
+    lambda: b"x",
+    lambda: object,
+    lambda: math.nan,
+    lambda: 2**70,
+    lambda: True,
+    lambda: None,
+]
+
+
+def calls(learner, folder):
+    """Everything that takes arguments, and arguments that it takes."""
+    rows = [dspy.Example(text=text, score=score) for text, score in rated(9)]
+    metric, reranker = ValueMetric(learner, text="{a} {b}"), Reranker(learner, features=["cosine", "score"])
+    passages = {"query": "a", "passages": ["a", "b"], "scores": [1.0, 2.0]}
+    documents = {"docs": ["a", "b"], "doc_ids": [1, 2], "metadata": [1, 2], "top_k": 1, "query": "a", "scores": [1, 2]}
+    cache = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=folder / "cache").embedding_cache
+    yield Qwen3EmbeddingValueLearner, {"model_name": "lexical", "cache_dir": None, **dict.fromkeys(SETTINGS)}
+    yield Qwen3EmbeddingValueLearner, {"model_name": "owner/e5", "cache_dir": None, **dict.fromkeys(SETTINGS)}
+    yield Qwen3EmbeddingValueLearner, {"model_name": "openai/text-embedding-3-small", **dict.fromkeys(SETTINGS)}
+    yield learner.deepcopy().add_training_example, {"text": "a", "score": 1.0, "metadata": None, "query": None}
+    yield learner.deepcopy().update, {"text": "a", "score": 1.0, "metadata": None}
+    yield learner.deepcopy().train, {"validation_split": 0.2, "cv_folds": 2, "groups": None}
+    yield learner.deepcopy().optimize_hyperparameters, {"alpha_range": [1.0], "cv_folds": 2, "groups": None}
+    yield learner.predict_many, {"texts": ["a"], "queries": None}
+    yield learner.embed, {"texts": ["a"], "instruct": True}
+    yield learner.save_model, {"path": folder / "m"}
+    yield learner.load_model, {"path": folder / "m"}
+    yield ValueMetric, {"learner": learner, **dict.fromkeys(OF_METRIC)}
+    yield (lambda **given: metric(given, given)), {"a": "a", "b": "b"}
+    yield Reranker, {"learner": learner, "k": 1, "features": ["cosine"]}
+    yield reranker, passages
+    yield reranker.rank, documents
+    yield FitValue, {"text": "text", "score": "score", "group": None, "alphas": [1.0], "cv": 2, "learner": None}
+    yield (
+        (lambda **row: FitValue(cv=2).compile(learner, trainset=[dspy.Example(**row), *rows])),
+        {"text": "a", "score": 1},
+    )
+    yield cache.prune, {"max_bytes": 1, "older_than": None, "model": None}
+    yield cache.import_, {"path": folder / "m"}
+
+
+SETTINGS = "embedding_dim embedder instruction batch_size features device timeout max_concurrency".split()
+OF_METRIC = "text query scale objectives".split()
+
+
+@pytest.mark.filterwarnings("ignore::dspy_qvl.QVLWarning")
+def test_no_argument_makes_another_error_than_ours(tmp_path):
+    learner = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None, features=None)
+    learner.add_training_examples(rated(9))
+    learner.train(cv_folds=2)
+    for call, given in calls(learner, tmp_path):
+        usual = {name: value for name, value in given.items() if value is not None}
+        for name, make in itertools.product(given, ODD):
+            said = ""
+            try:
+                call(**{**usual, name: make()})
+            except QVLError as error:
+                said = str(error)
+            except Exception as error:
+                raise AssertionError(f"{call} failed with {name}={errors_room.shown(make())}") from error
+            assert len(said) < 1000, (call, name)

@@ -153,8 +153,14 @@ class TestRoutes:
         assert server.requests == []
 
     def test_openai_itself_without_a_key_fails_without_a_request(self, server):
-        with pytest.raises(EmbeddingError, match=r"^the route 'openai/x' failed with .*OPENAI_API_KEY"):
+        with pytest.raises(
+            EmbeddingError, match=r"'openai/x' failed with a missing key: give api_key, or set OPENAI_API_KEY"
+        ):
             HostedModel("openai/x", limits=QUICK)(TEXTS[:1])
+
+    def test_a_server_of_ones_own_without_an_address_is_asked_for_it_at_once(self):
+        with pytest.raises(EmbeddingError, match="a missing address: give api_base, or set HOSTED_VLLM_API_BASE"):
+            HostedModel("hosted_vllm/x", limits=QUICK)(TEXTS[:1])
 
     def test_a_proxy_without_an_address_is_not_taken_for_openai(self, server):
         with pytest.raises(EmbeddingError, match="a missing address: give api_base, or set LITELLM_PROXY_API_BASE"):
