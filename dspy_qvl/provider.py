@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.addresses import address_of
 from dspy_qvl.arguments import secret_strings
 from dspy_qvl.errors import shown
 from dspy_qvl.exchange import Bound, ExchangeError, bounded
@@ -175,9 +176,10 @@ def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) 
             return Failure("a missing key", f"give api_key, or set {names}")
     elif provider == "openai":
         key = key or litellm.api_key or litellm.openai_key or os.environ.get("OPENAI_API_KEY")
-        if key is None and api_base is None and not key_lost and not os.environ.get("OPENAI_ADMIN_KEY"):
+        is_openai = address_of(route, api_base) is None
+        if key is None and is_openai and not key_lost and not os.environ.get("OPENAI_ADMIN_KEY"):
             return Failure("a missing key", "give api_key, or set OPENAI_API_KEY")
-    elif provider == "hosted_vllm" and api_base is None:
+    elif provider == "hosted_vllm" and address_of(route, api_base) is None:
         return Failure("a missing address", "give api_base, or set HOSTED_VLLM_API_BASE")
     if provider == "litellm_proxy" or (provider == "openai" and api_base is not None):
         if key is None and key_lost:

@@ -124,7 +124,7 @@ ONLY = {
     "redaction": set(),
     "exchange": set(),
     "failures": {"redaction", "exchange"},
-    "provider": {"errors", "arguments", "redaction", "exchange", "failures"},
+    "provider": {"errors", "addresses", "arguments", "redaction", "exchange", "failures"},
     "halving": {"errors", "failures", "provider"},
     "hosted": {"errors", "loops", "addresses", "arguments", "failures", "provider", "halving"},
     "loading": {"errors"},
