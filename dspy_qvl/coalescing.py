@@ -12,7 +12,8 @@ along. Slots are handed over in the order of coming: a caller with a thousand ba
 Threads and event loops meet here. A thread with a single batch asks in person; the batches of an event loop, and of a
 thread that may have several in flight, run in threads of our own. So no batch ever depends on somebody's event loop,
 which may stand still or be closed. Each caller of a batch that fails gets the failure, and nobody else; a caller that
-leaves (an exception, a cancelled task) leaves its texts to those who want them too.
+leaves (an exception, a cancelled task) leaves its texts to those who want them too. Ctrl-C may break off anything,
+also while slots are handed over: whoever comes next makes queues and slots anew, from who is there (`_mend`).
 """
 
 import asyncio
@@ -22,67 +23,16 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-Key = bytes
-Outcome = Mapping[Key, Any]
-Run = Callable[[Sequence["Wanted"]], Outcome]
+from dspy_qvl.callers import Bell, Caller, Key, Outcome, Run, Wanted, by_cost
+
+T = TypeVar("T")
 
 # Whether this code runs inside a batch: a model that asks for vectors itself must not wait for the slot it holds.
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("_inside", default=False)
-
-
-@dataclass(eq=False)
-class Wanted:
-    """One text that somebody waits for.
-
-    Attributes:
-        key: what stands for the text.
-        text: as sent to the model.
-        cost: what it adds to a batch, in tokens; or its length in characters where tokens are not counted.
-    """
-
-    key: Key
-    text: str
-    cost: int
-    callers: list["Caller"] = field(default_factory=list)  # the first has it among its `pending`
-
-
-class Caller:
-    """Who waits, and for what.
-
-    Attributes:
-        wake: called when there is something for it to do, or nothing more to wait for.
-        run: what makes its batches.
-        width: how many batches it can have in flight at once.
-        in_person: whether it asks itself, instead of a thread of ours.
-        pending: texts that are not in flight yet, the cheapest first.
-        awaited: how many texts are not settled.
-        outcome: what the settled ones became.
-        failure: what ended a batch of its texts.
-    """
-
-    def __init__(self, wake: Callable[[], None], run: Run, width: int) -> None:
-        self.wake = wake
-        self.run = run
-        self.width = width
-        self.in_person = False
-        self.pending: deque[Wanted] = deque()
-        self.outcome: dict[Key, Any] = {}
-        self.failure: Exception | None = None
-        self.wanted: list[Wanted] = []
-        self.awaited = 0
-        self.granted = 0  # slots it was given and has not used yet
-        self.running: list[list[Wanted]] = []  # batches in flight
-        self.queued = False
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to wait for."""
-        return self.awaited == 0 or self.failure is not None
 
 
 class Coalescer:
@@ -113,6 +63,9 @@ class Coalescer:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
+        self._changing = False
+        self._callers: dict[Caller, None] = {}  # who waits
+        self._flying: list[tuple[Caller, list[Wanted]]] = []  # batches that have a slot, and who runs them
         self._free = self.slots
         self._wanted: dict[Key, Wanted] = {}
         self._queue: deque[Caller] = deque()  # callers with pending texts, that could use a slot
@@ -137,25 +90,22 @@ class Coalescer:
         """
         if _inside.get():
             return self._alone(texts, known, run)
-        woken = threading.Event()
-        caller = Caller(woken.set, run, width)
+        bell = Bell()
+        caller = Caller(texts, known, bell.ring, run, width)
         caller.in_person = width == 1 or len(texts) <= self.batch_size
         if caller.in_person:
             caller.width = 1
         try:
-            self._join(caller, texts, known)
+            self._change(self._join, caller)
             while not caller.done:
-                batch = self._take(caller) if caller.in_person else None
+                batch = self._change(self._take, caller) if caller.in_person else None
                 if batch is not None:
                     self._run(caller, batch)
                 elif not caller.done:
-                    woken.wait()
-                    woken.clear()
+                    bell.wait()
         finally:
-            if caller.in_person:
-                for batch in caller.running:  # an interrupt came between taking it and asking for it
-                    self._put_back(caller, batch)
-            self._leave(caller)
+            caller.left = True
+            self._say_goodbye(caller)
         return _outcome(caller)
 
     async def acall(
@@ -173,14 +123,15 @@ class Coalescer:
             with contextlib.suppress(RuntimeError):  # a loop that is closed has nobody left to wake
                 loop.call_soon_threadsafe(woken.set)
 
-        caller = Caller(wake, run, width)
+        caller = Caller(texts, known, wake, run, width)
         try:
-            self._join(caller, texts, known)
+            self._change(self._join, caller)
             while not caller.done:
                 await woken.wait()
                 woken.clear()
         finally:
-            self._leave(caller)
+            caller.left = True
+            self._say_goodbye(caller)
         return _outcome(caller)
 
     def _alone(self, texts: Sequence[tuple[Key, str, int]], known: Callable[[Key], Any], run: Run) -> Outcome:
@@ -195,7 +146,7 @@ class Coalescer:
     ) -> Iterator[list[Wanted]]:
         """Batches of what is not known, without waiting for anybody."""
         pending: deque[Wanted] = deque()
-        for key, text, cost in sorted(texts, key=_by_cost):
+        for key, text, cost in sorted(texts, key=by_cost):
             value = known(key)
             if value is None:
                 pending.append(Wanted(key, text, cost))
@@ -204,40 +155,76 @@ class Coalescer:
         while pending:
             yield self._pack(pending)
 
-    # Slots; all but `_join`, `_take`, `_run`, `_settle`, `_put_back` and `_leave` runs under the lock
+    # Slots
 
-    def _join(self, caller: Caller, texts: Iterable[tuple[Key, str, int]], known: Callable[[Key], Any]) -> None:
+    def _change(self, change: Callable[..., T], *args: Any) -> T:
+        """Change who waits, and who has which slot; all that follows, but for `_run`, is called from here."""
         with self._lock:
-            for key, text, cost in sorted(texts, key=_by_cost):
-                value = known(key)  # it may have been settled since the caller looked
-                if value is not None:
-                    caller.outcome[key] = value
-                    continue
-                wanted = self._wanted.get(key)
-                if wanted is None:
-                    wanted = self._wanted[key] = Wanted(key, text, cost)
-                    caller.pending.append(wanted)
-                wanted.callers.append(caller)
-                caller.wanted.append(wanted)
-                caller.awaited += 1
+            if self._changing:  # an interrupt broke off the last one
+                self._mend()
+            self._changing = True
+            changed = change(*args)
+            self._changing = False
+        return changed
+
+    def _say_goodbye(self, caller: Caller) -> None:
+        try:
+            self._change(self._leave, caller)
+        except BaseException:
+            self._change(self._leave, caller)  # others may wait for what it had
+            raise
+
+    def _mend(self) -> None:
+        """Make queues and slots anew, from who is there and what is in flight."""
+        for caller in self._callers:
+            caller.stand_back()
+        self._callers = {caller: None for caller in self._callers if not caller.left}
+        self._flying = [entry for entry in self._flying if not (entry[0].left and entry[0].in_person)]
+        self._free = self.slots - len(self._flying)
+        self._wanted = {wanted.key: wanted for _, batch in self._flying for wanted in batch}
+        for wanted in self._wanted.values():
+            wanted.callers = []
+        self._queue.clear()
+        for caller in self._callers:
+            self._want(caller)
+        for caller in self._callers:
             self._queue_up(caller)
-            self._grant()
+            caller.wake()
+        self._grant()
+
+    def _join(self, caller: Caller) -> None:
+        self._callers[caller] = None
+        self._want(caller)
+        self._queue_up(caller)
+        self._grant()
+
+    def _want(self, caller: Caller) -> None:
+        for key, text, cost in caller.texts:
+            value = caller.outcome.get(key, caller.known(key))  # it may have been settled since the caller looked
+            if value is not None:
+                caller.outcome[key] = value
+                continue
+            wanted = self._wanted.get(key)
+            if wanted is None:
+                wanted = self._wanted[key] = Wanted(key, text, cost)
+                caller.pending.append(wanted)
+            wanted.callers.append(caller)
+            caller.wanted.append(wanted)
+            caller.awaited += 1
 
     def _take(self, caller: Caller) -> list[Wanted] | None:
         """The next batch, if the caller was given a slot and there is still something to ask for."""
-        with self._lock:
-            if not caller.granted:
-                return None
-            caller.granted -= 1
-            batch = self._gather(caller)
-            if not batch:  # somebody took them along meanwhile
-                self._free += 1
-                self._grant()
-                return None
-            caller.running.append(batch)
+        if not caller.granted:
+            return None
+        caller.granted -= 1
+        batch = self._gather(caller)
+        if batch:
+            self._flying.append((caller, batch))
             self._queue_up(caller)
-            self._grant()
-            return batch
+        else:  # somebody took them along meanwhile
+            self._free += 1
+        self._grant()
+        return batch or None
 
     def _gather(self, caller: Caller) -> list[Wanted]:
         """A batch of the caller's own texts, and of every other caller's who waits and fits in whole."""
@@ -270,7 +257,8 @@ class Coalescer:
         return batch
 
     def _queue_up(self, caller: Caller) -> None:
-        if caller.pending and not caller.queued and len(caller.running) + caller.granted < caller.width:
+        n_running = sum(runs is caller for runs, _ in self._flying)
+        if caller.pending and not caller.queued and n_running + caller.granted < caller.width:
             caller.queued = True
             self._queue.append(caller)
 
@@ -287,7 +275,7 @@ class Coalescer:
                 caller.wake()
                 continue
             batch = self._gather(caller)
-            caller.running.append(batch)
+            self._flying.append((caller, batch))
             self._queue_up(caller)
             self._start(caller, batch)
 
@@ -303,28 +291,26 @@ class Coalescer:
     # Batches
 
     def _run(self, caller: Caller, batch: list[Wanted]) -> None:
-        token = _inside.set(True)
+        context = contextvars.copy_context()  # not reset afterwards, which an interrupt could prevent
+        context.run(_inside.set, True)
         try:
-            outcome = caller.run(batch)
+            outcome = context.run(caller.run, batch)
         except Exception as error:
-            self._settle(caller, batch, {wanted.key: error for wanted in batch})
+            self._change(self._settle, caller, batch, {wanted.key: error for wanted in batch})
         except BaseException:
-            self._put_back(caller, batch)
+            self._change(self._put_back, batch)
             raise
         else:
-            self._settle(caller, batch, outcome)
-        finally:
-            _inside.reset(token)
+            self._change(self._settle, caller, batch, outcome)
 
     def _settle(self, caller: Caller, batch: list[Wanted], outcome: Outcome) -> None:
-        with self._lock:
-            self._settled(caller, batch, outcome)
-            self._queue_up(caller)
-            self._grant()
+        self._settled(caller, batch, outcome)
+        self._queue_up(caller)
+        self._grant()
 
     def _settled(self, caller: Caller, batch: list[Wanted], outcome: Outcome) -> None:
         """Hand over what became of a batch, and its slot back."""
-        self._give_back_slot(caller, batch)
+        self._give_back_slot(batch)
         waking: dict[Caller, None] = {caller: None}
         for wanted in batch:
             if self._wanted.get(wanted.key) is wanted:
@@ -342,36 +328,40 @@ class Coalescer:
         for waiting in waking:
             waiting.wake()
 
-    def _put_back(self, caller: Caller, batch: list[Wanted]) -> None:
+    def _put_back(self, batch: list[Wanted]) -> None:
         """A batch that was broken off, not settled: its texts wait again, for whoever wants them."""
-        with self._lock:
-            if not any(running is batch for running in caller.running):
-                return
-            self._give_back_slot(caller, batch)
+        if self._give_back_slot(batch):
             for wanted in batch:
                 self._hand_over(wanted)
             self._grant()
 
     def _leave(self, caller: Caller) -> None:
         """Forget a caller; what it has not asked for yet goes to others who want it."""
-        with self._lock:
-            if caller.awaited:
-                for wanted in caller.wanted:
-                    with contextlib.suppress(ValueError):  # settled
-                        wanted.callers.remove(caller)
-                for wanted in caller.pending:
-                    self._hand_over(wanted)
-                caller.pending.clear()
-            if caller.queued:
-                self._queue.remove(caller)
-                caller.queued = False
-            self._free += caller.granted
-            caller.granted = 0
-            self._grant()
+        self._callers.pop(caller, None)
+        if caller.awaited:
+            for wanted in caller.wanted:
+                with contextlib.suppress(ValueError):  # settled
+                    wanted.callers.remove(caller)
+            for wanted in caller.pending:
+                self._hand_over(wanted)
+            caller.pending.clear()
+        for runs, batch in list(self._flying):
+            if runs is caller and caller.in_person:  # an interrupt came between taking it and asking for it
+                self._put_back(batch)
+        if caller.queued:
+            self._queue.remove(caller)
+            caller.queued = False
+        self._free += caller.granted
+        caller.granted = 0
+        self._grant()
 
-    def _give_back_slot(self, caller: Caller, batch: list[Wanted]) -> None:
-        self._free += 1
-        caller.running = [running for running in caller.running if running is not batch]
+    def _give_back_slot(self, batch: list[Wanted]) -> bool:
+        """Whether the batch had one."""
+        still = [entry for entry in self._flying if entry[1] is not batch]
+        n_back = len(self._flying) - len(still)
+        self._flying = still
+        self._free += n_back
+        return n_back > 0
 
     def _hand_over(self, wanted: Wanted) -> None:
         if not wanted.callers:
@@ -380,18 +370,6 @@ class Coalescer:
         heir = wanted.callers[0]
         heir.pending = deque(sorted([*heir.pending, wanted], key=lambda item: item.cost))
         self._queue_up(heir)
-
-
-def by_caller(batch: Sequence[Wanted]) -> list[list[Wanted]]:
-    """The parts of a batch that different callers asked for."""
-    parts: dict[Caller | None, list[Wanted]] = {}
-    for wanted in batch:
-        parts.setdefault(wanted.callers[0] if wanted.callers else None, []).append(wanted)
-    return list(parts.values())
-
-
-def _by_cost(text: tuple[Key, str, int]) -> int:
-    return text[2]
 
 
 def _outcome(caller: Caller) -> Outcome:

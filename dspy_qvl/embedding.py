@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from dspy_qvl.backend import Backend
 from dspy_qvl.backends import LEXICAL, ModelSpec
 from dspy_qvl.cache import EmbeddingCache
-from dspy_qvl.coalescing import Key
+from dspy_qvl.callers import Key
 from dspy_qvl.errors import InputError, QVLWarning, TextsRefusedError, check_count, check_text, shown
 from dspy_qvl.hosted import Usage
 from dspy_qvl.provider import Refused

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from dspy_qvl.backend import Backend
 from dspy_qvl.cache import EmbeddingCache
-from dspy_qvl.coalescing import Coalescer, Key, Run, Wanted, by_caller
+from dspy_qvl.callers import Key, Run, Wanted, by_caller
+from dspy_qvl.coalescing import Coalescer
 from dspy_qvl.errors import EmbeddingError, QVLWarning, StateError, other_model
 from dspy_qvl.linear import dot_rows
 from dspy_qvl.model import NO_VECTOR, Model, Row

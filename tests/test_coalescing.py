@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
+import os
 import random
 import threading
 import time
@@ -17,6 +19,7 @@ from dspy_qvl.coalescing import Coalescer
 from dspy_qvl.embedding import Embedding
 from dspy_qvl.lexical import LexicalModel
 from tests.conftest import rated
+from tests.interrupts import interrupted, may_be_swallowed, needs_a_timer, seconds_of
 
 DEADLINE = 30.0
 
@@ -264,6 +267,41 @@ def test_64_threads_with_failures_and_interrupts_come_to_an_end(tmp_path):
     assert sum(n_right) > 64 * 30 / 2
     coalescer = embedding._first._coalescer
     assert (coalescer._free, len(coalescer._queue), len(coalescer._wanted)) == (1, 0, 0)
+
+
+@needs_a_timer
+@may_be_swallowed
+def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path):
+    rng, seconds = random.Random(0), float(os.environ.get("SECONDS_OF_INTERRUPTS", "0.7"))
+    embedding = make(SlowModel(0.0), tmp_path, batch_size=4)
+    numbers = itertools.count()
+    stop, n_embedded = threading.Event(), Counter()
+
+    def embed(who: str) -> None:
+        # Some texts are wanted by several at once.
+        embedding([f"{who} {next(numbers)}", f"text {next(numbers) // 3}"])
+        n_embedded[who] += 1
+
+    def others(who: str) -> None:
+        while not stop.is_set():
+            embed(who)
+
+    threads = [threading.Thread(target=others, args=(f"thread {n}",), daemon=True) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    longest = 2 * seconds_of(lambda: embed("main"))
+    n_struck, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        n_struck += interrupted(lambda: embed("main"), rng, longest)
+    stop.set()
+    for thread in threads:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+    embed("at last")
+    coalescer = embedding._first._coalescer
+    assert (coalescer._free, len(coalescer._queue), len(coalescer._wanted)) == (1, 0, 0)
+    assert n_struck > 20
+    print(n_struck, "interrupts", dict(n_embedded))
 
 
 # Event loops
