@@ -19,7 +19,7 @@ Values then are finite, and so are their scores and what is learned on from them
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,7 @@ from dspy_qvl.sharing import Memo
 from dspy_qvl.state import check_schema, decode_array, encode_array, opened, take
 from dspy_qvl.text import Item, RankingExample, Rendering
 from dspy_qvl.tuning import Fitted
+from dspy_qvl.vectorizer import Vectorizer
 
 Vectors = NDArray[np.float32]
 
@@ -79,6 +80,7 @@ class Fit:
         paired: whether a text is valued for a query.
         permutation_p: of the permutation test (`permutation.py`) when it was last trained; None where there was none.
         memo: what follows from the fit; not saved.
+        vectorizer: what makes the columns of texts, once it is known that the fit belongs to it; not saved.
     """
 
     fitted: Fitted
@@ -93,6 +95,7 @@ class Fit:
     paired: bool = False
     permutation_p: float | None = None
     memo: Memo = field(default_factory=Memo)
+    vectorizer: Vectorizer | None = None
 
     @property
     def n_texts(self) -> int:
@@ -117,7 +120,7 @@ class Fit:
     @property
     def digest(self) -> str:
         """A short stand-in for the coefficients."""
-        return hashlib.blake2b(self.line.coef.tobytes(), digest_size=16).hexdigest()
+        return self.memo.once("digest", lambda: hashlib.blake2b(self.line.coef.tobytes(), digest_size=16).hexdigest())
 
     @property
     def line(self) -> ridge.Linear:
@@ -139,6 +142,21 @@ class Fit:
         blocks = zip(self.fitted.names, Table(X, self.fitted.names, self.fitted.widths).blocks, strict=True)
         return {name: X[:, block] for name, block in blocks if name not in (EMBEDDING, *BUILT_IN, *PAIRED)}
 
+    def remember(self, rows: Iterable[int] | None = None) -> None:
+        """Keep in memory the columns it learned its texts by, or some rows: what makes them is not asked again."""
+        if self.vectorizer is None:
+            return
+        chosen = list(range(self.n_texts) if rows is None else rows)
+        texts = [self.rated[row].text for row in chosen]
+        embedding = self.vectorizer.embedding
+        if self.vectors is not None:
+            embedding.remember(texts, [self.vectors[row] for row in chosen], instruct=not self.paired)
+        if self.queried is not None:
+            asked = dict.fromkeys(self.rated[row].query for row in chosen)
+            known = {query: vector for query, vector in self.queried.items() if query in asked}
+            embedding.remember(list(known), list(known.values()))
+        self.vectorizer.blocks.remember(texts, {name: [kept[row] for row in chosen] for name, kept in self.own.items()})
+
     def predict(self, X: Rows) -> Array:
         """Values of features, (n, n_features) -> (n,), on the scale of the scores.
 
@@ -154,6 +172,9 @@ class Fit:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fit":
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "vectorizer": None}  # in another process its vectors are not in memory yet
 
 
 def quantiles(scores: Sequence[float] | Array) -> Array:

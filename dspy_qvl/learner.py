@@ -33,6 +33,7 @@ from dspy_qvl.fit import Fit
 from dspy_qvl.folds import copies, members_of
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.hosted import Usage
+from dspy_qvl.learned import Learned
 from dspy_qvl.migration import Migration, check_texts_kept, compared, saved_values
 from dspy_qvl.permutation import LEVEL, noise_warning
 from dspy_qvl.state import read_file, take, write_file
@@ -40,6 +41,7 @@ from dspy_qvl.text import RankingExample, rated_text
 from dspy_qvl.tuning import Fitted, refit
 from dspy_qvl.validation import choose_alpha, validate
 from dspy_qvl.values import ValueFunction, check_blocks, check_identity, missing_features
+from dspy_qvl.vectorizer import Vectorizer
 
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -58,6 +60,10 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         learner.train()
         learner.predict("Still going strong")        # a float, on the raters' own scale
         learner(text="Still going strong").score     # the same, as a DSPy module
+
+    Any number of threads may use one. Calls that change it (learning, loading, DSPy's `load`) wait for each other and
+    are whole: one that fails or is interrupted has changed nothing. Values, copies and files do not wait; each is of
+    one moment, before such a call or after it.
 
     Args:
         model_name: an embedding model: a name on the Hugging Face hub or a folder (in process, extra `local`),
@@ -96,17 +102,17 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
     @property
     def training_texts(self) -> list[str]:
         """The rated texts, in the order they were added."""
-        return [example.text for example in self.ridge.examples]
+        return [example.text for example in self.ridge.now.examples]
 
     @property
     def training_scores(self) -> list[float]:
         """Their scores."""
-        return [example.score for example in self.ridge.examples]
+        return [example.score for example in self.ridge.now.examples]
 
     @property
     def training_metadata(self) -> list[dict[str, Any] | None]:
         """What was kept with each; a copy."""
-        return [copy.deepcopy(example.metadata) for example in self.ridge.examples]
+        return [copy.deepcopy(example.metadata) for example in self.ridge.now.examples]
 
     def add_training_example(
         self, text: str, score: float, metadata: Mapping[str, Any] | None = None, query: str | None = None
@@ -124,9 +130,8 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             InputError: a text, score, metadata or query that cannot be used; nothing is added.
         """
         example = rated_text(RankingExample(text, score, metadata, query))  # type: ignore[arg-type]
-        with self._changing:
-            self.ridge.examples.append(example)
-        logger.debug("added rated text %d, score %s", len(self.ridge.examples), score)
+        n_texts = self.ridge.extend([example])
+        logger.debug("added rated text %d, score %s", n_texts, score)
 
     def add_training_examples(self, examples: Iterable[Any]) -> None:
         """Add rated texts, all of them or, if one cannot be used, none.
@@ -142,9 +147,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             raise InputError(f"examples must be a list of rated texts, but got {type(examples).__name__}.")
         check_flat(examples, "examples", "its rows, for instance data_frame.to_dict('records')")
         added = [rated_text(item, f"examples[{row}]") for row, item in enumerate(examples)]
-        with self._changing:
-            self.ridge.examples.extend(added)
-        logger.debug("%d rated texts now", len(self.ridge.examples))
+        logger.debug("%d rated texts now", self.ridge.extend(added))
 
     # Learning
 
@@ -189,31 +192,33 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             EmbeddingError: the model failed; an earlier fit stays, and what was embedded is not asked for again.
         """
         fraction, n_folds = check_fraction(validation_split, "validation_split"), check_count(cv_folds, "cv_folds", 2)
-        before = self._embedding.usage
-        with self._changing:
-            metrics = self._train(fraction, n_folds, groups)
+        with self.ridge.changing.held:
+            before, embedding = self.ridge.now, self._embedding
+            usage = embedding.usage
+            metrics = self._train(before, fraction, n_folds, groups)
         if metrics["permutation_p"] > LEVEL:
             warnings.warn(noise_warning(metrics["permutation_p"]), QVLWarning, stacklevel=2)
-        return self._with_usage(metrics, before)
+        return _with_usage(metrics, embedding, usage)
 
-    def _train(self, fraction: float, n_folds: int, groups: Sequence[Any] | str | None) -> dict[str, Any]:
-        examples = list(self.ridge.examples)
-        table, y, members = self._training_table(examples, groups)
-        alpha, weights = self.ridge.alpha, self.ridge.weights
+    def _train(
+        self, before: Learned, fraction: float, n_folds: int, groups: Sequence[Any] | str | None
+    ) -> dict[str, Any]:
+        table, y, members, vectorizer = self._training_table(before, groups)
+        alpha, weights = before.alpha, before.weights
         metrics, tuned = validate(
             table,
             y,
-            [example.text for example in examples],
+            [example.text for example in before.examples],
             alpha,
             members=members,
             validation_split=fraction,
             cv_folds=n_folds,
             random_state=self.random_state,
             weights=weights if weights is not None and set(weights) <= set(table.names) else None,
-            optional=self._blocks.auto,
+            optional=vectorizer.blocks.auto,
         )
-        metrics["alpha_saw_validation"] = self.ridge.alpha_tuned
-        self._adopt(refit(table, y, alpha, tuned.weights), alpha, table, metrics)
+        metrics["alpha_saw_validation"] = before.alpha_tuned
+        self._adopt(before, vectorizer, refit(table, y, alpha, tuned.weights), alpha, table, metrics)
         logger.info(
             "trained on %d texts with alpha %g: cross-validated MSE %.4g, validation R² %.3f",
             len(y),
@@ -249,9 +254,10 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             InputError: as `train`, or an empty or unusable range; an earlier fit stays.
         """
         alphas, n_folds = check_alphas(alpha_range), check_count(cv_folds, "cv_folds", 2)
-        before = self._embedding.usage
-        with self._changing:
-            table, y, members = self._training_table(list(self.ridge.examples), groups)
+        with self.ridge.changing.held:
+            before, embedding = self.ridge.now, self._embedding
+            usage = embedding.usage
+            table, y, members, vectorizer = self._training_table(before, groups)
             chosen, tuned = choose_alpha(
                 table,
                 y,
@@ -259,10 +265,10 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
                 members=members,
                 cv_folds=n_folds,
                 random_state=self.random_state,
-                optional=self._blocks.auto,
+                optional=vectorizer.blocks.auto,
             )
-            self._adopt(tuned.fitted, tuned.alpha, table, chosen)
-            self.ridge.alpha_tuned, self.ridge.weights = True, tuned.weights
+            parts = {"alpha_tuned": True, "weights": tuned.weights}
+            self._adopt(before, vectorizer, tuned.fitted, tuned.alpha, table, chosen, **parts)
         logger.info("chose alpha %g of %s over %d texts", chosen["best_alpha"], alphas, len(y))
         if chosen["permutation_p"] > LEVEL:
             warnings.warn(noise_warning(chosen["permutation_p"]), QVLWarning, stacklevel=2)
@@ -275,18 +281,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
                 QVLWarning,
                 stacklevel=2,
             )
-        return self._with_usage(chosen, before)
-
-    def _with_usage(self, report: dict[str, Any], before: Usage | None) -> dict[str, Any]:
-        """A report with what a hosted model was asked since `before`."""
-        now = self._embedding.usage
-        if now is None or before is None:
-            return report
-        spent = now - before
-        logger.info("asked %s: %s", self.model_name, spent)
-        cost = None if spent.unpriced and not spent.cost else spent.cost
-        usage = {"requests": spent.requests, "texts": spent.texts, "tokens": spent.tokens, "cost": cost}
-        return {**report, "usage": usage}
+        return _with_usage(chosen, embedding, usage)
 
     def update(
         self, text: str, score: float, metadata: Mapping[str, Any] | None = None, query: str | None = None
@@ -309,14 +304,16 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             EmbeddingError, FeatureError: the model or a block failed. Whatever is raised, nothing has changed.
         """
         example = rated_text(RankingExample(text, score, metadata, query))  # type: ignore[arg-type]
-        with self._changing:
-            fit = self._with_examples()
-            arriving = [*self.ridge.examples[fit.n_texts :], example]
+        with self.ridge.changing.held:
+            before, fit = self.ridge.now, self._with_examples()
+            arriving = [*before.examples[fit.n_texts :], example]
             _check_queries(arriving, paired=fit.paired, first=fit.n_texts)
+            vectorizer = self._vectorizer_of(fit)
             vectors = None if fit.vectors is None else self._vectors([item.text for item in arriving], fit)
-            self.ridge.update(arriving, vectors, self._features_of(fit), self._queried(arriving))
-            self._embedding.accepted.add(self.ridge.fit_or_refuse())
-        logger.debug("learned rated text %d, score %s", len(self.ridge.examples), score)
+            queried = _queried(arriving, vectorizer)
+            parts = {"vectorizer": self._unless_made_with(vectorizer)}
+            self.ridge.update(before, fit, arriving, vectors, self._features_of(fit), queried, **parts)
+        logger.debug("learned rated text %d, score %s", fit.n_texts + len(arriving), score)
 
     def forget(self, text: str, query: str | None = None) -> None:
         """Take back every rating of a text (for one query), and what it taught: the fit the others alone would give.
@@ -329,30 +326,31 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             InputError: no such text was rated, or a value function saved without its texts. Nothing has changed.
         """
         text = check_text(text)
-        with self._changing:
+        with self.ridge.changing.held:
+            before = self.ridge.now
             rows = {
                 row
-                for row, example in enumerate(self.ridge.examples)
+                for row, example in enumerate(before.examples)
                 if example.text == text and query in (None, example.query)
             }
-            n_learned = 0 if self.ridge.fitted is None else self.ridge.fitted.n_texts
-            if rows and min(rows) >= n_learned:  # never learned: nothing to take back
-                self.ridge.examples = [item for row, item in enumerate(self.ridge.examples) if row not in rows]
-                return
-            if not rows and self.ridge.fitted is not None:
-                self._with_examples()
             if not rows:
+                if before.fitted is not None:
+                    self._with_examples()
                 asked = "" if query is None else f" for {shown(query)}"
                 raise InputError(
-                    f"{shown(text)} was never rated{asked}; "
-                    f"training_texts lists the {len(self.ridge.examples)} that were."
+                    f"{shown(text)} was never rated{asked}; training_texts lists the {len(before.examples)} that were."
                 )
+            n_learned = 0 if before.fitted is None else before.fitted.n_texts
+            if min(rows) >= n_learned:  # never learned: nothing to take back
+                self.ridge.put(examples=before.examples.without(rows))
+                return
             fit = self._with_examples()
-            self.ridge.forget(rows, self._features_of(fit))
-            if self.ridge.fitted is not None:
-                self._embedding.accepted.add(self.ridge.fitted)
-        logger.debug("forgot %d ratings of a text; %d are left", len(rows), len(self.ridge.examples))
-        if self.ridge.fitted is None:
+            fit.remember(row for row in rows if row < n_learned)  # a row goes as it came, to the last bit
+            parts = {"vectorizer": self._unless_made_with(self._vectorizer_of(fit))}
+            self.ridge.forget(before, fit, rows, self._features_of(fit), **parts)
+            left = self.ridge.now
+        logger.debug("forgot %d ratings of a text; %d are left", len(rows), len(left.examples))
+        if left.fitted is None:
             warnings.warn(
                 "fewer than two different scores are left, so there is nothing to value texts by; rate more and train.",
                 QVLWarning,
@@ -364,9 +362,10 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         self.ridge.unfit()
 
     def _training_table(
-        self, examples: list[RankingExample], groups: Sequence[Any] | str | None
-    ) -> tuple[Table, Array, Sequence[Any]]:
-        """Columns, scores and groups of rated texts."""
+        self, before: Learned, groups: Sequence[Any] | str | None
+    ) -> tuple[Table, Array, Sequence[Any], Vectorizer]:
+        """Columns, scores and groups of the rated texts, and what makes the columns."""
+        examples = before.examples[:]
         texts, y = [example.text for example in examples], [example.score for example in examples]
         check_scores_differ(y)
         paired = examples[0].query is not None
@@ -382,38 +381,51 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         if groups is not None:
             groups = check_groups(groups, len(texts))
         fit: Fit | None = None
-        if self.ridge.fitted is not None:
+        if before.fitted is not None:
             with contextlib.suppress(StateError):  # a fit of another model brings nothing, and will be replaced
                 fit = self._ready()  # a loaded fit brings the vectors of its texts
-        names = self._blocks.candidates(paired=paired)
-        table = self._table([example.item for example in examples], names, fit, paired=paired)
+        vectorizer = self._vectorizer_at(before) if fit is None else self._vectorizer_of(fit)
+        expect = None if fit is None else fit.probe
+        names = vectorizer.blocks.candidates(paired=paired)
+        table = self._table([example.item for example in examples], names, vectorizer, expect, paired=paired)
         queries = [example.query or "" for example in examples]
         # Of texts for queries it is a query that never stands on two sides: an answer may be given to many of them.
         by_query = len(set(queries)) > 1
         copied = copies(queries) if by_query else copies(texts, table.X[:, table.blocks[0]])
-        return table, np.array(y), copied if groups is None else members_of(groups, copied)
+        return table, np.array(y), copied if groups is None else members_of(groups, copied), vectorizer
 
-    def _queried(self, examples: Sequence[RankingExample]) -> dict[str, Vectors] | None:
-        """The vectors of the queries of rated texts; None where they have none."""
-        queries = list(dict.fromkeys(example.query for example in examples if example.query is not None))
-        return dict(zip(queries, self._embedding(queries), strict=True)) if queries else None
-
-    def _adopt(self, fitted: Fitted, alpha: float, table: Table, report: Mapping[str, Any]) -> None:
+    def _adopt(
+        self,
+        before: Learned,
+        vectorizer: Vectorizer,
+        fitted: Fitted,
+        alpha: float,
+        table: Table,
+        report: Mapping[str, Any],
+        **parts: Any,
+    ) -> None:
         """Keep the fit of rated texts with these columns, and what a saved state needs."""
         columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
-        keeps = self._embedding.keeps_vectors and not self._overridden()
-        fit = self.ridge.adopt(
+        embedding = vectorizer.embedding
+        keeps = embedding.keeps_vectors and not self._overridden()
+        self.ridge.adopt(
+            before,
             fitted,
             alpha,
-            n_texts=len(table.X),
-            identity=self._embedding.identity,
-            probe=self._embedding.probe(),
+            identity=embedding.identity,
+            probe=embedding.probe(),
             vectors=columns[EMBEDDING].copy() if keeps else None,
             own={name: columns[name].copy() for name in fitted.names if name not in (EMBEDDING, *BUILT_IN, *PAIRED)},
-            queried=self._queried(self.ridge.examples[: len(table.X)]),
+            queried=_queried(before.examples, vectorizer),
             permutation_p=report["permutation_p"],
+            made_by=vectorizer,
+            vectorizer=self._unless_made_with(vectorizer),
+            **parts,
         )
-        self._embedding.accepted.add(fit)
+
+    def _unless_made_with(self, vectorizer: Vectorizer) -> Vectorizer | None:
+        """What `Learned` has to hold of what makes the columns."""
+        return None if vectorizer is self._made_with else vectorizer
 
     # Persistence
 
@@ -427,15 +439,17 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             NotFittedError: nothing was learned.
             InputError: the path cannot be written.
         """
-        self.ridge.fit_or_refuse()
+        now = self.ridge.now
+        now.fit_or_refuse()
+        vectorizer = self._vectorizer_at(now)
+        embedding = vectorizer.embedding
         settings = {
-            "model_name": None if self._embedding.spec.embedder is not None else self.model_name,
-            "embedding_dim": self.embedding_dim,
-            "instruction": self.instruction,
-            "ridge_alpha": self._settings["ridge_alpha"],
-            "features": self._settings["features"],
+            **vectorizer.settings,
+            "model_name": None if embedding.spec.embedder is not None else embedding.spec.model_name,
+            "embedding_dim": embedding.dim,
+            "instruction": embedding.instruction,
         }
-        write_file(path, {"settings": settings, "head": self.ridge.content()})
+        write_file(path, {"settings": settings, "head": now.content(keep_examples=self.ridge.keep_examples)})
         logger.debug("saved to %s", path)
 
     def load_model(self, path: str | os.PathLike[str], *, trust_model: bool = False) -> None:
@@ -457,16 +471,18 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         """
         trust_model = check_flag(trust_model, "trust_model")
         content = read_file(path)
-        head, fit = self._saved(path, content)
-        try:
-            saved = take(content, "settings", Mapping, str(path))
-            self._check_named(saved, trust_model)
-            settings, embedding, blocks = self._adopted(saved, fit.identity)
-            check_blocks(blocks, fit)
-        except (StateError, InputError) as error:
-            raise StateError(f"{path} does not fit this learner: {error}") from error
-        check_identity(embedding, fit)
-        self._settings, self._embedding, self._blocks, self.ridge = settings, embedding, blocks, head
+        learned = self._saved(path, content)
+        fit = learned.fit_or_refuse()
+        with self.ridge.changing.held:
+            try:
+                saved = take(content, "settings", Mapping, str(path))
+                self._check_named(saved, trust_model)
+                vectorizer = self._adopted(saved, fit.identity)
+                check_blocks(vectorizer.blocks, fit)
+            except (StateError, InputError) as error:
+                raise StateError(f"{path} does not fit this learner: {error}") from error
+            check_identity(vectorizer.embedding, fit)
+            self.ridge.take_over(replace(learned, vectorizer=self._unless_made_with(vectorizer)))
         logger.debug("loaded %r from %s", self, path)
 
     def migrate(
@@ -498,34 +514,35 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             NotFittedError: no path, and nothing was learned.
             EmbeddingError, FeatureError: the model or a block failed. Whatever is raised, the learner stays as it was.
         """
-        with self._changing:
-            old = self.ridge if path is None else self._saved(path, read_file(path))[0]
+        with self.ridge.changing.held:
+            before, vectorizer = self.ridge.now, self._vectorizer
+            old = before if path is None else self._saved(path, read_file(path))
             fit = old.fit_or_refuse()
             check_texts_kept(fit, "this value function" if path is None else str(path))
             twin = self.deepcopy()
-            twin.ridge = copy.deepcopy(old)
-            twin.ridge.unfit()
+            twin.ridge.now = replace(old, fitted=None, vectorizer=self._unless_made_with(vectorizer))
             if path is None:
-                self.embedding_cache.clear()  # a loaded fit may have brought vectors of its model
-            twin._blocks.remember(fit.texts, {name: own for name, own in fit.own.items() if name in twin.features})
+                vectorizer.embedding.cache.clear()  # a loaded fit may have brought vectors of its model
+            blocks = vectorizer.blocks
+            blocks.remember(fit.texts, {name: own for name, own in fit.own.items() if name in blocks.names})
             chosen = twin.optimize_hyperparameters(alpha_range, cv_folds, groups)
             values = twin.leave_one_out().values[: fit.n_texts]
             migration = compared(fit.rated, saved_values(fit), values, chosen)
-            self.ridge, self._embedding = twin.ridge, twin._embedding
-        logger.info("learned %d rated texts anew with %s", fit.n_texts, self._embedding.name)
+            self.ridge.swap(before, twin.ridge.now)
+        logger.info("learned %d rated texts anew with %s", fit.n_texts, vectorizer.embedding.name)
         return migration
 
-    def _saved(self, path: str | os.PathLike[str], content: Mapping[str, Any]) -> tuple[RidgeHead, Fit]:
-        """The fitted head in the content of a file.
+    def _saved(self, path: str | os.PathLike[str], content: Mapping[str, Any]) -> Learned:
+        """What the content of a file has learned.
 
         Raises:
-            StateError: there is none, or one that cannot be used.
+            StateError: nothing, or something that cannot be used.
         """
-        head = RidgeHead(keep_examples=self.ridge.keep_examples)
+        head = RidgeHead()
         head.load_state(take(content, "head", Mapping, str(path)))
         if head.fitted is None:
             raise StateError(f"{path} holds no fitted value function.")
-        return head, head.fitted
+        return head.now
 
     def _check_named(self, saved: Mapping[str, Any], trust_model: bool) -> None:
         """Refuse a hosted model that only a file names.
@@ -533,8 +550,9 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         Raises:
             StateError: with its name, and how to name it.
         """
-        spec, name = self._embedding.spec, take(saved, "model_name", (str, type(None)), "the saved settings")
-        is_mine = spec.embedder is not None or self._settings["model_name"] is not None or name == spec.model_name
+        now, name = self._vectorizer, take(saved, "model_name", (str, type(None)), "the saved settings")
+        spec = now.embedding.spec
+        is_mine = spec.embedder is not None or now.settings["model_name"] is not None or name == spec.model_name
         if name is not None and not is_mine and not trust_model and replace(spec, model_name=name).is_routed:
             raise StateError(
                 f"it was saved with the hosted model {shown(name, 200)}, which would be sent every text that is valued "
@@ -542,10 +560,9 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
                 f"{shown(name, 200)}, or load the file with trust_model=True."
             )
 
-    def _adopted(
-        self, saved: Mapping[str, Any], identity: Mapping[str, str] | None
-    ) -> tuple[dict[str, Any], Embedding, Features]:
-        """Settings, embedding and features as a file has them, where the caller said nothing else."""
+    def _adopted(self, saved: Mapping[str, Any], identity: Mapping[str, str] | None) -> Vectorizer:
+        """What makes the columns of texts as a file has it, where the caller said nothing else."""
+        now = self._vectorizer
         what = "the saved settings"
         settings = {
             "model_name": take(saved, "model_name", (str, type(None)), what),
@@ -555,41 +572,62 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             "features": take(saved, "features", (str, list), what),
         }
         if settings["features"] != AUTO:
-            own = self._blocks.missing([str(name) for name in settings["features"]])
+            own = now.blocks.missing([str(name) for name in settings["features"]])
             if own:
                 raise missing_features(own)
-            if sorted(settings["features"]) == sorted(self._blocks.names) and not self._blocks.auto:
-                settings["features"] = self._settings["features"]  # in whatever order
+            if sorted(settings["features"]) == sorted(now.blocks.names) and not now.blocks.auto:
+                settings["features"] = now.settings["features"]  # in whatever order
         for name, value in settings.items():
-            mine = self._settings[name]
+            mine = now.settings[name]
             # A model is compared by what it is, not by its name: see check_identity.
             if name != "model_name" and mine not in (DEFAULTS[name], value):
                 raise StateError(
                     f"it was saved with {name}={shown(value)}, but this learner was made with {shown(mine)}; leave "
                     f"{name} out, or let this learner learn its rated texts anew: migrate(path)."
                 )
-        now, spec = self._embedding, self._embedding.spec
+        embedding, spec = now.embedding, now.embedding.spec
         if settings["model_name"] is None and spec.embedder is None:
             raise StateError(
                 "it was saved with an embedder of its own; give that embedder to this learner, or let this one learn "
                 "its rated texts anew: migrate(path)."
             )
-        chosen = spec.embedder is not None or self._settings["model_name"] is not None
+        chosen = spec.embedder is not None or now.settings["model_name"] is not None
         name = spec.model_name if chosen else settings["model_name"]
-        if (name, settings["embedding_dim"], settings["instruction"]) != (spec.model_name, now.dim, now.instruction):
-            now = Embedding(
+        wanted = (name, settings["embedding_dim"], settings["instruction"])
+        if wanted != (spec.model_name, embedding.dim, embedding.instruction):
+            embedding = Embedding(
                 replace(spec, model_name=name, embedding_dim=settings["embedding_dim"]),
-                cache_dir=now.given_dir,
+                cache_dir=embedding.given_dir,
                 instruction=settings["instruction"],
                 batch_size=self._batch_size,
-                storage=now.storage,
+                storage=embedding.storage,
             )
-        now = now.like(identity)
-        blocks = self._blocks
-        mine = settings["features"] == self._settings["features"]  # then with the callables themselves
-        if not mine or now.is_lexical != blocks.beside_lexical:
-            blocks = Features(blocks.wanted if mine else settings["features"], beside_lexical=now.is_lexical)
-        return {**settings, "model_name": self._settings["model_name"]}, now, blocks
+        embedding = embedding.like(identity)
+        blocks = now.blocks
+        mine = settings["features"] == now.settings["features"]  # then with the callables themselves
+        if not mine or embedding.is_lexical != blocks.beside_lexical:
+            blocks = Features(blocks.wanted if mine else settings["features"], beside_lexical=embedding.is_lexical)
+        told = {**settings, "model_name": now.settings["model_name"]}
+        same = told == now.settings and embedding is now.embedding and blocks is now.blocks
+        return now if same else Vectorizer(told, embedding, blocks)
+
+
+def _queried(examples: Iterable[RankingExample], vectorizer: Vectorizer) -> dict[str, Vectors] | None:
+    """The vectors of the queries of rated texts; None where they have none."""
+    queries = list(dict.fromkeys(example.query for example in examples if example.query is not None))
+    return dict(zip(queries, vectorizer.embedding(queries), strict=True)) if queries else None
+
+
+def _with_usage(report: dict[str, Any], embedding: Embedding, before: Usage | None) -> dict[str, Any]:
+    """A report with what a hosted model was asked since `before`."""
+    now = embedding.usage
+    if now is None or before is None:
+        return report
+    spent = now - before
+    logger.info("asked %s: %s", embedding.spec.model_name, spent)
+    cost = None if spent.unpriced and not spent.cost else spent.cost
+    usage = {"requests": spent.requests, "texts": spent.texts, "tokens": spent.tokens, "cost": cost}
+    return {**report, "usage": usage}
 
 
 def _check_queries(examples: Sequence[RankingExample], *, paired: bool, first: int = 0) -> None:

@@ -27,6 +27,7 @@ from dspy_qvl.errors import (
 from dspy_qvl.examples import FromExample, checked_examples, taken
 from dspy_qvl.feedback import REASON
 from dspy_qvl.judged import SCORE, JudgedQuery, as_list, checked_scores, scores_within
+from dspy_qvl.learned import Examples
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metadata import check_metadata
 from dspy_qvl.permutation import LEVEL, noise_warning
@@ -106,10 +107,10 @@ class ValueLesson:
 
     def teach(self, learner: Qwen3EmbeddingValueLearner, rated: RatedTexts) -> dict[str, Any]:
         """Fit a learner on the rated texts alone; what `FitValue.report` says of it."""
-        learner.ridge.examples = list(rated.texts)
+        template = self.rendering.text if isinstance(self.rendering.text, str) else None
+        # Not by `examples`, which would forget the fit, and with it the vectors that were loaded.
+        learner.ridge.put(examples=Examples(rated.texts), template=template, query_template=self.query)
         chosen = learner.optimize_hyperparameters(self.alphas, self.cv, groups=rated.groups)
-        learner.ridge.template = self.rendering.text if isinstance(self.rendering.text, str) else None
-        learner.ridge.query_template = self.query
         return _report(learner, rated.texts, chosen, rated.unseen)
 
     def _unseen(self, valset: Any) -> list[RankingExample]:

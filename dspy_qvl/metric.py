@@ -123,8 +123,9 @@ class ValueScores:
         )
         if self._judge.fit.is_noise:
             warnings.warn(noise_warning(self._judge.fit.permutation_p), QVLWarning, stacklevel=2)
-        self.rendering = _rendering(text, learner.ridge.template)
-        self.query = _query(query, learner.ridge.query_template, paired=self._judge.fit.paired)
+        learned = self._judge.learner.ridge.now
+        self.rendering = _rendering(text, learned.template)
+        self.query = _query(query, learned.query_template, paired=self._judge.fit.paired)
         self.__name__ = "value"
         self._forget_calls()
 

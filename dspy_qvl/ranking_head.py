@@ -84,8 +84,9 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Everything that is saved, as DSPy saves it: the order is one entry."""
-        state, order = self.content(), self.fitted
-        state["order"] = sealed(state["order"], "" if order is None else f"learned from {order.n_queries} queries")
+        state = self.content()
+        order = state["order"]
+        state["order"] = sealed(order, "" if order is None else f"learned from {order['n_queries']} queries")
         return state
 
     def content(self) -> dict[str, Any]:
@@ -121,7 +122,8 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             raise StateError(f"the saved reranker cannot be used: {error}") from error
 
     def __repr__(self) -> str:
-        return "RankingHead(not fitted)" if self.fitted is None else f"RankingHead({self.fitted.n_queries} queries)"
+        order = self.fitted
+        return f"RankingHead({'not fitted' if order is None else f'{order.n_queries} queries'})"
 
 
 def _checked(state: object) -> Order | None:

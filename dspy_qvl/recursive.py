@@ -10,7 +10,9 @@ A row of weight s that comes (sign +1) or goes (sign -1) changes the inverse P =
 
 That is the fast path; the outer products wait until a few can be subtracted in one go. B and c, which only ever have
 rows added and subtracted, are the truth: from them P and theta are made anew after 1,000 rows, when theta has drifted
-from them, and when a row goes that alone held up a direction.
+from them, and when a row goes that alone held up a direction. Where rows have gone beside which those that
+are left are small, such as a slip of the pen of 10^6 among ratings from 0 to 8, even the sums have lost digits: they
+are `worn`, and whoever has the rows begins anew.
 
 With fewer rows than columns the same is done with the kernel, K = Z Z' of the rows z = x - shift:
 
@@ -25,14 +27,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.linear import Linear
-from dspy_qvl.moments import Array, Moments, Rows, slices
+from dspy_qvl.moments import Array, Moments, Rows, gather, rough_mean, slices
 
 Row = NDArray[np.float32] | Array
 
 AT_MOST = 1000  # rows between two factorisations
 GATHERED = 32  # rows that B and P take at once: a product of many rows costs little more than that of one
-LEFT = 0.01  # 1 - leverage of a row below which its going is a matter for the statistics, not for rank one
+LEFT = 0.01  # 1 - leverage of a row below which its going is a matter for the sums, not for rank one
 DRIFT = 1e-11  # |c - B theta| / |c| that asks for a factorisation
+WORN = 1e4  # times the spread of the rows: what sums once held more of than this has cost the rest its last digits
+KERNEL_AT_MOST = 4000  # rows whose kernel and its inverse, n^2 float64 each, are kept
+
+
+def begin(X: Rows, y: Array, alpha: float) -> "RecursiveRidge | RecursiveKernelRidge | None":
+    """What keeps the fit of rows up to date, (n, d) with targets (n, k).
+
+    Where both rows and columns are many, a fit from scratch is the better way, and there is no such thing.
+    """
+    n, d = X.shape
+    if n > d:
+        (moments,) = gather(X, y, rough_mean(X, y))
+        return RecursiveRidge(moments, alpha)
+    return RecursiveKernelRidge(X, y, alpha) if n <= KERNEL_AT_MOST else None
 
 
 class RecursiveRidge:
@@ -51,6 +67,9 @@ class RecursiveRidge:
         self._B = np.asfortranarray(moments.sums[np.ix_(kept, kept)])
         self._B[np.arange(d), np.arange(d)] += alpha
         self._c = moments.sums[kept, d:-1].copy()  # (d + 1, k)
+        self._totals = moments.sums[-1].copy()  # of x, y and 1 about the shift, (d + k + 1,)
+        self._squares = moments.sums.diagonal().copy()
+        self._largest = self._squares.copy()  # that they ever were
         self._rows, self._weights = np.empty((GATHERED, d + 1)), np.empty(GATHERED)  # what B waits for
         self._pulled, self._gains = np.empty((GATHERED, d + 1)), np.empty(GATHERED)  # what P waits for
         self._n_waiting = self._n_since = 0
@@ -64,6 +83,17 @@ class RecursiveRidge:
         coef = self._theta[:-1].copy()
         d = len(coef)
         return Linear(coef, self._shift[d:] + self._theta[-1] - self._shift[:d] @ coef)
+
+    @property
+    def worn(self) -> bool:
+        """Whether sums of the rows that are left have lost digits to rows that are gone."""
+        spread = self._squares - self._totals**2 / self._totals[-1]
+        spread[: len(self._theta) - 1] += self.alpha
+        return bool((self._largest > WORN * spread)[:-1].any())
+
+    def suits(self, n: int) -> bool:
+        """Whether it is the way to keep up n rows."""
+        return n > len(self._theta) - 1 or n <= KERNEL_AT_MOST
 
     def add(self, x: Row, y: Array, sample_weight: float = 1.0) -> None:
         """Take in a row, (d,), with its targets, (k,)."""
@@ -79,6 +109,10 @@ class RecursiveRidge:
         d, waiting = len(self._shift) - len(y), self._n_waiting
         z = np.append(x - self._shift[:d], 1.0)
         target = y - self._shift[d:]
+        row = np.concatenate([z[:-1], target, z[-1:]])
+        self._totals += signed_weight * row
+        self._squares += signed_weight * row**2
+        np.maximum(self._largest, self._squares, out=self._largest)
         self._c += np.multiply.outer(signed_weight * z, target)
         before = self._pulled[:waiting]
         pulled = blas.dsymv(1.0, self._P, z, lower=1) - (self._gains[:waiting] * (before @ z)) @ before
@@ -144,6 +178,10 @@ class RecursiveKernelRidge:
             self._K[:n, :n] = block @ block.T + (self._K[:n, :n] if columns.start else 0.0)
         self._P = np.empty_like(self._K)
         self._n = n
+        self._largest: float = float(
+            self._K[:n, :n].diagonal().max()
+        )  # squared distance from the shift that a row ever had
+        self._foreign: bool = False
         self._factorise()
 
     @property
@@ -160,6 +198,17 @@ class RecursiveKernelRidge:
         coef -= np.outer(self._shift, a.sum(axis=0))
         return Linear(coef, b - self._shift @ coef)
 
+    @property
+    def worn(self) -> bool:
+        """Whether K has lost digits to rows that are gone, or a row was to go that is not there."""
+        K = self._K[: self._n, : self._n]
+        spread = float((np.trace(K) - K.sum() / self._n) / self._n)
+        return self._foreign or self._largest > WORN * (spread + self.alpha)
+
+    def suits(self, n: int) -> bool:
+        """Whether it is the way to keep up n rows."""
+        return bool(n <= self._X.shape[1]) and n <= KERNEL_AT_MOST
+
     def add(self, x: Row, y: Array) -> None:
         """Take in a row, (d,), with its targets, (k,)."""
         if self._n == len(self._X):
@@ -169,6 +218,7 @@ class RecursiveKernelRidge:
         z = np.asarray(self._X[n], dtype=np.float64) - self._shift
         for rows in slices(n + 1, 256):
             self._K[rows, n] = self._K[n, rows] = (self._X[rows] - self._shift) @ z
+        self._largest = max(self._largest, float(self._K[n, n]))
         self._n += 1
         self._n_since += 1
         P, k = self._P[:n, :n], self._K[:n, n]
@@ -183,10 +233,13 @@ class RecursiveKernelRidge:
         self._P[n, n] = 1 / left
 
     def remove(self, x: Row, y: Array) -> None:
-        """Let a row go that was taken in before with the same targets."""
+        """Let a row go that was taken in before with the same targets; where there is no such row, it is `worn`."""
         n = self._n
-        same = (self._X[:n] == x).all(axis=1) & (self._y == y).all(axis=1)
-        row, last = int(np.flatnonzero(same)[0]), n - 1
+        same = np.flatnonzero((self._X[:n] == x).all(axis=1) & (self._y == y).all(axis=1))
+        if not len(same):  # what makes its columns gave others this time
+            self._foreign = True
+            return
+        row, last = int(same[0]), n - 1
         for matrix in (self._K, self._P):  # the last row takes its place, so that it can go from the end
             matrix[[row, last], :n] = matrix[[last, row], :n]
             matrix[:n, [row, last]] = matrix[:n, [last, row]]

@@ -9,6 +9,7 @@ first stage, where passages come in one, and only as far as labels ask for it.
 """
 
 import asyncio
+import copy
 import itertools
 import math
 import warnings
@@ -131,7 +132,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             InputError: something that is no passage, or first-stage scores that are missing or too many.
             StateError: fitted with another embedding model, or with a value function that is not there.
         """
-        return self._ranked(query, passages, scores)
+        return self._reading()._ranked(query, passages, scores)
 
     def _ranked(self, query: str, passages: Any, scores: Sequence[float] | None) -> dspy.Prediction:
         query, items = check_text(query, "query"), self._items(passages)
@@ -150,12 +151,13 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     async def aforward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop."""
-        query, items = check_text(query, "query"), self._items(passages)
-        expect = None if self.ridge.fitted is None else self.ridge.fitted.probe
-        await self.learner.aembed(_texts(items), instruct=False, expect=expect)
-        await self.learner.aembed([query], expect=expect)
+        now = self._snapshot()
+        query, items = check_text(query, "query"), now._items(passages)
+        expect = None if now.ridge.fitted is None else now.ridge.fitted.probe
+        await now.learner.aembed(_texts(items), instruct=False, expect=expect)
+        await now.learner.aembed([query], expect=expect)
         given = passages if isinstance(passages, dspy.Prediction) else items  # an iterator is spent by now
-        return await asyncio.to_thread(self._ranked, query, given, scores)
+        return await asyncio.to_thread(lambda: self._reading()._ranked(query, given, scores))
 
     def rank(
         self,
@@ -179,7 +181,8 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Raises:
             InputError: as `forward`, or another number of ids or metadata than of documents.
         """
-        items = self._items(docs)
+        now = self._reading()
+        items = now._items(docs)
         doc_ids, metadata = (
             None if along is None else as_list(along, name)
             for name, along in (("doc_ids", doc_ids), ("metadata", metadata))
@@ -189,9 +192,9 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 raise InputError(f"{name} has {len(along)} entries for {len(items)} documents; give one a document.")
         top_k = None if top_k is None else check_count(top_k, "top_k", 1)
         texts = _texts(items)
-        if scores is None and SCORE in self._names():
+        if scores is None and SCORE in now._names():
             scores = scores_within(items)
-        values = self._scores(check_text(query, "query"), texts, checked_scores(scores, len(texts)))
+        values = now._scores(check_text(query, "query"), texts, checked_scores(scores, len(texts)))
         return [
             RankedPassage(
                 row if doc_ids is None else doc_ids[row],
@@ -226,14 +229,16 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Raises:
             InputError: a feature that is no linear function of the passage's vector.
         """
-        others = [name for name in self._names() if name not in LINEAR]
+        now = self._snapshot()
+        others = [name for name in now._names() if name not in LINEAR]
         if others:
             raise InputError(
                 f"{', '.join(map(repr, others))} cannot be had from the passage's vector alone, so no index can rank "
                 "by them; make the reranker with features=('cosine', 'text', 'product') or some of these, and fit it."
             )
-        vector: Array = self._asked(check_text(query, "query"), 1)[0].astype(np.float64)
-        order = self._ready()
+        now = self._reading()
+        vector: Array = now._asked(check_text(query, "query"), 1)[0].astype(np.float64)
+        order = now.ridge.fitted
         if order is not None:
             text, product = (unfolded(order.coef_of(name), len(vector)) for name in (TEXT, PRODUCT))
             vector = order.coef_of(COSINE) * vector + text + product * vector
@@ -283,20 +288,21 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 f"{len(useful)} of {len(judged)} queries have passages of different relevance; an order is learned "
                 "from at least 2 different ones."
             )
-        self._embedded([text for one in useful for text in one.passages])
-        self.learner.embed([one.query for one in useful])
+        now = self._snapshot()
+        now._embedded([text for one in useful for text in one.passages])
+        now.learner.embed([one.query for one in useful])
         known = self._known_of_first_stage(useful, self.features, warn=self.auto)
-        new = [name for name in known if self.auto and not self._ranks_by_cosine(useful, name)]
+        new = [name for name in known if self.auto and not now._ranks_by_cosine(useful, name)]
         names = tuple(name for name in BLOCKS if name in (*self.features, *new))
-        if VALUE in names and not self._may_use_value([text for one in useful for text in one.passages]):
+        if VALUE in names and not now._may_use_value([text for one in useful for text in one.passages]):
             names = tuple(name for name in names if name != VALUE)
-        d = self.learner.embed([useful[0].query]).shape[1]
+        d = now.learner.embed([useful[0].query]).shape[1]
         widths = tuple(width_of(name, d) for name in names)
         ends = np.cumsum((0, *widths)).tolist()
         blocks = [slice(start, end) for start, end in itertools.pairwise(ends)]
         priors = [number for number, name in enumerate(names) if name in (COSINE, *FIRST_STAGE)]
         fitted = fit_ranking(
-            lambda number: self._columns(
+            lambda number: now._columns(
                 useful[number].query, useful[number].passages, names, 0, _centred(useful[number].scores)
             ),
             [one.relevance for one in useful],
@@ -307,7 +313,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             k=k,
         )
         used = [name for name, factor in zip(names, fitted.factors, strict=True) if factor > 0]
-        self.ridge.fitted = self._order(fitted.coef, blocks, names, used, len(useful))
+        self.ridge.fitted = now._order(fitted.coef, blocks, names, used, len(useful))
         return {
             "n_queries": len(useful),
             "n_passages": sum(len(one.passages) for one in useful),
@@ -351,14 +357,14 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             k: as given.
         """
         k = None if k is None else check_count(k, "k", 1)
-        useful = telling(judged)
-        known = self._known_of_first_stage(useful, self._names(), warn=False)
+        useful, now = telling(judged), self._reading()
+        known = self._known_of_first_stage(useful, now._names(), warn=False)
         relevances = [one.relevance for one in useful]
-        learned = [self._scores(one.query, one.passages, one.scores) for one in useful]
+        learned = [now._scores(one.query, one.passages, one.scores) for one in useful]
         return {
             "n_queries": len(useful),
             **_told(quality_of(relevances, learned, k), ""),
-            **_told(quality_of(relevances, [self._cosines(one) for one in useful], k), "cosine_"),
+            **_told(quality_of(relevances, [now._cosines(one) for one in useful], k), "cosine_"),
             **_told(_first_stage_quality(useful, known, k), "first_stage_"),
             "k": k,
         }
@@ -368,6 +374,17 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         self.ridge.unfit()
 
     # Inside
+
+    def _snapshot(self) -> "Reranker":
+        """Itself as it is at this moment: what it, or its learner, learns or loads meanwhile does not reach it."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, ridge=copy.copy(self.ridge), learner=self.learner.snapshot())
+        return twin
+
+    def _reading(self) -> "Reranker":
+        """A snapshot to rank by, once it is known that the learned order belongs to this embedding model."""
+        self._ready()  # what the learner finds out of its model stays with it, and what was warned of
+        return self._snapshot()
 
     def _items(self, passages: Any) -> list[Any]:
         """Passages as a list, in an order where one is needed."""

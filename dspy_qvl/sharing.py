@@ -4,7 +4,9 @@ DSPy's optimizers copy programs by the hundred, and pickle them. What was worked
 lock belongs to one object, and a copy has a fresh one.
 """
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
@@ -16,22 +18,37 @@ ENTRY_BYTES = 500  # of what is kept of a text, and of its place in a dict
 
 
 class Lock:
-    """A re-entrant lock that a copy, or a pickle, has a fresh one of."""
+    """A re-entrant lock that a copy or a pickle has a fresh one of, and a forked process does not find locked.
+
+    It is taken by `with lock.held:`, since no interrupt falls between a lock of Python's own being taken and the block
+    that will give it back; in methods of ours it could.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.held = threading.RLock()
+        _alive.add(weakref.ref(self, _alive.discard))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Lock":
         return Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Lock, ()
+
+
+_alive: "set[weakref.ref[Lock]]" = set()  # a WeakSet forgets by a function in Python, which would swallow a Ctrl-C
+
+
+def _free_after_fork() -> None:
+    """Make locks anew that threads hold which only the parent has."""
+    for lock in [reference() for reference in list(_alive)]:
+        if lock is not None and lock.held.acquire(blocking=False):
+            lock.held.release()
+        elif lock is not None:
+            lock.held = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_after_fork)
 
 
 class KeptTexts(dict[Hashable, T]):
@@ -74,19 +91,21 @@ class Memo:
         values: of texts that were valued one by one, so that a text is an inner product only once.
         variances: the same for how unlike the rated texts a text is.
         bounds: between which numbers that lies, of texts that were looked at together.
+        accepted: the same fit, as one that is known to belong to what makes the columns of texts; by that.
     """
 
     def __init__(self) -> None:
         self.values: KeptTexts[float] = KeptTexts()
         self.variances: KeptTexts[float] = KeptTexts()
         self.bounds: KeptTexts[tuple[float, float]] = KeptTexts()
-        self._lock = threading.RLock()
+        self.accepted: dict[Hashable, Any] = {}
+        self._lock = Lock()
         self._known: dict[str, Any] = {}
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """What `make` gives, made at the first call of that name; other threads wait for it."""
         if name not in self._known:
-            with self._lock:
+            with self._lock.held:
                 if name not in self._known:
                     self._known[name] = make()
         known: T = self._known[name]

@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.bounded_json import check_size, from_json, to_json
+from dspy_qvl.drafts import draft_of, sweep
 from dspy_qvl.errors import InputError, StateError, shown
 
 SCHEMA = 4
@@ -171,24 +171,24 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     target = checked_target(path)
     body = to_json(content, "the value function").encode()
     header = f"dspy_qvl {SCHEMA} {hashlib.blake2b(body, digest_size=16).hexdigest()}\n".encode()
+    draft, advice = draft_of(target), "give another path"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".new")
-    except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror or error}); give another path.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with open(draft, "xb") as file:
+            advice = "nothing was changed"
+            usual = os.stat(target if target.exists() else draft).st_mode & 0o777
+            os.chmod(draft, 0o600)  # while it is empty: nobody else may read it unless they may read the target
             file.write(header + body)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(draft, _usual_mode(target))
+        os.chmod(draft, usual)
+        sweep(target, draft)
         os.replace(draft, target)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror or error}); {advice}.") from error
+    finally:
+        with contextlib.suppress(OSError):
             os.unlink(draft)
-        if isinstance(error, OSError):
-            raise InputError(f"{target} cannot be written ({error.strerror or error}); nothing was changed.") from error
-        raise
 
 
 def checked_path(path: object) -> Path:
@@ -223,15 +223,6 @@ def checked_target(path: object) -> Path:
     if target.exists() and not target.is_file():
         raise InputError(f"{target} is no plain file, and writing would replace it; give another path.")
     return target
-
-
-def _usual_mode(target: Path) -> int:
-    """The permissions the file has, or a new file would get; a temporary file is private."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.drafts import draft_of, sweep
 from dspy_qvl.errors import QVLWarning
 
 Vector = NDArray[np.float32]
@@ -298,6 +299,7 @@ class VectorStore:
         if desk.opened is not None:
             connection, _, inode, modified = desk.opened
             if inode == stat.st_ino and (modified is None or modified == stat.st_mtime_ns):
+                roll_back(connection)  # an interrupt came between the transaction's begin and what it was for
                 return connection
             desk.close()
         connection, frozen = self._open()
@@ -332,6 +334,7 @@ class VectorStore:
         draft = draft_of(self.path)
         try:
             make_file(draft, "WAL").close()
+            sweep(self.path, draft)
             try:
                 os.link(draft, self.path)  # unlike a rename, never replaces another process's file
             except FileExistsError:
@@ -420,11 +423,6 @@ def make_file(path: Path, journal_mode: str) -> sqlite3.Connection:
     return connection
 
 
-def draft_of(path: Path) -> Path:
-    """Where a file is written before it is moved into place whole."""
-    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new")
-
-
 def remove_draft(draft: Path) -> None:
     """Leave nothing of a draft, nor of what SQLite puts beside it."""
     for suffix in ("", "-wal", "-shm", "-journal"):
@@ -441,14 +439,20 @@ def connect(path: Path, options: str, lock_seconds: float) -> sqlite3.Connection
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All of it or nothing; waits for other writers."""
-    connection.execute("BEGIN IMMEDIATE")
     try:
+        connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("COMMIT")
     except BaseException:
-        with contextlib.suppress(sqlite3.OperationalError):  # a full disk has rolled back already
-            connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """End a transaction that came to nothing, if there is one: others wait for its end."""
+    with contextlib.suppress(sqlite3.OperationalError):  # a full disk has rolled back already
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 def is_damage(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dspy_qvl.drafts import draft_of, sweep
 from dspy_qvl.errors import InputError, shown
 from dspy_qvl.state import checked_path, checked_target
 from dspy_qvl.store import (
@@ -27,7 +28,6 @@ from dspy_qvl.store import (
     bytes_at,
     connect,
     decode,
-    draft_of,
     insert,
     make_file,
     remove_draft,
@@ -60,6 +60,7 @@ def export(store: VectorStore, path: str | os.PathLike[str], *, model: str | Non
             n_rows = store.attempt(_copy, copy, chosen, otherwise=None) if store.path.exists() else 0
         if n_rows is None:
             raise InputError(f"{store.path} could not be read, so nothing was exported; try again.")
+        sweep(target, draft)
         os.replace(draft, target)
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{target} cannot be written ({error}); give another path.") from error

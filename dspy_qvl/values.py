@@ -6,9 +6,11 @@ The half of the learner that reads a fit; `learner.py` is the half that makes on
 import asyncio
 import contextlib
 import contextvars
+import copy
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -38,9 +40,10 @@ from dspy_qvl.features import AUTO, Features, Queries, Table
 from dspy_qvl.fit import Fit
 from dspy_qvl.head import RidgeHead
 from dspy_qvl.inspection import Inspection, LeftOut
+from dspy_qvl.learned import Learned
 from dspy_qvl.moments import Rows
-from dspy_qvl.sharing import Lock
 from dspy_qvl.text import Item, Pair, RankingExample, text_of
+from dspy_qvl.vectorizer import Vectorizer
 
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -51,10 +54,10 @@ CACHE_DIR = ".qwen3_embeddings"
 LEFT_OUT = {"precision": "float32", "long_text": "cut"}  # what an identity means that does not name them
 
 
-# The texts of the call in progress, and what their model must give for the probe texts: a subclass that asks for
+# The texts of the call in progress, their model, and what that must give for the probe texts: a subclass that asks for
 # vectors one by one finds all of them embedded in one batch.
-_Batch = tuple[tuple[str, ...], Probe | None, bool]
-_batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None, True))
+_Batch = tuple[tuple[str, ...], Embedding | None, Probe | None, bool]
+_batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None, None, True))
 
 
 class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
@@ -87,7 +90,6 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._changing = Lock()  # rated texts and fits change one call at a time; values need not wait
         if embedder is not None and model_name is not None:
             raise InputError("give model_name or embedder, not both: either names the embedding model.")
         if cache_dir is not None and not isinstance(cache_dir, str | os.PathLike):
@@ -97,13 +99,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         if isinstance(model_name, str):
             model_name = characters(model_name)
         self.random_state = check_count(random_state, "random_state", 0)
-        # What the caller said: where that is the default, a loaded file may say otherwise.
-        self._settings: dict[str, Any] = {
-            "model_name": model_name,
-            "embedding_dim": embedding_dim,
-            "instruction": instruction,
-            "ridge_alpha": check_alpha(ridge_alpha),
-        }
+        alpha = check_alpha(ridge_alpha)
         self._batch_size = batch_size
         settings = {
             "device": device,
@@ -117,25 +113,30 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         }
         given = {name: value for name, value in settings.items() if value is not None}
         name = DEFAULT_MODEL if model_name is None else model_name
-        self._embedding = Embedding(
+        embedding = Embedding(
             ModelSpec(name, embedding_dim, api_base, api_key, embedder, given, options=check_options(provider_options)),
             cache_dir=cache_dir,
             instruction=instruction,
             batch_size=batch_size,
             storage=storage,
         )
-        self._blocks = Features(features, beside_lexical=self._embedding.is_lexical)
-        self._settings["instruction"] = self._embedding.instruction
-        self._settings["features"] = AUTO if self._blocks.auto else list(self._blocks.names)
-        self.ridge = RidgeHead(self._settings["ridge_alpha"], keep_examples=check_flag(keep_examples, "keep_examples"))
+        blocks = Features(features, beside_lexical=embedding.is_lexical)
+        told = {
+            "model_name": model_name,
+            "embedding_dim": embedding_dim,
+            "instruction": embedding.instruction,
+            "ridge_alpha": alpha,
+            "features": AUTO if blocks.auto else list(blocks.names),
+        }
+        self._made_with = Vectorizer(told, embedding, blocks)
+        self.ridge = RidgeHead(alpha, keep_examples=check_flag(keep_examples, "keep_examples"))
 
     # Settings
 
     @property
     def model_name(self) -> str:
         """The embedding model; for `embedder=` its name, or "" without one."""
-        spec = self._embedding.spec
-        return spec.model_name if spec.embedder is None else (self._embedding.identity or {}).get("model", "")
+        return _name_of(self._embedding)
 
     @property
     def embedding_dim(self) -> int | None:
@@ -150,12 +151,13 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     @property
     def cache_dir(self) -> str | None:
         """The folder where vectors are kept between runs."""
-        return None if self._embedding.cache_dir is None else str(self._embedding.cache_dir)
+        folder = self._embedding.cache_dir
+        return None if folder is None else str(folder)
 
     @property
     def features(self) -> tuple[str, ...]:
         """The blocks of columns beside the embedding that the next fit may use."""
-        return self._blocks.names
+        return self._vectorizer.blocks.names
 
     @property
     def ridge_alpha(self) -> float:
@@ -164,7 +166,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     @ridge_alpha.setter
     def ridge_alpha(self, alpha: float) -> None:
-        self.ridge.alpha, self.ridge.alpha_tuned, self.ridge.weights = check_alpha(alpha), False, None
+        self.ridge.put(alpha=check_alpha(alpha), alpha_tuned=False, weights=None)
 
     @property
     def embedder(self) -> Embedding:
@@ -222,25 +224,25 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         empty answer for a failure.
         `std` is as `predict_std` gives it, or None where the rated texts were not kept.
         """
-        return self._answer(text, query)
-
-    def _answer(self, text: str, query: str | None) -> dspy.Prediction:
         text, fit = check_text(text), self._ready()
-        item = _item(text, query, fit)
+        return self._answer(_item(text, query, fit), fit)
+
+    def _answer(self, item: Item, fit: Fit) -> dspy.Prediction:
         std = self._inspection(fit).std(item) if fit.n_texts else None
         return dspy.Prediction(score=self._predict(item, fit), std=std)
 
     async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """As `forward`, off the event loop; a hosted model has as many requests at once as it may."""
-        text, fit = check_text(text), self.ridge.fit_or_refuse()
-        if fit not in self._embedding.accepted:
+        text = check_text(text)
+        fit = self._known(self.ridge.now)
+        if fit is None:
             fit = await asyncio.to_thread(self._ready)  # it may ask the model what it is
-        _item(text, query, fit)
+        item, embedding = _item(text, query, fit), self._vectorizer_of(fit).embedding
         if not self._overridden():
-            await self.aembed([text], instruct=not fit.paired, expect=fit.probe)
+            await embedding.acall([text], instruct=not fit.paired, expect=fit.probe)
             if query is not None:
-                await self.aembed([query], expect=fit.probe)
-        return await asyncio.to_thread(self._answer, text, query)
+                await embedding.acall([query], expect=fit.probe)
+        return await asyncio.to_thread(self._answer, item, fit)
 
     def batch(self, examples: Sequence[Any], *args: Any, **settings: Any) -> Any:
         """As `dspy.Module.batch`: the same predictions, worked out for all the texts together."""
@@ -258,11 +260,13 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
         While many texts are valued, the first call embeds all of them in one batch.
         """
-        texts, expect, instruct = _batch.get()
+        texts, embedding, expect, instruct = _batch.get()
+        if embedding is None:
+            embedding = self._embedding
         if text in texts:
-            self._embedding(texts, expect=expect, instruct=instruct)
-            _batch.set(((), expect, instruct))
-        return self._embedding.vector(text, expect=expect, instruct=instruct)
+            embedding(texts, expect=expect, instruct=instruct)
+            _batch.set(((), embedding, expect, instruct))
+        return embedding.vector(text, expect=expect, instruct=instruct)
 
     # How sure, and why
 
@@ -321,7 +325,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     def _inspection(self, fit: Fit) -> Inspection:
         def asked(queries: Sequence[str], fit: Fit) -> Vectors:
-            return self._embedding(queries, expect=fit.probe)
+            return self._vectorizer_of(fit).embedding(queries, expect=fit.probe)
 
         return Inspection(fit, self._vectors, self._columns, asked=asked, keep=not self._overridden())
 
@@ -332,6 +336,12 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             NotFittedError, StateError: as `predict`.
         """
         return self._ready()
+
+    def snapshot(self) -> "ValueFunction":
+        """Itself as it is at this moment: what is learned or loaded later does not reach it; the rest is shared."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, ridge=copy.deepcopy(self.ridge))
+        return twin
 
     # The model that is lent
 
@@ -365,12 +375,37 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Raises:
             StateError: the names differ, or the number of columns.
         """
-        if fit not in self._embedding.accepted:
-            self._embedding = self._embedding.like(fit.identity)
-            check_identity(self._embedding, fit)
-            self._embedding.accepted.add(fit)
+        vectorizer = self._vectorizer
+        if fit in vectorizer.embedding.accepted:
+            return
+        alike = vectorizer.like(fit.identity)
+        check_identity(alike.embedding, fit)
+        alike.embedding.accepted.add(fit)
+        if alike is not vectorizer:
+            with self.ridge.changing.held:
+                if self._vectorizer is vectorizer:  # no other was loaded meanwhile
+                    self.ridge.put(vectorizer=alike)
 
     # Inside
+
+    @property
+    def _vectorizer(self) -> Vectorizer:
+        """What makes the columns of texts now."""
+        return self._vectorizer_at(self.ridge.now)
+
+    @property
+    def _embedding(self) -> Embedding:
+        return self._vectorizer.embedding
+
+    def _vectorizer_at(self, now: Learned) -> Vectorizer:
+        """What makes the columns of texts at a moment."""
+        vectorizer = now.vectorizer or self._made_with
+        accepted = None if now.fitted is None else now.fitted.memo.accepted.get(vectorizer)
+        return vectorizer if accepted is None else self._vectorizer_of(accepted)
+
+    def _vectorizer_of(self, fit: Fit) -> Vectorizer:
+        """What makes the columns of the texts that a fit values, whatever was loaded since."""
+        return fit.vectorizer or self._vectorizer
 
     def _ready(self) -> Fit:
         """The fit, known to belong to this embedding model.
@@ -379,18 +414,22 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             NotFittedError: nothing was learned.
             StateError: the fit belongs to another embedding model.
         """
-        fit = self.ridge.fit_or_refuse()
-        if fit not in self._embedding.accepted:
-            self._embedding = self._embedding.like(fit.identity)
-            check_identity(self._embedding, fit)
-            check_blocks(self._blocks, fit)
-            if fit.vectors is not None:
-                self._embedding.remember(fit.texts, fit.vectors, instruct=not fit.paired)
-            if fit.queried is not None:
-                self._embedding.remember(list(fit.queried), list(fit.queried.values()))
-            self._blocks.remember(fit.texts, fit.own)
-            self._embedding.accepted.add(fit)
-        return fit
+        now = self.ridge.now
+        known = self._known(now)
+        if known is None:
+            fit, vectorizer = now.fit_or_refuse(), now.vectorizer or self._made_with
+            known = fit.memo.accepted.setdefault(vectorizer, _accepted(fit, vectorizer))
+        return known
+
+    def _known(self, now: Learned) -> Fit | None:
+        """The fit of a moment, if it is known by now that it belongs to this embedding model.
+
+        Raises:
+            NotFittedError: nothing was learned.
+        """
+        fit, vectorizer = now.fit_or_refuse(), now.vectorizer or self._made_with
+        known: Fit | None = fit if fit.vectorizer is vectorizer else fit.memo.accepted.get(vectorizer)
+        return known
 
     def _values(self, texts: list[str], queries: Sequence[str] | str | None) -> Array:
         """The values of checked texts, (n_texts,)."""
@@ -400,16 +439,19 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     def _columns(self, items: Sequence[Item], fit: Fit) -> Table:
         """The columns of texts that a fit values them by."""
-        return self._table(items, fit.blocks, fit, paired=fit.paired)
+        return self._table(items, fit.blocks, self._vectorizer_of(fit), fit.probe, paired=fit.paired)
 
-    def _table(self, items: Sequence[Item], names: Sequence[str], fit: Fit | None, *, paired: bool) -> Table:
-        """The named columns of texts, or of texts for their queries; a fit brings what it knows of its own."""
+    def _table(
+        self, items: Sequence[Item], names: Sequence[str], vectorizer: Vectorizer, expect: Probe | None, *, paired: bool
+    ) -> Table:
+        """The named columns of texts, or of texts for their queries."""
         texts = [text_of(item) for item in items]
         queries: Queries | None = None
         if paired:
             asked = [item.query for item in items if isinstance(item, Pair)]
-            queries = Queries(asked, self._embedding(asked, expect=None if fit is None else fit.probe))
-        return self._blocks(texts, self._vectors(texts, fit, instruct=not paired), names, queries)
+            queries = Queries(asked, vectorizer.embedding(asked, expect=expect))
+        embedded = self._embedded(texts, vectorizer.embedding, expect, instruct=not paired)
+        return vectorizer.blocks(texts, embedded, names, queries)
 
     def _features_of(self, fit: Fit) -> Callable[[Sequence[RankingExample]], Rows]:
         """What gives the columns of examples that a fit values them by."""
@@ -430,17 +472,20 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             )
         return fit
 
-    def _vectors(self, texts: Sequence[str], fit: Fit | None = None, *, instruct: bool | None = None) -> Vectors:
-        """The embedding of texts, (n_texts, dim): their vectors, or what a subclass makes of them.
+    def _vectors(self, texts: Sequence[str], fit: Fit | None = None) -> Vectors:
+        """The embedding of texts, (n_texts, dim), by which they are valued.
 
         Of a query and a text it is the query that the instruction stands before.
         """
-        if instruct is None:
-            instruct = fit is None or not fit.paired
-        expect = None if fit is None else fit.probe
+        if fit is None:
+            return self._embedded(texts, self._embedding, None, instruct=True)
+        return self._embedded(texts, self._vectorizer_of(fit).embedding, fit.probe, instruct=not fit.paired)
+
+    def _embedded(self, texts: Sequence[str], embedding: Embedding, expect: Probe | None, *, instruct: bool) -> Vectors:
+        """The embedding of texts, (n_texts, dim): their vectors, or what a subclass makes of them."""
         if not self._overridden():
-            return self._embedding(texts, expect=expect, instruct=instruct)
-        token = _batch.set((tuple(texts), expect, instruct))
+            return embedding(texts, expect=expect, instruct=instruct)
+        token = _batch.set((tuple(texts), embedding, expect, instruct))
         try:
             rows = [np.asarray(self._get_embedding_vector(text), dtype=np.float32) for text in texts]
         except QVLError:
@@ -465,6 +510,14 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """Whether a subclass, or an attribute of the object, replaces `_get_embedding_vector`."""
         method: Callable[..., Any] = self._get_embedding_vector
         return getattr(method, "__func__", None) is not ValueFunction._get_embedding_vector
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was pickled, by version 0.1.0 too, which had the parts of the vectorizer one by one."""
+        if "_made_with" not in state:
+            state = dict(state)
+            settings, embedding, blocks = (state.pop(f"_{name}") for name in ("settings", "embedding", "blocks"))
+            state["_made_with"] = Vectorizer(settings, embedding, blocks)
+        super().__setstate__(state)
 
     def __repr__(self) -> str:
         model = f"model_name={self.model_name!r}, embedding_dim={self.embedding_dim}"
@@ -503,6 +556,25 @@ def _items(texts: Sequence[str], queries: Sequence[str] | str | None, fit: Fit) 
     if len(asked) != len(texts):
         raise InputError(f"there are {len(asked)} queries for {len(texts)} texts; give one a text, or one for all.")
     return [_item(text, query, fit) for text, query in zip(texts, asked, strict=True)]
+
+
+def _name_of(embedding: Embedding) -> str:
+    """The name of an embedding model; of a caller's own its name, or "" without one."""
+    return embedding.spec.model_name if embedding.spec.embedder is None else (embedding.identity or {}).get("model", "")
+
+
+def _accepted(fit: Fit, vectorizer: Vectorizer) -> Fit:
+    """A fit, known to belong to what makes the columns of texts here.
+
+    Raises:
+        StateError: it belongs to another embedding model, or other features.
+    """
+    vectorizer = vectorizer.like(fit.identity)
+    check_identity(vectorizer.embedding, fit)
+    check_blocks(vectorizer.blocks, fit)
+    accepted = replace(fit, vectorizer=vectorizer)
+    accepted.remember()
+    return accepted
 
 
 def check_identity(embedding: Embedding, fit: Any) -> None:

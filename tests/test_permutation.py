@@ -229,7 +229,7 @@ def test_shuffled_ratings_of_people_are_told_from_their_own():
     for draw in range(50):
         rng = np.random.default_rng(draw)
         some = [rows[row] for row in rng.choice(len(rows), 240, replace=False)]
-        table = learner._table([row["text"] for row in some], ("length",), None, paired=False)
+        table = learner._table([row["text"] for row in some], ("length",), learner._vectorizer, None, paired=False)
         X, y = weighed(table, prior_weights(table)), np.array([row["score"] for row in some])
         members = [row["group"] for row in some]
         told += permutation_test(X, y, ALPHAS, members=members, n_shuffles=99).p <= 0.05

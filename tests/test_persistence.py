@@ -256,7 +256,7 @@ def test_keep_examples_false_leaves_the_rated_texts_out_of_every_file(tmp_path):
     learner.save(tmp_path / "m.json")
     learner.save(tmp_path / "m.pkl")
     lexical = make(tmp_path, keep_examples=False)  # the counting model would be pickled with the texts it was asked
-    lexical.ridge.examples.extend(learner.ridge.examples)
+    lexical.add_training_examples(learner.ridge.examples)
     lexical.train()
     lexical.save(tmp_path / "whole", save_program=True)
     assert dspy.load(tmp_path / "whole", allow_pickle=True).predict("lamp") == lexical.predict("lamp")

@@ -133,3 +133,29 @@ def test_equal_rows_with_equal_targets_are_let_go_one_at_a_time():
     assert kernel_distance(fit.line, X[1:], y[1:], 0.1) <= 1e-10
     fit.remove(X[0], y[0])
     assert kernel_distance(fit.line, np.concatenate([X[1:20], X[21:]]), np.concatenate([y[1:20], y[21:]]), 0.1) <= 1e-10
+
+
+# Sums that have lost digits
+
+
+@pytest.mark.parametrize("n", [60, 20])
+def test_what_held_a_far_out_row_that_is_gone_is_worn(n):
+    X, y = unit_rows(n + 2, 30)
+    X[n], y[n] = X[n] * 1e6, 1e9
+    fit = recursive.begin(X[:n], y[:n, None], 0.1)
+    assert type(fit) is (RecursiveRidge if n > 30 else RecursiveKernelRidge)
+    assert not fit.worn
+    for row in (n, n + 1):
+        fit.add(X[row], y[row : row + 1])
+    assert not fit.worn
+    fit.remove(X[n + 1], y[n + 1 :])
+    assert not fit.worn
+    fit.remove(X[n], y[n : n + 1])
+    assert fit.worn
+
+
+def test_a_row_that_a_kernel_does_not_know_cannot_be_taken_from_it():
+    X, y = unit_rows(21, 40)
+    fit = RecursiveKernelRidge(X[:20], y[:20, None], 0.1)
+    fit.remove(X[20], y[20:])
+    assert fit.worn
