@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST_ALPHA = 1e-12  # rows have unit length, so sums over a million of them round at about 1e-10
+LARGEST_ALPHA = 1e100  # its products with sums of squares must stay within float64
 LARGEST_SCORE = 1e75  # the square of a mean squared error must stay within float64
 LARGEST_COUNT = 10**100  # so that it can be written down: Python refuses integers of some thousand digits
 
@@ -289,6 +290,10 @@ def check_alpha(alpha: object, what: str = "ridge_alpha") -> float:
         raise InputError(
             f"{what} must be at least {SMALLEST_ALPHA:g}, but got {value:g}; "
             "a smaller penalty is lost in the rounding of float64."
+        )
+    if value > LARGEST_ALPHA:
+        raise InputError(
+            f"{what} must be at most {LARGEST_ALPHA:g}, but got {value:g}; it leaves nothing but the mean."
         )
     return value
 

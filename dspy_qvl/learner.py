@@ -318,6 +318,9 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
     def forget(self, text: str, query: str | None = None) -> None:
         """Take back every rating of a text (for one query), and what it taught: the fit the others alone would give.
 
+        As in `update`, the penalty and what the columns of a block are multiplied with stay, and so do the bounds of a
+        narrow block: those of the texts of the last training, this one among them where it was trained on.
+
         Vectors of the text stay in the cache: they hold no rating. Where fewer than two different scores are left
         there is nothing to learn from: the value function is unfitted, and a warning says so.
 

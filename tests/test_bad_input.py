@@ -633,3 +633,14 @@ def test_no_argument_makes_another_error_than_ours(tmp_path):
             except Exception as error:
                 raise AssertionError(f"{call} failed with {name}={errors_room.shown(make())}") from error
             assert len(said) < 1000, (call, name)
+
+
+def test_a_penalty_that_float64_cannot_work_with_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"ridge_alpha must be at most 1e\+100, but got 1e\+308"):
+        Qwen3EmbeddingValueLearner("lexical", ridge_alpha=1e308)
+    learner = Qwen3EmbeddingValueLearner("lexical", 64, ridge_alpha=1e100, cache_dir=None)
+    learner.add_training_examples(rated(20))
+    learner.train()
+    learner.update("a lamp", 1.0)
+    learner.save_model(tmp_path / "m")
+    assert math.isfinite(learner.predict("a cup"))
