@@ -233,15 +233,13 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         rated = (*fit.rated, *arriving)
         fitted, running = self._changed(fit, rated, arriving, (), features)
         columns = fit.own_columns(features(arriving)) if fit.own else {}
-        after = replace(
+        after = _learned_from(
             fit,
+            rated,
             fitted=fitted,
-            rated=rated,
-            quantiles=quantiles(_scores(rated)),
             vectors=None if fit.vectors is None or vectors is None else (*fit.vectors, *vectors),
             own={name: (*rows, *columns[name]) for name, rows in fit.own.items()},
             queried=None if fit.queried is None else {**fit.queried, **(queried or {})},
-            memo=Memo(),
         )
         self.swap(before, replace(before, examples=Examples(rated), fitted=after, **parts))
         self._running = None if running is None else (after, running)
@@ -267,15 +265,13 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             self._running = None
             return
         fitted, running = self._changed(fit, staying, (), leaving, features)
-        after = replace(
+        after = _learned_from(
             fit,
+            staying,
             fitted=fitted,
-            rated=staying,
-            quantiles=quantiles(_scores(staying)),
             vectors=None if fit.vectors is None else tuple(fit.vectors[row] for row in left),
             own={name: tuple(kept[row] for row in left) for name, kept in fit.own.items()},
             queried=_still_asked(fit.queried, staying),
-            memo=Memo(),
         )
         self.swap(before, replace(before, examples=others, fitted=after, **parts))
         self._running = None if running is None else (after, running)
@@ -409,6 +405,11 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 
 def _begin_with(examples: Examples, rated: Sequence[RankingExample]) -> bool:
     return tuple(examples[: len(rated)]) == tuple(rated)
+
+
+def _learned_from(fit: Fit, rated: tuple[RankingExample, ...], **parts: Any) -> Fit:
+    """The fit of other rated texts that follows another, with what else is new of it."""
+    return replace(fit, rated=rated, quantiles=quantiles(_scores(rated)), memo=Memo(), **parts)
 
 
 def _still_asked(
