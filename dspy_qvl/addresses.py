@@ -77,6 +77,6 @@ def _looked_up(name: str) -> str | None:
 
 
 def _everything_through_a_proxy() -> bool:
-    """Whether litellm was told to send every request, whatever its provider, to its own proxy."""
+    """Tell whether litellm was told to send every request, whatever its provider, to its own proxy."""
     said = os.environ.get("USE_LITELLM_PROXY", "").strip().lower() == "true"
     return said or getattr(sys.modules.get("litellm"), "use_litellm_proxy", False) is True

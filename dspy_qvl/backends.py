@@ -140,7 +140,7 @@ class ModelSpec:
 
     @property
     def is_routed(self) -> bool:
-        """Whether litellm is asked, so that the address may change with the environment."""
+        """Tell whether litellm is asked, so that the address may change with the environment."""
         if self.embedder is not None:
             return embedders.is_route(self.embedder)
         return self.model_name.split("/")[0] in PROVIDERS and not self._folder.is_dir()

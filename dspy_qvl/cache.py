@@ -1,6 +1,6 @@
 """(model identity, text) -> vector, so that no text is paid for twice.
 
-Two layers. `MemoryCache` holds vectors as they are used, bounded in bytes. `VectorStore`, rooms below, holds vectors as
+Two layers. `MemoryCache` holds vectors as they are used, bounded in bytes. `VectorStore`, below it, holds vectors as
 the model gave them, in one SQLite file. `EmbeddingCache` is the face of both: it makes the key of a text, and passes
 on what concerns the whole file, to `upkeep` (what is in it, what may leave) and to `transfer` (from one machine to
 another).

@@ -94,7 +94,7 @@ class Caller:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to wait for."""
+        """Tell whether there is nothing left to wait for."""
         return self.awaited == 0 or self.failure is not None
 
 

@@ -356,7 +356,7 @@ class Coalescer:
         self._grant()
 
     def _give_back_slot(self, batch: list[Wanted]) -> bool:
-        """Whether the batch had one."""
+        """Tell whether the batch had one."""
         still = [entry for entry in self._flying if entry[1] is not batch]
         n_back = len(self._flying) - len(still)
         self._flying = still

@@ -55,12 +55,12 @@ def former_identity(embedder: Any) -> dict[str, str] | None:
 
 
 def is_route(embedder: Any) -> bool:
-    """Whether litellm is asked."""
+    """Tell whether litellm is asked."""
     return isinstance(embedder, dspy.Embedder) and isinstance(embedder.model, str)
 
 
 def is_plain_route(embedder: Any) -> bool:
-    """Whether litellm is asked, and nothing else is done to its answers."""
+    """Tell whether litellm is asked, and nothing else is done to its answers."""
     return is_route(embedder) and type(embedder).__call__ is dspy.Embedder.__call__
 
 

@@ -148,7 +148,7 @@ class Embedding:
 
     @property
     def is_lexical(self) -> bool:
-        """Whether the model is the built-in one."""
+        """Tell whether the model is the built-in one."""
         return self.spec.embedder is None and self.spec.model_name.strip().lower() == LEXICAL
 
     def like(self, identity: Mapping[str, str] | None) -> "Embedding":
@@ -185,7 +185,7 @@ class Embedding:
 
     @property
     def keeps_vectors(self) -> bool:
-        """Whether the vectors of rated texts are worth saving with what was learned from them."""
+        """Tell whether the vectors of rated texts are worth saving with what was learned from them."""
         return self._backend.keep_with_fit
 
     @property
@@ -265,7 +265,7 @@ class Embedding:
         return probe
 
     def meets(self, expect: Probe) -> bool:
-        """Whether the model gives what it must for the probe texts; it is asked for them."""
+        """Tell whether the model gives what it must for the probe texts; it is asked for them."""
         return self._source().meets(expect)
 
     def remember(self, texts: Sequence[str], vectors: Sequence[Vectors], *, instruct: bool = True) -> None:

@@ -120,12 +120,12 @@ def shown(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-def _spelled(value: Any, room: int) -> str:
-    """The repr of a value, or a beginning of it of more than `room` characters."""
+def _spelled(value: Any, limit: int) -> str:
+    """The repr of a value, or a beginning of it of more than `limit` characters."""
     kind = type(value)
     try:
         if isinstance(value, str | bytes):
-            return repr(value[: room + 1])
+            return repr(value[: limit + 1])
         if isinstance(value, int) and value.bit_length() > SPELLED_BITS:
             return hex(value)
         if kind not in BRACKETS or not value:
@@ -135,11 +135,11 @@ def _spelled(value: Any, room: int) -> str:
     written, closing = BRACKETS[kind]
     for number, entry in enumerate(value):
         written += ", " if number else ""
-        if len(written) > room:
+        if len(written) > limit:
             return written
-        written += _spelled(entry, room - len(written))
+        written += _spelled(entry, limit - len(written))
         if kind is dict:
-            written += f": {_spelled(value[entry], max(0, room - len(written)))}"
+            written += f": {_spelled(value[entry], max(0, limit - len(written)))}"
     return written + ("," if kind is tuple and len(value) == 1 else "") + closing
 
 
@@ -187,7 +187,7 @@ def check_texts(texts: object, what: str = "texts") -> list[str]:
 
 
 def is_list(value: object) -> TypeGuard[Iterable[Any]]:
-    """Whether a value can be taken entry by entry: any iterable but a string, or an array without a dimension."""
+    """Tell whether a value can be taken entry by entry: any iterable but a string, or an array without a dimension."""
     return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) != 0
 
 
@@ -227,7 +227,7 @@ def check_optional_string(value: object, what: str) -> str | None:
 
 
 def is_missing(value: object) -> bool:
-    """Whether a value stands for none: None, NaN, or what pandas has in its place."""
+    """Tell whether a value stands for none: None, NaN, or what pandas has in its place."""
     return (
         value is None
         or (isinstance(value, float | np.floating) and math.isnan(value))

@@ -50,7 +50,7 @@ class Failure:
 
     @property
     def was_refused(self) -> bool:
-        """Whether a server answered with the status of a refusal."""
+        """Tell whether a server answered with the status of a refusal."""
         return self.status is not None and self.status >= 400
 
     @property

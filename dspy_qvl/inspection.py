@@ -98,7 +98,7 @@ class Inspection:
         return self.posterior.std(self.fit_variance(item))
 
     def exceeds(self, item: Item, limit: float) -> bool:
-        """Whether the `fit_variance` of a text is above a limit."""
+        """Tell whether the `fit_variance` of a text is above a limit."""
         lowest, highest = (self.fit.memo.bounds.get(item) if self._keep else None) or (0.0, math.inf)
         if lowest <= limit < highest:
             return self.fit_variance(item) > limit

@@ -124,7 +124,7 @@ def _repository(wanted: Wanted) -> str:
 
 
 def _is_cached(wanted: Wanted) -> bool:
-    """Whether the hub's cache holds a model with its modules, or one that is known to have none.
+    """Tell whether the hub's cache holds a model with its modules, or one that is known to have none.
 
     Weights alone are not enough: transformers may have stored them, and the pooling would be guessed.
     """
@@ -221,7 +221,7 @@ def _model_kwargs(wanted: Wanted) -> dict[str, Any]:
 
 
 def _has_modules(wanted: Wanted, local_only: bool) -> bool:
-    """Whether the model says itself how its tokens become a vector."""
+    """Tell whether the model says itself how its tokens become a vector."""
     from sentence_transformers.util import is_sentence_transformer_model
 
     found: bool = is_sentence_transformer_model(

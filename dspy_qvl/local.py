@@ -86,7 +86,7 @@ def chosen_precision(precision: str | None, device: str | None, backend: str) ->
 
 
 def _has_cuda() -> bool:
-    """Whether torch will find an NVIDIA card: a driver, not hidden, and a build of torch that can use it."""
+    """Tell whether torch will find an NVIDIA card: a driver, not hidden, and a build of torch that can use it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return False
     if not any(Path(path).exists() for path in ("/dev/nvidiactl", "/proc/driver/nvidia/version")):
@@ -108,7 +108,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def has_bf16(cpuinfo: str) -> bool:
-    """Whether /proc/cpuinfo tells of instructions for bfloat16, on x86 or on ARM."""
+    """Tell whether /proc/cpuinfo tells of instructions for bfloat16, on x86 or on ARM."""
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
     return match is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(match[1].split())
 

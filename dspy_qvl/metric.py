@@ -389,7 +389,7 @@ class ValueFilter:
     def __call__(
         self, example: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
     ) -> bool:
-        """Whether the score reaches the threshold."""
+        """Tell whether the score reaches the threshold."""
         return self.metric.score(example, pred) >= self.threshold
 
 

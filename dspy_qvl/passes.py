@@ -119,7 +119,7 @@ class Loaded:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory: its own error on CUDA, a message elsewhere."""
+    """Tell whether torch ran out of memory: its own error on CUDA, a message elsewhere."""
     return type(error).__name__ == "OutOfMemoryError" or bool(
         re.search(r"out of memory|can't allocate memory", str(error))
     )

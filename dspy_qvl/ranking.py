@@ -219,7 +219,7 @@ def _careful_best(figures: Array, n_priors: int, n_alphas: int, n_in: int) -> in
     means = figures.mean(axis=0)
 
     def behind(column: int, best: int) -> bool:
-        """Whether a column is behind the best one, beyond what chance makes of it."""
+        """Tell whether a column is behind the best one, beyond what chance makes of it."""
         less = figures[:, best] - figures[:, column]
         return bool(less.mean() > STANDARD_ERRORS * less.std(ddof=1) / np.sqrt(len(less)))
 

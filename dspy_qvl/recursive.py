@@ -86,13 +86,13 @@ class RecursiveRidge:
 
     @property
     def worn(self) -> bool:
-        """Whether sums of the rows that are left have lost digits to rows that are gone."""
+        """Tell whether sums of the rows that are left have lost digits to rows that are gone."""
         spread = self._squares - self._totals**2 / self._totals[-1]
         spread[: len(self._theta) - 1] += self.alpha
         return bool((self._largest > WORN * spread)[:-1].any())
 
     def suits(self, n: int) -> bool:
-        """Whether it is the way to keep up n rows."""
+        """Tell whether it is the way to keep up n rows."""
         return n > len(self._theta) - 1 or n <= KERNEL_AT_MOST
 
     def add(self, x: Row, y: Array, sample_weight: float = 1.0) -> None:
@@ -200,13 +200,13 @@ class RecursiveKernelRidge:
 
     @property
     def worn(self) -> bool:
-        """Whether K has lost digits to rows that are gone, or a row was to go that is not there."""
+        """Tell whether K has lost digits to rows that are gone, or a row was to go that is not there."""
         K = self._K[: self._n, : self._n]
         spread = float((np.trace(K) - K.sum() / self._n) / self._n)
         return self._foreign or self._largest > WORN * (spread + self.alpha)
 
     def suits(self, n: int) -> bool:
-        """Whether it is the way to keep up n rows."""
+        """Tell whether it is the way to keep up n rows."""
         return bool(n <= self._X.shape[1]) and n <= KERNEL_AT_MOST
 
     def add(self, x: Row, y: Array) -> None:

@@ -419,7 +419,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return self.features if self.ridge.fitted is None else self.ridge.fitted.names
 
     def _other_value(self, order: Order) -> bool:
-        """Whether the learner is not the one that the order was learned with, the first time that is seen."""
+        """Tell whether the learner is not the one that the order was learned with, the first time that is seen."""
         digest = self.learner.current_fit().digest
         if digest in (order.value_of, self._warned):
             return False
@@ -485,7 +485,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return tuple(name for name in FIRST_STAGE if name in asked) or known_of_first_stage(judged, warn=warn)
 
     def _ranks_by_cosine(self, judged: list[JudgedQuery], name: str) -> bool:
-        """Whether a first stage ranks nearly every query's passages as cosine does, and says nothing new."""
+        """Tell whether a first stage ranks nearly every query's passages as cosine does, and says nothing new."""
         orders = [(np.argsort(-self._cosines(one), kind="stable"), first_stage_values(one, name)) for one in judged]
         same = [np.array_equal(order, np.argsort(-values, kind="stable")) for order, values in orders]
         return bool(np.mean(same) >= ALIKE)

@@ -81,7 +81,7 @@ def _warn_ill_conditioned(alpha: float) -> None:
 
 
 def beyond_float32(gram: Array, alpha: float) -> bool:
-    """Whether the rounding of float32 products could be felt: alpha is below 1e-6 of the largest eigenvalue."""
+    """Tell whether the rounding of float32 products could be felt: alpha is below 1e-6 of the largest eigenvalue."""
     direction = gram @ np.ones(len(gram))
     for _ in range(10):  # power iteration; a few digits are enough
         norm = np.linalg.norm(direction)

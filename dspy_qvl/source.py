@@ -253,7 +253,7 @@ class Source:
         self._is_the_same = True
 
     def meets(self, expect: Probe) -> bool:
-        """Whether the model gives what it must for the probe texts; it is asked for them."""
+        """Tell whether the model gives what it must for the probe texts; it is asked for them."""
         with self._meeting, contextlib.suppress(StateError):
             if expect.digest not in self.trusted:
                 self._check_model(expect)

@@ -456,7 +456,7 @@ def roll_back(connection: sqlite3.Connection) -> None:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the file is at fault, rather than a full disk, a read-only folder or a lock that was never released.
+    """Tell whether the file is at fault, rather than a full disk, a read-only folder or a lock that was never released.
 
     SQLite reports damage as a plain DatabaseError and the others as its subclass OperationalError, but for a
     schema that lost a table or column.

@@ -251,7 +251,7 @@ class Rendering:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen."""
+    """Tell whether nothing of a text can be seen."""
     return not any(
         (letter.isprintable() and not letter.isspace()) or "\ud800" <= letter <= "\udfff"  # half a letter, shown as "?"
         for letter in text

@@ -99,7 +99,7 @@ def import_(store: VectorStore, path: str | os.PathLike[str]) -> int:
 
 
 def _is_cache(path: Path) -> bool:
-    """Whether a file is a cache rather than an export: SQLite's header says that it is written ahead."""
+    """Tell whether a file is a cache rather than an export: SQLite's header says that it is written ahead."""
     if any(Path(f"{path}{end}").exists() for end in ("-wal", "-journal")):
         return True
     with contextlib.suppress(OSError), path.open("rb") as file:

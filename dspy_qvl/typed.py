@@ -51,7 +51,7 @@ def as_string(value: Any) -> str:
 
 
 def is_string(value: Any) -> bool:
-    """Whether a value is a string, or stands for one: an Enum or a `Choice` of strings, `dspy.Code`."""
+    """Tell whether a value is a string, or stands for one: an Enum or a `Choice` of strings, `dspy.Code`."""
     return isinstance(value, str | Enum | BaseModel) and isinstance(_plain(value), str)
 
 

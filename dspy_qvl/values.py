@@ -507,7 +507,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return features
 
     def _overridden(self) -> bool:
-        """Whether a subclass, or an attribute of the object, replaces `_get_embedding_vector`."""
+        """Tell whether a subclass, or an attribute of the object, replaces `_get_embedding_vector`."""
         method: Callable[..., Any] = self._get_embedding_vector
         return getattr(method, "__func__", None) is not ValueFunction._get_embedding_vector
 
@@ -598,7 +598,7 @@ def check_identity(embedding: Embedding, fit: Any) -> None:
 
 
 def _is_former(embedding: Embedding, fit: Any) -> bool:
-    """Whether a fit of version 0.1.0 belongs to this model, which said less of it then: its vectors tell."""
+    """Tell whether a fit of version 0.1.0 belongs to this model, which said less of it then: its vectors tell."""
     return embedding.former_identity == dict(fit.identity) and embedding.meets(fit.probe)
 
 

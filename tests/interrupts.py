@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-needs_a_timer = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
+needs_a_timer = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signal.setitimer is missing here")
 # Python itself drops an interrupt that comes in a callback of the garbage collection, and says so.
 may_be_swallowed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

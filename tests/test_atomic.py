@@ -388,7 +388,7 @@ def test_a_new_file_has_the_usual_mode_and_a_private_one_stays_private(tmp_path)
 # Locks
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is missing here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_process_forked_while_another_thread_learns_can_learn_too():
     model = Gate()
@@ -409,7 +409,7 @@ def test_a_process_forked_while_another_thread_learns_can_learn_too():
     assert learner.training_texts[-1] == "new"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is missing here")
 def test_a_lock_that_the_forking_thread_holds_is_held_in_the_child():
     lock = Lock()
     with lock.held:
