@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import EmbeddingError, InputError
-from dspy_qvl.linear import dot_rows
-from dspy_qvl.moments import slices
+from dspy_qvl.ridge.line import dot_rows
+from dspy_qvl.ridge.moments import slices
 
 Vectors = NDArray[np.float32]
 

@@ -23,7 +23,7 @@ import numpy as np
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from dspy_qvl import FitValue, InputError, QVLError, Qwen3EmbeddingValueLearner, Reranker
-from dspy_qvl.scores import ndcg
+from dspy_qvl.measures import ndcg
 
 QWEN3 = "Qwen/Qwen3-Embedding-0.6B"
 INSTRUCTION = "Given a question to a web shop, retrieve the passages that answer it"  # for questions, not for passages

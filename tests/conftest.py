@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
-from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.embedding.models.lexical import LexicalModel
 from tests.human_data import ABSENT
 
 GOOD = "love perfect excellent sturdy happy bright quick comfortable reliable delightful".split()

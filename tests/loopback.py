@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.embedding.models.lexical import LexicalModel
 
 SIZE = 64
 

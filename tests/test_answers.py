@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
+from dspy_qvl.embedding.loops import on_our_loop
+from dspy_qvl.embedding.models.hosted.failures import Failure
+from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits
+from dspy_qvl.embedding.models.hosted.request import ask
 from dspy_qvl.errors import QVLError
-from dspy_qvl.failures import Failure
-from dspy_qvl.hosted import HostedModel, Limits
-from dspy_qvl.loops import on_our_loop
-from dspy_qvl.provider import ask
 from tests.loopback import Loopback, Reply, answer, shuffled, vectors
 
 TEXTS = ["good", "bad", "so so", "best"]

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from dspy_qvl import InputError, NotFittedError, Qwen3EmbeddingValueLearner, Reranker
-from dspy_qvl.drafts import ABANDONED_SECONDS
-from dspy_qvl.head import RidgeHead
-from dspy_qvl.reranker import JudgedQuery
-from dspy_qvl.sharing import Lock
-from dspy_qvl.state import write_file
+from dspy_qvl.learner.head import RidgeHead
+from dspy_qvl.learner.memo import Lock
+from dspy_qvl.reranker.reranker import JudgedQuery
+from dspy_qvl.state.drafts import ABANDONED_SECONDS
+from dspy_qvl.state.entries import write_file
 from tests.benchmarks.together import Crowd, is_the_fit_of_its_texts
 from tests.conftest import CountingModel, rated
 from tests.interrupts import interrupted, may_be_swallowed, needs_a_timer, seconds_of

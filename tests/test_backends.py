@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import InputError, QVLWarning, Qwen3EmbeddingValueLearner, StateError
-from dspy_qvl.backends import ModelSpec
-from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.embedding.models.lexical import LexicalModel
+from dspy_qvl.embedding.models.spec import ModelSpec
 from tests.conftest import rated
 from tests.tiny_qwen3 import build
 
@@ -178,7 +178,7 @@ class TestLocalModel:
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
     def test_it_is_loaded_once_and_its_vectors_are_stored(self, folder, tmp_path):
-        from dspy_qvl.passes import PROCESS
+        from dspy_qvl.embedding.models.local.forward import PROCESS
 
         first = Qwen3EmbeddingValueLearner(folder, cache_dir=tmp_path)
         vectors = first._embedding(["one", "two"])

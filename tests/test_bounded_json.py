@@ -9,8 +9,9 @@ import tracemalloc
 
 import pytest
 
-from dspy_qvl import InputError, Qwen3EmbeddingValueLearner, RidgeHead, StateError, bounded_json
-from dspy_qvl.state import SCHEMA
+from dspy_qvl import InputError, Qwen3EmbeddingValueLearner, RidgeHead, StateError
+from dspy_qvl.state import bounded_json
+from dspy_qvl.state.entries import SCHEMA
 from tests.conftest import rated
 
 

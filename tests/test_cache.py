@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dspy_qvl import QVLWarning
-from dspy_qvl.cache import EmbeddingCache, MemoryCache
-from dspy_qvl.store import VectorStore
-from dspy_qvl.upkeep import info
+from dspy_qvl.embedding.cache.cache import EmbeddingCache, MemoryCache
+from dspy_qvl.embedding.cache.pruning import info
+from dspy_qvl.embedding.cache.store import VectorStore
 
 KEYS = [bytes([i]) * 16 for i in range(20)]
 VECTORS = np.random.default_rng(0).normal(size=(20, 33)).astype(np.float32)

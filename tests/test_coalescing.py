@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
-from dspy_qvl.backends import ModelSpec
-from dspy_qvl.coalescing import Coalescer
-from dspy_qvl.embedding import Embedding
-from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.embedding.batching import Coalescer
+from dspy_qvl.embedding.embedding import Embedding
+from dspy_qvl.embedding.models.lexical import LexicalModel
+from dspy_qvl.embedding.models.spec import ModelSpec
 from tests.conftest import rated
 from tests.interrupts import interrupted, may_be_swallowed, needs_a_timer, seconds_of
 

@@ -24,9 +24,9 @@ from dspy_qvl import (
     StateError,
     TextsRefusedError,
 )
-from dspy_qvl.backends import ModelSpec
-from dspy_qvl.embedding import PROBE_TEXTS, Embedding, Probe, unit
-from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.embedding.embedding import PROBE_TEXTS, Embedding, Probe, unit
+from dspy_qvl.embedding.models.lexical import LexicalModel
+from dspy_qvl.embedding.models.spec import ModelSpec
 from tests.conftest import CountingModel, rated
 
 TEXTS = [text for text, _ in rated(40)]
@@ -296,15 +296,15 @@ def test_a_bar_is_shown_only_where_embedding_takes_long_and_logging_is_not_quiet
             time.sleep(0.05)
             return super().__call__(texts)
 
-    monkeypatch.setattr("dspy_qvl.source.BAR_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr("dspy_qvl.embedding.source.BAR_AFTER_SECONDS", 0.02)
     make(Slow("a"), tmp_path, batch_size=10)(TEXTS)
     assert "embedding: 100%" in capsys.readouterr().err
     make(Slow("b"), tmp_path, batch_size=40)(TEXTS)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("dspy_qvl.source.BAR_AFTER_SECONDS", 60)
+    monkeypatch.setattr("dspy_qvl.embedding.source.BAR_AFTER_SECONDS", 60)
     make(Slow("c"), tmp_path, batch_size=10)(TEXTS)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("dspy_qvl.source.BAR_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr("dspy_qvl.embedding.source.BAR_AFTER_SECONDS", 0.02)
     logging.getLogger("dspy_qvl").setLevel(logging.ERROR)
     try:
         make(Slow("d"), tmp_path, batch_size=10)(TEXTS)

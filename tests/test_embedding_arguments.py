@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, InputError, Qwen3EmbeddingValueLearner, StateError
-from dspy_qvl.arguments import canonical, public, secret_strings, secrets
-from dspy_qvl.backends import ModelSpec
-from dspy_qvl.hosted import HostedModel
+from dspy_qvl.embedding.models.hosted.arguments import canonical, public, secret_strings, secrets
+from dspy_qvl.embedding.models.hosted.hosted import HostedModel
+from dspy_qvl.embedding.models.spec import ModelSpec
 from tests.conftest import CountingModel, rated
 from tests.loopback import Loopback, answer, status, vectors
 

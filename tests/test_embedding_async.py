@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
-from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.embedding.models.lexical import LexicalModel
 from tests.conftest import rated
 
 TEXTS = [text for text, _ in rated(30)]

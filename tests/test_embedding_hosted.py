@@ -21,9 +21,9 @@ from dspy_qvl import (
     StateError,
     TextsRefusedError,
 )
-from dspy_qvl.backends import DEFAULT_MODEL, PROVIDERS
-from dspy_qvl.embedding import PROBE_TEXTS
-from dspy_qvl.state import read_file, write_file
+from dspy_qvl.embedding.embedding import PROBE_TEXTS
+from dspy_qvl.embedding.models.spec import DEFAULT_MODEL, PROVIDERS
+from dspy_qvl.state.entries import read_file, write_file
 from tests.conftest import rated
 from tests.loopback import (
     Loopback,

@@ -19,9 +19,10 @@ import httpx
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, InputError, Qwen3EmbeddingValueLearner, exchange, provider
-from dspy_qvl.backends import PROVIDERS, THROUGH_OPENAI
-from dspy_qvl.hosted import HostedModel, Limits
+from dspy_qvl import EmbeddingError, InputError, Qwen3EmbeddingValueLearner
+from dspy_qvl.embedding.models.hosted import exchange
+from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits
+from dspy_qvl.embedding.models.spec import PROVIDERS, THROUGH_OPENAI
 from tests.loopback import Loopback, Reply, answer, endless, redirect, status, vectors
 
 KEY = "sk-secret-123456"
@@ -184,8 +185,8 @@ class TestSize:
     @pytest.mark.parametrize("route", ["openai/m", "hosted_vllm/m", "ollama/m", "gemini/gemini-embedding-001"])
     @pytest.mark.parametrize("make", [hosted, own])
     def test_an_answer_beyond_the_bound_is_given_up(self, server, monkeypatch, route, make):
-        monkeypatch.setattr(provider, "BYTES_BESIDE", 10_000)
-        monkeypatch.setattr(provider, "MOST_COLUMNS", 1)
+        monkeypatch.setattr(request, "BYTES_BESIDE", 10_000)
+        monkeypatch.setattr(request, "MOST_COLUMNS", 1)
         server.rule = lambda request: packed(gzip.compress(b" " * 10_000_000))
         ask = hosted(server, route) if make is hosted else own(server, route).embed
         with pytest.raises(EmbeddingError, match=r"an answer that is too large: it is longer than 10,192 bytes"):
@@ -242,7 +243,7 @@ class TestSize:
         script = f"""
             import resource, time
             import litellm
-            from dspy_qvl.hosted import HostedModel, Limits
+            from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits
 
             def ask(api_base, texts):
                 model = HostedModel("openai/m", api_key="k", api_base=api_base, limits=Limits(max_attempts=1))

@@ -13,7 +13,7 @@ import pydantic
 import pytest
 
 from dspy_qvl import FitValue, InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, ValueMetric
-from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.embedding.models.lexical import LexicalModel
 from tests.conftest import CountingModel, rated
 
 ROWS = [

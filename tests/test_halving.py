@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner, TextsRefusedError
-from dspy_qvl.halving import PROBE, Batch, Fault
-from dspy_qvl.hosted import HostedModel, Limits
+from dspy_qvl.embedding.models.hosted.halving import PROBE, Batch, Fault
+from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits
 from tests.loopback import (
     Loopback,
     close_mid_body,

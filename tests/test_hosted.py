@@ -19,9 +19,9 @@ import dspy
 import numpy as np
 import pytest
 
+from dspy_qvl.embedding.models.hosted.halving import PROBE
+from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits, Usage, batch_size
 from dspy_qvl.errors import EmbeddingError, InputError, TextsRefusedError
-from dspy_qvl.halving import PROBE
-from dspy_qvl.hosted import HostedModel, Limits, Usage, batch_size
 from tests.loopback import (
     Loopback,
     Reply,
@@ -735,7 +735,7 @@ class TestLoops:
         script = f"""
             import asyncio, threading
             import litellm
-            from dspy_qvl.hosted import HostedModel, Limits
+            from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits
 
             def model(api_base):
                 return HostedModel("openai/x", api_key="k", api_base=api_base, limits=Limits(max_attempts=1))

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from dspy_qvl import QVLWarning, scores
-from dspy_qvl.judged import JudgedQuery, beyond_chance, known_of_first_stage
+from dspy_qvl import QVLWarning, measures
+from dspy_qvl.reranker.judged import JudgedQuery, beyond_chance, known_of_first_stage
 
 
 def judged(n_queries=40, noise=1.0, seed=0, n_passages=8, **said):
@@ -28,8 +28,10 @@ def test_beyond_chance_measures_against_shuffles():
     rng = np.random.default_rng(0)
     relevances = [rng.integers(0, 4, size=n).astype(float) for n in (3, 5, 8, 8, 12)]
     relevances = [y for y in relevances if np.ptp(y) > 0]
-    shuffled = [np.mean([scores.ndcg(rng.permutation(y), -np.arange(len(y))) for y in relevances]) for _ in range(4000)]
-    came, chance = np.mean([scores.ndcg(y, -np.arange(len(y))) for y in relevances]), np.mean(shuffled)
+    shuffled = [
+        np.mean([measures.ndcg(rng.permutation(y), -np.arange(len(y))) for y in relevances]) for _ in range(4000)
+    ]
+    came, chance = np.mean([measures.ndcg(y, -np.arange(len(y))) for y in relevances]), np.mean(shuffled)
     share, deviations = beyond_chance(relevances)
     assert share == pytest.approx((came - chance) / (1 - chance), abs=0.02)
     assert deviations == pytest.approx((came - chance) / np.std(shuffled), abs=0.1)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from dspy_qvl import EmbeddingError, QVLWarning, Qwen3EmbeddingValueLearner, RankingExample, scores
-from dspy_qvl.folds import copies, hold_out, make_folds, members_of
+from dspy_qvl import EmbeddingError, QVLWarning, Qwen3EmbeddingValueLearner, RankingExample, measures
+from dspy_qvl.fitting.folds import copies, hold_out, make_folds, members_of
 from tests.conftest import CountingModel, rated
 
 
@@ -53,16 +53,16 @@ def test_training_figures_come_from_a_model_that_never_saw_the_validation_part()
     seen, held = hold_out(60, 0.25, learner.training_texts, rng)
     X, y = embedded(learner, learner.training_texts), np.array(learner.training_scores)
     peer = Ridge(alpha=1.0, solver="svd").fit(X[seen], y[seen])
-    assert metrics["val_mse"] == pytest.approx(scores.mse(y[held], peer.predict(X[held])))
+    assert metrics["val_mse"] == pytest.approx(measures.mse(y[held], peer.predict(X[held])))
     assert metrics["val_r2"] == pytest.approx(peer.score(X[held], y[held]))
-    assert metrics["val_spearman"] == pytest.approx(scores.spearman(y[held], peer.predict(X[held])))
-    assert metrics["train_mse"] == pytest.approx(scores.mse(y[seen], peer.predict(X[seen])))
+    assert metrics["val_spearman"] == pytest.approx(measures.spearman(y[held], peer.predict(X[held])))
+    assert metrics["train_mse"] == pytest.approx(measures.mse(y[seen], peer.predict(X[seen])))
     folds = make_folds([learner.training_texts[row] for row in seen], 4, rng)
     errors = []
     for fold in folds:
         rest = np.setdiff1d(np.arange(45), fold)
         fold_peer = Ridge(alpha=1.0, solver="svd").fit(X[seen[rest]], y[seen[rest]])
-        errors.append(scores.mse(y[seen[fold]], fold_peer.predict(X[seen[fold]])))
+        errors.append(measures.mse(y[seen[fold]], fold_peer.predict(X[seen[fold]])))
     assert metrics["cv_mse_mean"] == pytest.approx(np.mean(errors))
     assert metrics["cv_mse_std"] == pytest.approx(np.std(errors))
 
@@ -311,7 +311,7 @@ def test_an_override_that_needs_no_model_asks_none(tmp_path):
             raise ConnectionError("no model here")
         return np.eye(len(texts), 4)
 
-    from dspy_qvl.embedding import PROBE_TEXTS as PROBES
+    from dspy_qvl.embedding.embedding import PROBE_TEXTS as PROBES
 
     unreachable.name = "unreachable"
     learner = Own(embedder=unreachable, cache_dir=tmp_path)

@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dspy_qvl import EmbeddingError, InputError, ModelUnavailableError, local
-from dspy_qvl.backends import HOSTED_QWEN, LEXICAL, ModelSpec
-from dspy_qvl.embedding import Embedding
+import dspy_qvl
+from dspy_qvl import EmbeddingError, InputError, ModelUnavailableError
+from dspy_qvl.embedding.embedding import Embedding
+from dspy_qvl.embedding.models.local.forward import PROCESS
+from dspy_qvl.embedding.models.local import local as local_model
+from dspy_qvl.embedding.models.local.local import Lengths, LocalModel, chosen_precision, has_bf16
+from dspy_qvl.embedding.models.local.long_text import packed, windows_of
+from dspy_qvl.embedding.models.spec import HOSTED_QWEN, LEXICAL, ModelSpec
 from dspy_qvl.errors import unavailable
-from dspy_qvl.local import Lengths, LocalModel, chosen_precision, has_bf16
-from dspy_qvl.passes import PROCESS
-from dspy_qvl.text import instructed
-from dspy_qvl.windows import packed, windows_of
+from dspy_qvl.text.rendering import instructed
 from tests import tiny_qwen3
 from tests.conftest import rated
 
@@ -78,16 +80,19 @@ def differ(vectors: np.ndarray, others: np.ndarray) -> bool:
 def test_a_model_is_named_and_its_precision_chosen_without_torch():
     program = (
         "import sys\n"
-        "from dspy_qvl.local import LocalModel\n"
+        "from dspy_qvl.embedding.models.local.local import LocalModel\n"
         "LocalModel('Qwen/Qwen3-Embedding-0.6B').identity\n"
         "assert not {'torch', 'transformers', 'sentence_transformers', 'huggingface_hub'} & set(sys.modules)\n"
     )
     # dspy itself brings huggingface_hub where litellm is loaded, so the room is imported without its package.
     shortcut = (
         "import sys, types\n"
-        "package = types.ModuleType('dspy_qvl'); package.__path__ = ['dspy_qvl']; sys.modules['dspy_qvl'] = package\n"
+        "root = 'dspy_qvl/embedding/models'\n"
+        "for path in ('dspy_qvl', 'dspy_qvl/embedding', root, root + '/local'):\n"
+        "    package = types.ModuleType(path.replace('/', '.')); package.__path__ = [path]\n"
+        "    sys.modules[package.__name__] = package\n"
     )
-    subprocess.run([sys.executable, "-c", shortcut + program], check=True, cwd=Path(local.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", shortcut + program], check=True, cwd=Path(dspy_qvl.__file__).parents[1])
 
 
 @pytest.mark.parametrize(
@@ -106,11 +111,11 @@ def test_the_processor_says_whether_it_has_bfloat16(cpuinfo, has):
 
 
 def test_the_precision_is_what_was_asked_for_or_what_is_fast(monkeypatch):
-    monkeypatch.setattr(local, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(local_model, "_cpu_has_bf16", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert chosen_precision(None, None, "torch") == "float32"
     assert chosen_precision("float16", None, "torch") == "float16"
-    monkeypatch.setattr(local, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(local_model, "_cpu_has_bf16", lambda: True)
     assert [chosen_precision(None, device, "torch") for device in (None, "cpu", "mps", "cuda:1")] == [
         "bfloat16", "bfloat16", "float32", "float32",
     ]  # fmt: skip
@@ -516,7 +521,7 @@ class TestUnavailable:
         program = (
             "import sys\n"
             "sys.modules['sentence_transformers'] = None\n"
-            "from dspy_qvl.local import LocalModel\n"
+            "from dspy_qvl.embedding.models.local.local import LocalModel\n"
             f"LocalModel({str(tiny)!r})(['a'])\n"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -528,7 +533,7 @@ class TestUnavailable:
         program = (
             "import time, sentence_transformers\n"
             "from dspy_qvl import ModelUnavailableError\n"
-            "from dspy_qvl.local import LocalModel\n"
+            "from dspy_qvl.embedding.models.local.local import LocalModel\n"
             "start = time.monotonic()\n"
             "try:\n"
             "    LocalModel('Qwen/Qwen3-Embedding-0.6B')(['a'])\n"
@@ -536,7 +541,7 @@ class TestUnavailable:
             "    print(time.monotonic() - start, error)\n"
         )
         nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-        path = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(local.__file__).parents[1]), "HOME": str(tmp_path)}
+        path = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(dspy_qvl.__file__).parents[1]), "HOME": str(tmp_path)}
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**nowhere, **path}
         )

@@ -30,11 +30,11 @@ from dspy_qvl import (
     TextsRefusedError,
     ValueMetric,
 )
-from dspy_qvl.feedback import in_words
-from dspy_qvl.judge import repeated_share
-from dspy_qvl.scores import bootstrap
-from dspy_qvl.sharing import KEPT_BYTES, KEPT_TEXTS, KeptTexts
-from dspy_qvl.text import Pair
+from dspy_qvl.learner.memo import KEPT_BYTES, KEPT_TEXTS, KeptTexts
+from dspy_qvl.measures import bootstrap
+from dspy_qvl.metric.feedback import in_words
+from dspy_qvl.metric.judgement import repeated_share
+from dspy_qvl.text.rendering import Pair
 from tests.conftest import CountingModel, rated
 
 TEXTS = [text for text, _ in rated(30, seed=8)]
@@ -576,7 +576,7 @@ def test_the_log_remembers_what_was_scored_in_order(metric):
 
 
 def test_what_is_remembered_of_texts_is_bounded_in_bytes_and_the_first_leave_first(trained, monkeypatch):
-    monkeypatch.setattr("dspy_qvl.sharing.KEPT_BYTES", 40_000)
+    monkeypatch.setattr("dspy_qvl.learner.memo.KEPT_BYTES", 40_000)
     metric = ValueMetric(trained)
     texts = [f"{'lovely ' * 200}{number}" for number in range(60)]
     scores = [metric(None, said(text)) for text in texts]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dspy_qvl import InputError, Qwen3EmbeddingValueLearner, StateError
-from dspy_qvl.backends import ModelSpec
+from dspy_qvl.embedding.models.spec import ModelSpec
 from tests.conftest import rated
 
 

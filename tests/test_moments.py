@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import InputError
-from dspy_qvl.moments import gather, rough_mean, row_blocks
+from dspy_qvl.ridge.moments import gather, rough_mean, row_blocks
 from tests.test_ridge import Blocks, unit_rows
 
 

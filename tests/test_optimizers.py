@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import FitValue, QVLWarning, Qwen3EmbeddingValueLearner, ValueMetric
-from dspy_qvl.lexical import LexicalModel
+from dspy_qvl.embedding.models.lexical import LexicalModel
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.append(str(EXAMPLES))

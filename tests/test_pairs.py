@@ -6,8 +6,8 @@ import dspy
 import numpy as np
 import pytest
 
-from dspy_qvl import FitValue, InputError, Qwen3EmbeddingValueLearner, RankingExample, StateError, ValueMetric, scores
-from dspy_qvl.features import Features, Queries
+from dspy_qvl import FitValue, InputError, Qwen3EmbeddingValueLearner, RankingExample, StateError, ValueMetric, measures
+from dspy_qvl.features.features import Features, Queries
 from tests.conftest import CountingModel
 
 THINGS = "lamp chair kettle phone blender bag cup shoe clock desk table plant".split()
@@ -51,7 +51,7 @@ def trained():
 
 def spearman(learner, rows=NEW):
     queries = [row.query for row in rows] if rows[0].query else None
-    return scores.spearman([row.score for row in rows], learner.predict_many([row.text for row in rows], queries))
+    return measures.spearman([row.score for row in rows], learner.predict_many([row.text for row in rows], queries))
 
 
 def test_a_text_is_valued_for_its_query_where_the_text_alone_says_nothing(trained):

@@ -10,9 +10,9 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from dspy_qvl import FitValue, QVLWarning, Qwen3EmbeddingValueLearner, ValueMetric
-from dspy_qvl.folds import make_folds, sample
-from dspy_qvl.permutation import permutation_test, shuffles
-from dspy_qvl.tuning import prior_weights, weighed
+from dspy_qvl.fitting.folds import make_folds, sample
+from dspy_qvl.fitting.permutation import permutation_test, shuffles
+from dspy_qvl.fitting.tuning import prior_weights, weighed
 from tests.conftest import rated
 from tests.human_data import human_data, rows_of
 

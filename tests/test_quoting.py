@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspy_qvl import MissingTextError, QVLWarning, Qwen3EmbeddingValueLearner, ValueMetric
-from dspy_qvl.quoting import plain, quoted
+from dspy_qvl.text.quoting import plain, quoted
 from tests.conftest import rated
 
 ORDINARY = [

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from dspy_qvl import ranking, scores
-from dspy_qvl.folds import make_folds
+from dspy_qvl import measures
+from dspy_qvl.fitting.folds import make_folds
+from dspy_qvl.reranker import ranking
 
 
 def queries(n_queries, n_passages=8, d=30, signal=1.0, seed=0, shift=0.0):
@@ -24,7 +25,7 @@ def fit(X, y, n_folds=5, blocks=BLOCKS):
 
 
 def mean_ndcg(coef, X, y):
-    return np.nanmean([scores.ndcg(relevance, x @ coef) for x, relevance in zip(X, y, strict=True)])
+    return np.nanmean([measures.ndcg(relevance, x @ coef) for x, relevance in zip(X, y, strict=True)])
 
 
 def test_what_labels_teach_beats_the_prior_on_other_queries():
@@ -106,7 +107,7 @@ def fit_two(X, y, **settings):
 
 def test_with_two_prior_orders_it_does_not_fall_below_the_better_one_on_other_queries():
     held, truth = two_priors(300, seed=1)
-    alone = [np.nanmean([scores.ndcg(r, x[:, c]) for x, r in zip(held, truth, strict=True)]) for c in (0, 1)]
+    alone = [np.nanmean([measures.ndcg(r, x[:, c]) for x, r in zip(held, truth, strict=True)]) for c in (0, 1)]
     assert alone[0] + 0.05 < alone[1]
     for n_queries, loss in ((20, 0.02), (300, 0.0)):
         found = fit_two(*two_priors(n_queries, seed=n_queries))
@@ -144,8 +145,8 @@ def test_figures_look_at_the_first_k_passages(k):
     found = fit_two(X, y, k=k)
     for column, prior in enumerate(found.prior_qualities):
         pairs = [(r, x[:, column]) for x, r in zip(X, y, strict=True)]
-        assert prior.ndcg == pytest.approx(np.nanmean([scores.ndcg(*pair, k) for pair in pairs]))
-        assert prior.mrr == pytest.approx(np.nanmean([scores.reciprocal_rank(*pair, k) for pair in pairs]))
+        assert prior.ndcg == pytest.approx(np.nanmean([measures.ndcg(*pair, k) for pair in pairs]))
+        assert prior.mrr == pytest.approx(np.nanmean([measures.reciprocal_rank(*pair, k) for pair in pairs]))
         assert prior == ranking.quality_of(*zip(*[pair for pair in pairs if np.ptp(pair[0])], strict=True), k)
 
 
@@ -164,15 +165,15 @@ def test_ndcg_and_average_precision_are_those_of_scikit_learn(seed):
     relevance, values = rng.integers(0, 3, size=12).astype(float), rng.normal(size=12)
     relevance[0] = 0.0
     for k in (None, 5):
-        assert scores.ndcg(relevance, values, k) == pytest.approx(ndcg_score([relevance], [values], k=k))
-    assert scores.average_precision(relevance > 0, values) == pytest.approx(
+        assert measures.ndcg(relevance, values, k) == pytest.approx(ndcg_score([relevance], [values], k=k))
+    assert measures.average_precision(relevance > 0, values) == pytest.approx(
         average_precision_score(relevance > 0, values)
     )
 
 
 def test_a_tie_earns_nothing_and_a_query_without_a_difference_has_no_score():
-    assert scores.ndcg([1.0, 0.0], [0.5, 0.5]) == pytest.approx(1 / np.log2(3))
-    assert scores.average_precision([1.0, 0.0], [0.5, 0.5]) == 0.5
-    assert np.isnan(scores.ndcg([2.0, 2.0], [0.1, 0.2]))
-    assert np.isnan(scores.ndcg([], []))
-    assert np.isnan(scores.average_precision([0.0, 0.0], [0.1, 0.2]))
+    assert measures.ndcg([1.0, 0.0], [0.5, 0.5]) == pytest.approx(1 / np.log2(3))
+    assert measures.average_precision([1.0, 0.0], [0.5, 0.5]) == 0.5
+    assert np.isnan(measures.ndcg([2.0, 2.0], [0.1, 0.2]))
+    assert np.isnan(measures.ndcg([], []))
+    assert np.isnan(measures.average_precision([0.0, 0.0], [0.1, 0.2]))

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from dspy_qvl import recursive, ridge
-from dspy_qvl.moments import gather, rough_mean
-from dspy_qvl.recursive import RecursiveKernelRidge, RecursiveRidge
+from dspy_qvl import ridge
+from dspy_qvl.ridge import updates
+from dspy_qvl.ridge.moments import gather, rough_mean
+from dspy_qvl.ridge.updates import RecursiveKernelRidge, RecursiveRidge
 from tests.test_ridge import unit_rows
 
 
@@ -78,9 +79,9 @@ def test_drift_is_noticed_and_mended(monkeypatch):
     X, y = unit_rows(400, 30)
     fit = running(X[:300], y[:300, None], 0.1)
     fit._theta *= 1 + 1e-6
-    for row in range(300, 300 + recursive.GATHERED):
+    for row in range(300, 300 + updates.GATHERED):
         fit.add(X[row], y[row : row + 1])
-    n = 300 + recursive.GATHERED
+    n = 300 + updates.GATHERED
     assert distance(fit.line, X[:n], y[:n, None], 0.1) <= 1e-10
 
 
@@ -142,7 +143,7 @@ def test_equal_rows_with_equal_targets_are_let_go_one_at_a_time():
 def test_what_held_a_far_out_row_that_is_gone_is_worn(n):
     X, y = unit_rows(n + 2, 30)
     X[n], y[n] = X[n] * 1e6, 1e9
-    fit = recursive.begin(X[:n], y[:n, None], 0.1)
+    fit = updates.begin(X[:n], y[:n, None], 0.1)
     assert type(fit) is (RecursiveRidge if n > 30 else RecursiveKernelRidge)
     assert not fit.worn
     for row in (n, n + 1):

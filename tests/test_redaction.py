@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner, TextsRefusedError
-from dspy_qvl.redaction import LONGEST_READ, reason, without_secrets
+from dspy_qvl.embedding.models.hosted.redaction import LONGEST_READ, reason, without_secrets
 from tests.loopback import Loopback, status
 
 KEY = "Zq7+/secret key?of=1&more/Zq7"

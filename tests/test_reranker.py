@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from dspy.dsp.utils import dotdict
 
-from dspy_qvl import FitValue, InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, StateError, scores
-from dspy_qvl.judged import JudgedQuery
-from dspy_qvl.reranker import DEFAULT
-from dspy_qvl.sketch import folded, unfolded
-from dspy_qvl.state import encode_array
+from dspy_qvl import FitValue, InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, StateError, measures
+from dspy_qvl.reranker.judged import JudgedQuery
+from dspy_qvl.reranker.reranker import DEFAULT
+from dspy_qvl.reranker.sketch import folded, unfolded
+from dspy_qvl.state.entries import encode_array
 from tests.conftest import CountingModel, rated
 
 THINGS = "lamp chair kettle phone blender bag cup shoe clock desk".split()
@@ -75,7 +75,7 @@ def mean_ndcg(reranker, judged):
     for example in judged:
         ranked = reranker(query=example.query, passages=example.passages)
         relevance = [example.relevance[row] for row in ranked.indices]
-        found.append(scores.ndcg(relevance, -np.arange(len(relevance))))
+        found.append(measures.ndcg(relevance, -np.arange(len(relevance))))
     return np.nanmean(found)
 
 
@@ -212,8 +212,8 @@ def figures(values, judged, k=None):
     """Mean nDCG and reciprocal rank of the values that a function gives the passages of an example."""
     pairs = [(row.relevance, values(row)) for row in judged]
     return {
-        "ndcg": np.nanmean([scores.ndcg(*pair, k) for pair in pairs]),
-        "mrr": np.nanmean([scores.reciprocal_rank(*pair, k) for pair in pairs]),
+        "ndcg": np.nanmean([measures.ndcg(*pair, k) for pair in pairs]),
+        "mrr": np.nanmean([measures.reciprocal_rank(*pair, k) for pair in pairs]),
     }
 
 

@@ -8,8 +8,8 @@ from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
 from dspy_qvl import ridge
-from dspy_qvl.moments import CHEAP, kind_of_products
-from dspy_qvl.permutation import permutation_test
+from dspy_qvl.fitting.permutation import permutation_test
+from dspy_qvl.ridge.moments import CHEAP, kind_of_products
 
 SHAPES = [(2, 1), (3, 3), (40, 7), (40, 40), (30, 200), (1200, 64), (9000, 5)]
 

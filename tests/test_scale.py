@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspy_qvl import InputError
-from dspy_qvl.scale import Scale, check_scale, scale_of
+from dspy_qvl.metric.scale import Scale, check_scale, scale_of
 
 VALUES = st.floats(-1e75, 1e75)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import QVLWarning
-from dspy_qvl import solve as solve_room
-from dspy_qvl.solve import beyond_float32, factored, solve_path
+from dspy_qvl.ridge import solve as solve_room
+from dspy_qvl.ridge.solve import beyond_float32, factored, solve_path
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 17, 150])

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import QVLWarning
-from dspy_qvl.store import VectorStore
-from dspy_qvl.upkeep import info
+from dspy_qvl.embedding.cache.pruning import info
+from dspy_qvl.embedding.cache.store import VectorStore
 
 FORK = multiprocessing.get_context("fork")
 N_KILLED, N_KILLS, BATCH = 20_000, 20, 64

@@ -14,7 +14,7 @@ import pytest
 from dspy.experimental import Choice, Noul, Score
 
 from dspy_qvl import InputError, MissingTextError
-from dspy_qvl.text import Rendering
+from dspy_qvl.text.rendering import Rendering
 
 QUESTION = dspy.Example(question="Where is it?", answer="gold", style=None).with_inputs("question")
 ANSWER = dspy.Prediction(answer="On its way.", reasoning="It was sent.")

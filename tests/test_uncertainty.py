@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import ridge
-from dspy_qvl.uncertainty import posterior
+from dspy_qvl.ridge.posterior import posterior
 
 
 def rows(n, d, seed=0, noise=0.5):

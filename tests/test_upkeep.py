@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from dspy_qvl import InputError, QVLWarning
-from dspy_qvl.cache import EmbeddingCache
-from dspy_qvl.store import VectorStore
-from dspy_qvl.upkeep import Pruned
+from dspy_qvl.embedding.cache.cache import EmbeddingCache
+from dspy_qvl.embedding.cache.pruning import Pruned
+from dspy_qvl.embedding.cache.store import VectorStore
 
 SIZE = 16
 DAY = 86400

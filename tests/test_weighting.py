@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import ridge
-from dspy_qvl.weighting import Weigher, block_scales, choose_weights, krylov_path
+from dspy_qvl.ridge.banded import Weigher, block_scales, choose_weights, krylov_path
 
 ALPHAS = [0.1, 1.0, 10.0]
 
@@ -101,9 +101,9 @@ def test_a_krylov_space_holds_the_solutions_of_every_column():
 
 def test_of_many_rows_a_sample_decides(monkeypatch):
     X, blocks, y, folds = blocks_of(500, (20, 60, 1), (0.05, 3.0, 0.0))
-    monkeypatch.setattr("dspy_qvl.weighting.ENOUGH", 200)
+    monkeypatch.setattr("dspy_qvl.ridge.banded.ENOUGH", 200)
     seen = []
-    monkeypatch.setattr("dspy_qvl.weighting.Weigher", lambda *given: seen.append(given) or Weigher(*given))
+    monkeypatch.setattr("dspy_qvl.ridge.banded.Weigher", lambda *given: seen.append(given) or Weigher(*given))
     found = choose_weights(X, blocks, y, ALPHAS, folds, optional=True)
     assert found.weights[1] > 0.5
     rows, _, targets, parts = seen[0]

@@ -18,9 +18,9 @@ from pathlib import Path
 import diskcache
 import numpy as np
 
-from dspy_qvl.cache import MemoryCache
-from dspy_qvl.store import VectorStore
-from dspy_qvl.upkeep import info
+from dspy_qvl.embedding.cache.cache import MemoryCache
+from dspy_qvl.embedding.cache.pruning import info
+from dspy_qvl.embedding.cache.store import VectorStore
 
 SIZE, BATCH = 1024, 256
 N_WRITES, N_READS, READ_ROUNDS, N_BATCHED = 2_000, 100, 200, 10_000

@@ -17,7 +17,7 @@ import numpy as np
 from human_ratings import load
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
-from dspy_qvl.features import Features
+from dspy_qvl.features.features import Features
 
 ROUNDS, N_NEW = 7, 1000
 

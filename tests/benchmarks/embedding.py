@@ -33,7 +33,7 @@ import dspy
 import numpy as np
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
-from dspy_qvl.scores import spearman
+from dspy_qvl.measures import spearman
 from tests.benchmarks.human_ratings import load
 from tests.loopback import Loopback
 

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from dspy_qvl import ridge
-from dspy_qvl.moments import gather, rough_mean
-from dspy_qvl.recursive import RecursiveRidge
+from dspy_qvl.ridge.moments import gather, rough_mean
+from dspy_qvl.ridge.updates import RecursiveRidge
 
 ALPHAS = np.geomspace(1e-3, 1e3, 25)
 

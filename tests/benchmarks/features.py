@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from human_ratings import POINTWISE, Rated, load
 
-from dspy_qvl import Qwen3EmbeddingValueLearner, scores
-from dspy_qvl.folds import make_folds
+from dspy_qvl import Qwen3EmbeddingValueLearner, measures
+from dspy_qvl.fitting.folds import make_folds
 
 ALPHAS = np.geomspace(0.01, 100, 17).tolist()
 CHOICES = {"embedding alone": None, "auto": "auto", "lexical + length": ["lexical", "length"]}
@@ -54,7 +54,7 @@ def on_test(name: str, label: str, model: str, cache: str) -> None:
         if label == "lexical" and choice == "lexical + length":
             continue
         learner, blocks = tuned(model, cache, features, train)
-        reached = scores.spearman(test.scores, learner.predict_many(test.texts))
+        reached = measures.spearman(test.scores, learner.predict_many(test.texts))
         report = ", ".join(
             f"{block} {entry['weight']:g}" + (f" (adds {entry['adds']:.1%})" if "adds" in entry else "")
             for block, entry in blocks.items()
@@ -76,7 +76,7 @@ def by_size(name: str, label: str, model: str, cache: str, sizes: list[int], n_d
                 if label == "lexical" and choice == "lexical + length":
                     continue
                 learner, _ = tuned(model, cache, features, known)
-                reached[choice].append(scores.spearman(new.scores, learner.predict_many(new.texts)))
+                reached[choice].append(measures.spearman(new.scores, learner.predict_many(new.texts)))
         figures = "   ".join(f"{choice} {np.mean(found):.3f}" for choice, found in reached.items() if found)
         print(f"{name:<18}{label:<9}{size:>6} texts   {figures}", flush=True)
 

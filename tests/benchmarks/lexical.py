@@ -18,9 +18,9 @@ import re
 import numpy as np
 from human_ratings import POINTWISE, load
 
-from dspy_qvl import ridge, scores
-from dspy_qvl.lexical import LexicalModel
-from dspy_qvl.validation import make_folds
+from dspy_qvl import measures, ridge
+from dspy_qvl.embedding.models.lexical import LexicalModel
+from dspy_qvl.fitting.validation import make_folds
 
 ALPHAS = np.logspace(-1.5, 1.5, 7).tolist()
 MAX_ROWS = 2500
@@ -62,7 +62,7 @@ def main() -> None:
             reached = []
             for texts, y, folds in sets.values():
                 values = ridge.out_of_fold(candidate(settings, n_features)(texts), y, ALPHAS, folds)
-                reached.append(max(scores.spearman(y, row) for row in values))
+                reached.append(max(measures.spearman(y, row) for row in values))
             figures = "".join(f"{figure:>18.3f}" for figure in reached)
             print(f"{n_features:>7}  {label:<32}{figures}{np.mean(reached):>8.4f}", flush=True)
 

@@ -17,9 +17,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner
-from dspy_qvl.learner import ALPHA_RANGE
-from dspy_qvl.permutation import LEVEL, permutation_test
-from dspy_qvl.tuning import prior_weights, weighed
+from dspy_qvl.fitting.permutation import LEVEL, permutation_test
+from dspy_qvl.fitting.tuning import prior_weights, weighed
+from dspy_qvl.learner.learner import ALPHA_RANGE
 from tests.benchmarks.human_ratings import data_folder
 from tests.human_data import ABSENT, rows_of
 

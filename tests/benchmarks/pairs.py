@@ -20,7 +20,7 @@ import numpy as np
 from features import models
 from human_ratings import data_folder
 
-from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner, scores
+from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner, measures
 
 ALPHAS = np.geomspace(0.01, 1000, 16).tolist()
 
@@ -43,7 +43,7 @@ def summary_level(rows: list[dspy.Example], values: np.ndarray) -> float:
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(row.group, []).append(number)
-    found = [scores.spearman([rows[i].score for i in group], values[group]) for group in groups.values()]
+    found = [measures.spearman([rows[i].score for i in group], values[group]) for group in groups.values()]
     return float(np.nanmean(found))
 
 

@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 
-from dspy_qvl import Qwen3EmbeddingValueLearner, scores
+from dspy_qvl import Qwen3EmbeddingValueLearner, measures
 
 ALPHAS = np.geomspace(0.01, 100, 25).tolist()
 
@@ -62,7 +62,7 @@ def main() -> None:
             start = time.perf_counter()
             values = values_of()
             seconds = time.perf_counter() - start
-            pearson, spearman = scores.pearson(test.scores, values), scores.spearman(test.scores, values)
+            pearson, spearman = measures.pearson(test.scores, values), measures.spearman(test.scores, values)
             print(f"{name:<18}{method:<28}{pearson:>8.3f}{spearman:>9.3f}{seconds:>9.1f}", flush=True)
 
 

@@ -16,7 +16,7 @@ import statistics
 import numpy as np
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
-from dspy_qvl.scores import spearman
+from dspy_qvl.measures import spearman
 from tests.benchmarks.human_ratings import data_folder
 
 DIMENSIONS = (1024, 768, 256, 64)

@@ -27,16 +27,16 @@ import numpy as np
 from features import models
 from human_ratings import data_folder
 
-from dspy_qvl import Qwen3EmbeddingValueLearner, Reranker, scores
-from dspy_qvl.judged import JudgedQuery, first_stage_values
-from dspy_qvl.reranker import DEFAULT
+from dspy_qvl import Qwen3EmbeddingValueLearner, Reranker, measures
+from dspy_qvl.reranker.judged import JudgedQuery, first_stage_values
+from dspy_qvl.reranker.reranker import DEFAULT
 
 FEATURES = {"Reranker": "auto", "no first stage": DEFAULT}
 
 
 def measure_of(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     """What the data set is judged by."""
-    return (lambda y, s: scores.ndcg(y, s, 10)) if name == "scifact" else scores.average_precision
+    return (lambda y, s: measures.ndcg(y, s, 10)) if name == "scifact" else measures.average_precision
 
 
 def judged(name: str, split: str) -> list[JudgedQuery]:

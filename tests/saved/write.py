@@ -15,7 +15,7 @@ from pathlib import Path
 import dspy
 
 from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner, Reranker
-from dspy_qvl.state import SCHEMA
+from dspy_qvl.state.entries import SCHEMA
 from tests.conftest import rated
 
 HERE = Path(__file__).parent

@@ -1,0 +1,1 @@
+"""Embedding models: built in, hosted, in this process, or a caller's own."""

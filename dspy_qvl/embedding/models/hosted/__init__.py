@@ -1,0 +1,1 @@
+"""Embedding models of a provider, asked through litellm."""

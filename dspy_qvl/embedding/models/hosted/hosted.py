@@ -1,0 +1,368 @@
+"""Texts -> vectors over the network: one embedding route of litellm, asked politely and paid for once.
+
+    texts ─► batches the provider takes ─► turn (pace) ─► provider ─► rows, checked ─► usage counted
+                        ▲                      ▲              │
+                        │                      └── again ─────┤ what may pass: rate limit, server error, timeout
+                        └───────────────────────── halves ────┘ what texts may cause: refused, or failing at every try
+
+What may pass is asked again, with jitter and bounds; a provider's Retry-After holds back every request. A batch that
+is refused, or fails at every try while a harmless text passes, is halved until it is clear whether it was too large or
+which texts it was: they are named, the others keep their vectors (`halving.py`, which states the bounds). Everything
+else fails at once, in words that hold no key.
+
+All requests of a process run on one event loop of our own, in a thread of its own; callers wait for it, in threads or
+in loops of theirs. litellm keeps connections and a log worker a process, which break where loops change or run side by
+side: see test_threads_with_loops_of_their_own_share_a_model. And what a model keeps (pace, usage, limits) is touched
+by one thread only, so it needs no lock.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result
+
+from dspy_qvl.embedding.loops import on_our_loop
+from dspy_qvl.embedding.models.hosted.addresses import public_address
+from dspy_qvl.embedding.models.hosted.arguments import public
+from dspy_qvl.embedding.models.hosted.failures import Failure
+from dspy_qvl.embedding.models.hosted.halving import Batch, Fault, Row, is_refusal, may_be_a_text
+from dspy_qvl.embedding.models.hosted.request import Answer, Refused, Unusable, Vector, ask
+from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
+
+logger = logging.getLogger("dspy_qvl")
+
+BATCH_SIZE = 64
+BATCH_SIZES = {"dashscope": 10}  # providers that take fewer texts a request
+LONGEST_WAIT = 30.0  # seconds between two tries, where the provider names none
+MOST_HANGS = 2  # tries of a request that nobody answers
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How hard a provider may be asked, and how long it is waited for.
+
+    Attributes:
+        requests_per_minute: evenly spaced starts, or None for no limit.
+        max_concurrency: requests at the same time; the caller of a `HostedModel` keeps to it.
+        timeout: seconds one request may take.
+        max_attempts: tries of one request; at most 2 where it hangs, and fewer of parts of a batch that failed.
+        max_wait: seconds one request may wait between its tries.
+        first_wait: seconds before the second try, doubled for each one after it, less up to half of it at random.
+
+    Raises:
+        InputError: a limit that is no number above 0.
+    """
+
+    requests_per_minute: float | None = None
+    max_concurrency: int = 8
+    timeout: float = 60.0
+    max_attempts: int = 6
+    max_wait: float = 120.0
+    first_wait: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.requests_per_minute is not None:
+            check_positive(self.requests_per_minute, "requests_per_minute")
+        check_count(self.max_concurrency, "max_concurrency", 1)
+        check_positive(self.timeout, "timeout")
+        check_count(self.max_attempts, "max_attempts", 1)
+        check_positive(self.max_wait, "max_wait")
+        check_positive(self.first_wait, "first_wait")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was asked of a provider so far; the difference of two says what happened in between.
+
+    Attributes:
+        requests: HTTP requests that were answered, refusals among them.
+        texts: vectors that came back.
+        tokens: as the provider counted them.
+        cost: US dollars, of the requests whose price litellm knows.
+        unpriced: requests with vectors whose price it does not know.
+        retries: tries after a failure that may pass.
+    """
+
+    requests: int = 0
+    texts: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    unpriced: int = 0
+    retries: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(self)))
+
+    def __str__(self) -> str:
+        counted = ((self.requests, "request"), (self.texts, "text"), (self.tokens, "token"))
+        parts = [_counted(count, what) for count, what in counted]
+        if self.cost > 0 or not self.unpriced:
+            parts.append(f"${self.cost:.4f}" if self.cost >= 1e-4 else "less than $0.0001" if self.cost > 0 else "$0")
+        if self.unpriced:
+            parts.append(
+                "price unknown" if self.cost <= 0 else f"{_counted(self.unpriced, 'request')} of unknown price"
+            )
+        if self.retries:
+            parts.append(f"{self.retries:,} retries" if self.retries > 1 else "1 retry")
+        return ", ".join(parts)
+
+
+def batch_size(route: str) -> int:
+    """Texts a request that the route's provider is known to take."""
+    return BATCH_SIZES.get(route.split("/")[0], BATCH_SIZE)
+
+
+class HostedModel:
+    """An embedding route of litellm: texts -> full-size vectors, from threads and event loops alike.
+
+    A shared resource: a copy is the model itself, and a pickled one has lost its key.
+
+    Args:
+        route: provider and model, for instance "openrouter/qwen/qwen3-embedding-8b".
+        api_key: the provider's key, or None for its environment variable.
+        api_base: where it is served, or None for the provider's own address.
+        limits: how hard it may be asked.
+        key_lost: whether it had a key of its own that was left behind.
+        options: arguments of the provider's own, sent with each request.
+
+    Attributes:
+        name: the route.
+        usage: what was asked of it so far.
+        batch_limit: texts a request, lowered where the provider refuses more.
+    """
+
+    def __init__(
+        self,
+        route: str,
+        *,
+        api_key: str | None = None,
+        api_base: str | None = None,
+        limits: Limits | None = None,
+        key_lost: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = route
+        self.limits = limits or Limits()
+        self.usage = Usage()
+        self.batch_limit: int | None = BATCH_SIZES.get(route.split("/")[0])
+        self._api_base = api_base
+        self._key_lost = key_lost and not api_key
+        self._key: Callable[[], str | None] = lambda: api_key  # a closure shows in no repr and no vars()
+        self._options: Callable[[], Mapping[str, Any] | None] = lambda: options
+        self._pace = _Pace(self.limits.requests_per_minute)
+        # Processes that were refused together must not come back together.
+        self._random = random.Random(f"{os.getpid()} {route}")
+        self._answers = False  # whether it ever has
+
+    def __repr__(self) -> str:
+        return f"HostedModel({self.name!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HostedModel":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        lost = self._key_lost or self._key() is not None
+        options = public(self._options() or {})
+        return _remake, (self.name, public_address(self._api_base) or None, self.limits, lost, options)
+
+    def __call__(self, texts: Sequence[str]) -> list[Vector]:
+        """Full-size vectors of texts, in their order.
+
+        Raises:
+            TextsRefusedError: some texts have no vector; the error carries those of the others.
+            EmbeddingError: the route failed, or answered wrongly.
+        """
+        future = on_our_loop(self._embed(list(texts)))
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # the caller was interrupted; otherwise it is done
+
+    async def acall(self, texts: Sequence[str]) -> list[Vector]:
+        """The same without blocking the event loop; cancelling it drops the request."""
+        return await asyncio.wrap_future(on_our_loop(self._embed(list(texts))))
+
+    # Batches
+
+    async def _embed(self, texts: list[str]) -> list[Vector]:
+        if not texts:
+            return []
+        batch = Batch(texts, self._ask, limit=self.batch_limit, timeout=self.limits.timeout)
+        try:
+            await batch.fill()
+            self._check(batch.rows)
+        except EmbeddingError as error:  # what was paid for is kept
+            error.vectors = {place: row for place, row in batch.rows.items() if not isinstance(row, Refused)}
+            raise
+        finally:
+            known = [limit for limit in (self.batch_limit, batch.limit) if limit is not None]
+            self.batch_limit = min(known, default=None)
+        return [row for _, row in sorted(batch.rows.items()) if not isinstance(row, Refused)]
+
+    def _check(self, rows: dict[int, Row]) -> None:
+        refused = {place: row.reason for place, row in sorted(rows.items()) if isinstance(row, Refused)}
+        if len({len(row) for row in rows.values() if not isinstance(row, Refused)}) > 1:
+            rows.clear()
+            raise EmbeddingError(f"the route {self.name!r} gave vectors of different lengths for one batch.")
+        if refused and all(isinstance(row, Unusable) for row in rows.values()):
+            n_texts = _counted(len(rows), "text")
+            raise EmbeddingError(f"the route {self.name!r} gave no usable vector for {n_texts}: {refused[0]}.")
+        if refused:
+            raise TextsRefusedError(self._refusal(refused, len(rows)), refused=refused)
+
+    def _refusal(self, refused: Mapping[int, str], n_texts: int) -> str:
+        shown = "; ".join(f"text {place} ({reason})" for place, reason in list(refused.items())[:3])
+        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        rest = f"; the other {n_texts - len(refused)} have their vectors" if len(refused) < n_texts else ""
+        return f"the route {self.name!r} refused {len(refused)} of {_counted(n_texts, 'text')}: {shown}{more}{rest}."
+
+    # One request
+
+    async def _ask(self, texts: list[str], tries: int | None = None) -> list[Row] | Fault:
+        """Rows, or a fault that other texts might not have met.
+
+        Args:
+            texts: at least one.
+            tries: of a failure that may be a text's fault, or None for `max_attempts`.
+
+        Raises:
+            EmbeddingError: any other failure, after as many tries as make sense.
+        """
+        failures: list[Failure] = []
+
+        async def once() -> Answer | Failure:
+            outcome = await self._try(texts)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            return outcome
+
+        again = AsyncRetrying(
+            retry=retry_if_result(lambda outcome: isinstance(outcome, Failure) and outcome.may_pass),
+            wait=self._wait,
+            stop=lambda state: self._enough(failures, tries) or self._waited_enough(state),
+            before_sleep=self._again,
+            retry_error_callback=_outcome,  # out of tries
+        )
+        started = time.monotonic()
+        outcome: Answer | Failure = await again(once)
+        if isinstance(outcome, Failure):
+            seconds, waited = time.monotonic() - started, again.statistics["idle_for"]
+            message = self._failed(outcome, len(failures), seconds, waited=waited)
+            is_flagged = outcome.status == 403 and self._answers  # by moderation: the key was good enough before
+            if not (is_refusal(outcome) or may_be_a_text(outcome) or is_flagged):
+                raise EmbeddingError(message)
+            lost = sum(failure.seconds for failure in failures)
+            return Fault(f"{outcome.what}: {outcome.reason}", message, is_refusal(outcome), lost)
+        self._answers = True
+        if len(outcome.rows) != len(texts):
+            counts = f"{_counted(len(outcome.rows), 'vector')} for {_counted(len(texts), 'text')}"
+            return Fault(counts, f"the route {self.name!r} gave {counts}; it must give one a text.")
+        return outcome.rows
+
+    async def _try(self, texts: list[str]) -> Answer | Failure:
+        await self._pace.turn()
+        limits = self.limits
+        started = time.monotonic()
+        outcome = await ask(
+            self.name,
+            texts,
+            key=self._key(),
+            api_base=self._api_base,
+            timeout=limits.timeout,
+            key_lost=self._key_lost,
+            options=self._options(),
+        )
+        if isinstance(outcome, Answer):
+            known = outcome.cost is not None
+            self._count(Usage(1, len(outcome.rows), outcome.tokens, outcome.cost or 0.0, int(not known)))
+            return outcome
+        self._count(Usage(requests=int(outcome.status is not None or outcome.unreadable)))
+        if outcome.may_pass and outcome.retry_after is not None and outcome.retry_after <= limits.max_wait:
+            self._pace.hold(outcome.retry_after)  # all requests: the next one would be refused as well
+        garbled = outcome.unreadable and self._answers  # a known address: garbled on the way, no wrong page
+        return replace(outcome, may_pass=outcome.may_pass or garbled, seconds=time.monotonic() - started)
+
+    def _wait(self, state: RetryCallState) -> float:
+        longest = min(self.limits.first_wait * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT)
+        return max(longest * self._random.uniform(0.5, 1.0), _outcome(state).retry_after or 0.0)
+
+    def _enough(self, failures: Sequence[Failure], tries: int | None) -> bool:
+        """Tell when a request was tried often enough; what may be a text's fault is not worth as many tries."""
+        if len(failures) >= self.limits.max_attempts:
+            return True
+        own = [failure.seconds for failure in failures if may_be_a_text(failure)]
+        n_hangs = round(sum(own) / self.limits.timeout)
+        return may_be_a_text(failures[-1]) and (n_hangs >= MOST_HANGS or (tries is not None and len(own) >= tries))
+
+    def _waited_enough(self, state: RetryCallState) -> bool:
+        return state.idle_for + state.upcoming_sleep > self.limits.max_wait
+
+    def _again(self, state: RetryCallState) -> None:
+        self._count(Usage(retries=1))
+        failure = _outcome(state)
+        logger.info(
+            "%s: %s (%s); asking again in %.1f s", self.name, failure.what, failure.reason, state.upcoming_sleep
+        )
+
+    def _count(self, more: Usage) -> None:
+        self.usage += more
+
+    def _failed(self, failure: Failure, attempts: int = 1, seconds: float = 0.0, *, waited: float = 0.0) -> str:
+        """What a user is told of a failure: route, what happened, tries and seconds, what to do."""
+        tries = f" after {_counted(attempts, 'attempt')} in {seconds:.1f} s" if failure.may_pass or attempts > 1 else ""
+        advice = failure.advice
+        if failure.may_pass and waited + (failure.retry_after or 0.0) > self.limits.max_wait:
+            advice = (
+                f" It asks to wait {failure.retry_after:g} s, and one request may wait {self.limits.max_wait:g} s "
+                "(max_wait): try again later."
+            )
+        return f"the route {self.name!r} failed with {failure.what}{tries}: {failure.reason}.{advice}"
+
+
+def _remake(
+    route: str, api_base: str | None, limits: Limits, key_lost: bool, options: Mapping[str, Any] | None = None
+) -> HostedModel:
+    return HostedModel(route, api_base=api_base, limits=limits, key_lost=key_lost, options=options)
+
+
+class _Pace:
+    """When the next request may start: evenly spaced, and after what the provider asked to wait."""
+
+    def __init__(self, requests_per_minute: float | None) -> None:
+        self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
+        self._free = 0.0  # when the next turn begins
+        self._held = 0.0  # until when nobody may start
+
+    async def turn(self) -> None:
+        """Wait for a turn; the first goes at once."""
+        while True:
+            now = time.monotonic()
+            start = max(now, self._free, self._held)
+            self._free = start + self._gap
+            if start > now:
+                await asyncio.sleep(start - now)
+            if self._held <= start:  # nobody was asked to wait meanwhile
+                return
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody start for so long."""
+        self._held = max(self._held, time.monotonic() + seconds)
+
+
+def _outcome(state: RetryCallState) -> Failure:
+    assert state.outcome is not None  # set before tenacity asks how long to wait
+    failure: Failure = state.outcome.result()
+    return failure
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

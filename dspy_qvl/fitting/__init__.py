@@ -1,0 +1,1 @@
+"""From columns and scores to a fit, and how good it is."""

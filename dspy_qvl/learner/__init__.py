@@ -1,0 +1,1 @@
+"""The value function as a DSPy module."""

@@ -1,0 +1,120 @@
+"""All that a value function has learned, at one moment.
+
+Whoever changes it makes another one and puts that in its place in one step; whoever reads has the one of before or the
+one of after, and can take its time.
+"""
+
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+from dspy_qvl.errors import NotFittedError
+from dspy_qvl.learner.fit import Fit, dumped
+from dspy_qvl.learner.memo import Lock
+from dspy_qvl.learner.vectorizer import Vectorizer
+from dspy_qvl.state.entries import SCHEMA
+from dspy_qvl.text.rendering import RankingExample
+
+_adding = Lock()
+
+
+class Examples(Sequence[RankingExample]):
+    """Rated texts in the order they were added: never changed, though what comes of `plus` shares their storage.
+
+    So a hundred thousand may be added one by one, and copies of a program cost nothing.
+    """
+
+    def __init__(self, examples: Iterable[RankingExample] = ()) -> None:
+        self._stored = list(examples)
+        self._n = len(self._stored)
+
+    def plus(self, added: Sequence[RankingExample]) -> "Examples":
+        """These and some more."""
+        longer = Examples()
+        with _adding.held:
+            # What a copy added, or an addition that was interrupted, lies behind these, and must not come along.
+            longer._stored = self._stored if len(self._stored) == self._n else self._stored[: self._n]
+            longer._stored.extend(added)
+        longer._n = self._n + len(added)
+        return longer
+
+    def without(self, rows: Collection[int]) -> "Examples":
+        """These but for some, by their positions."""
+        return Examples(example for row, example in enumerate(self) if row not in rows)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __iter__(self) -> Iterator[RankingExample]:
+        return iter(self._stored[: self._n])
+
+    @overload
+    def __getitem__(self, row: int) -> RankingExample: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[RankingExample]: ...
+    def __getitem__(self, row: int | slice) -> RankingExample | list[RankingExample]:
+        return self._stored[: self._n][row] if isinstance(row, slice) else self._stored[range(self._n)[row]]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Examples":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Examples, (self[:],)
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """All that a value function has learned, at one moment; shared by copies, never changed.
+
+    Attributes:
+        examples: the rated texts, in the order they were added. The fit's come first, the others wait for the next.
+        alpha: penalty of the next fit.
+        alpha_tuned: whether cross-validation chose it.
+        weights: of the blocks of the next fit, by name, if cross-validation chose them with alpha; else None.
+        template: how the rated texts were rendered from examples, if a field or a format string says so (`FitValue`).
+        query_template: the same of their queries.
+        fitted: the current fit, or None.
+        vectorizer: what makes the columns of texts, if that is not what the learner was made with but what was loaded.
+    """
+
+    examples: Examples = field(default_factory=Examples)
+    alpha: float = 1.0
+    alpha_tuned: bool = False
+    weights: Mapping[str, float] | None = None
+    template: str | None = None
+    query_template: str | None = None
+    fitted: Fit | None = None
+    vectorizer: Vectorizer | None = None
+
+    def fit_or_refuse(self) -> Fit:
+        """The current fit.
+
+        Raises:
+            NotFittedError: nothing was fitted.
+        """
+        if self.fitted is None:
+            raise NotFittedError(
+                "nothing was learned yet; add rated texts and call train(), or load a saved value function."
+            )
+        return self.fitted
+
+    def content(self, *, keep_examples: bool) -> dict[str, Any]:
+        """What is saved of it, as JSON; arrays as base64."""
+        rated = self.examples[:]
+        examples = {
+            "texts": [example.text for example in rated],
+            "scores": [example.score for example in rated],
+            "metadata": [copy.deepcopy(example.metadata) for example in rated],
+            "queries": [example.query for example in rated],
+        }
+        return {
+            "schema": SCHEMA,
+            "alpha": self.alpha,
+            "alpha_tuned": self.alpha_tuned,
+            "weights": self.weights,
+            "template": self.template,
+            "query_template": self.query_template,
+            "examples": examples if keep_examples else None,
+            "fit": None if self.fitted is None else dumped(self.fitted, keep_examples=keep_examples),
+        }

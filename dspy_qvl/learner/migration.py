@@ -1,0 +1,188 @@
+"""What becomes of values when rated texts are learned anew with another embedding model.
+
+Both models are asked for the value of every rated text under the fit of all the others: a fitted value holds the text's
+own rating, which would make any two models agree. The old ones follow from what was saved, without the old model.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspy_qvl import measures
+from dspy_qvl.embedding.embedding import Embedding
+from dspy_qvl.embedding.models.spec import LEXICAL, ModelSpec
+from dspy_qvl.errors import InputError, shown
+from dspy_qvl.features.features import EMBEDDING, Features, Queries
+from dspy_qvl.learner.fit import Fit
+from dspy_qvl.ridge.moments import Array, Rows
+from dspy_qvl.ridge.posterior import posterior
+from dspy_qvl.text.rendering import RankingExample
+
+Vectors = NDArray[np.float32]
+
+FIGURES = ("mse", "r2", "pearson", "spearman")
+N_MOVES = 10
+
+
+@dataclass(frozen=True)
+class Move:
+    """A rated text, and its value under either model, from the other rated texts.
+
+    Attributes:
+        text: the text.
+        query: what it was rated for, or None.
+        score: its rating.
+        old: its value before.
+        new: its value now.
+    """
+
+    text: str
+    query: str | None
+    score: float
+    old: float
+    new: float
+
+
+@dataclass(frozen=True, eq=False)
+class Migration:
+    """Old values against new ones, each text valued by the fit of all other rated texts.
+
+    Attributes:
+        n_texts: rated texts that both models learned from.
+        pearson: correlation of old and new values, in [-1, 1].
+        spearman: their rank correlation.
+        old: "mse", "r2", "pearson" and "spearman" of the old values with the ratings; no correlation, NaN, where they
+            are no better than the mean.
+        new: the same of the new values. The penalty was chosen on the same ratings.
+        moves: the texts whose value moved most, at most 10, the largest move first.
+        old_values: (n_texts,), in the order of the texts; NaN where they cannot be told, and then the figures are.
+        new_values: (n_texts,).
+        chosen: the penalty, the weights of blocks and so on, as `optimize_hyperparameters` gives them.
+    """
+
+    n_texts: int
+    pearson: float
+    spearman: float
+    old: dict[str, float]
+    new: dict[str, float]
+    moves: tuple[Move, ...]
+    old_values: Array
+    new_values: Array
+    chosen: dict[str, Any]
+
+    def __str__(self) -> str:
+        learned = f"learned {self.n_texts} rated texts anew; values below are of texts left out"
+        after = f"with the ratings, new values: {_told(self.new)}"
+        if not np.isfinite(self.old_values).any():
+            return f"{learned}\n{after}\nwhat was saved does not tell the old values"
+        lines = [
+            learned,
+            f"old with new values: Spearman {self.spearman:.2f}, Pearson {self.pearson:.2f}",
+            f"with the ratings, old values: {_told(self.old)}",
+            after,
+            "moved most:",
+        ]
+        lines += [
+            f"  {move.old:.3g} -> {move.new:.3g}, rated {move.score:.3g}: {shown(move.text)}" for move in self.moves
+        ]
+        return "\n".join(lines)
+
+
+def _told(figures: dict[str, float]) -> str:
+    if math.isnan(figures["spearman"]):
+        return f"R² {figures['r2']:.2f}, no better than their mean"
+    return f"Spearman {figures['spearman']:.2f}, R² {figures['r2']:.2f}"
+
+
+def check_texts_kept(fit: Fit, what: str) -> None:
+    """Refuse a fit without its rated texts.
+
+    Raises:
+        InputError: names it as `what`.
+    """
+    if fit.n_texts == 0:
+        raise InputError(
+            f"{what} was saved without its rated texts (keep_examples=False), so no other model can learn from them; "
+            "use the model it was fitted with, or rate texts anew and train."
+        )
+
+
+def compared(rated: Sequence[RankingExample], old: Array, new: Array, chosen: dict[str, Any]) -> Migration:
+    """Old and new values of rated texts, (n_texts,) each, side by side."""
+    ratings = np.array([example.score for example in rated])
+    both, of_new = np.flatnonzero(np.isfinite(old) & np.isfinite(new)), np.isfinite(new)
+    largest = both[np.argsort(-np.abs(new - old)[both], kind="stable")][:N_MOVES].tolist()
+    return Migration(
+        len(rated),
+        measures.pearson(old[both], new[both]),
+        measures.spearman(old[both], new[both]),
+        _figures(ratings[both], old[both]),
+        _figures(ratings[of_new], new[of_new]),
+        tuple(
+            Move(rated[row].text, rated[row].query, rated[row].score, float(old[row]), float(new[row]))
+            for row in largest
+        ),
+        old,
+        new,
+        chosen,
+    )
+
+
+def _figures(ratings: Array, values: Array) -> dict[str, float]:
+    """Figures of values of left-out texts; no correlation where they are no better than the mean of the others.
+
+    That mean is the lower the higher the text that is left out, so that nothing learned would correlate at -1.
+    """
+    figures = {name: getattr(measures, name)(ratings, values) for name in FIGURES}
+    return figures if figures["r2"] > 0 else {**figures, "pearson": math.nan, "spearman": math.nan}
+
+
+def saved_values(fit: Fit) -> Array:
+    """The value of each rated text of a fit under the fit of all others, (n_texts,), from what was saved with it.
+
+    NaN where its model is not built in and no vectors were kept, as of a subclass that makes its own.
+    """
+    X = _saved_columns(fit)
+    if X is None:
+        return np.full(fit.n_texts, np.nan)
+    values: Array = fit.scores - posterior(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
+    return values
+
+
+def _saved_columns(fit: Fit) -> Rows | None:
+    """The columns of its rated texts that a fit was learned from, (n_texts, d); None where they cannot be had."""
+    vectors, queries = _saved_vectors(fit)
+    others = [name for name in fit.blocks if name not in fit.own]
+    features = Features(None, beside_lexical=True)
+    if vectors is None or vectors.shape[1] != fit.fitted.widths[0] or features.missing(others):
+        return None
+    table = features(fit.texts, vectors, others, queries)
+    columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
+    columns |= {name: np.stack(rows) for name, rows in fit.own.items()}
+    X: Rows = np.concatenate([columns[name] for name in (EMBEDDING, *fit.blocks)], axis=1)
+    return X
+
+
+def _saved_vectors(fit: Fit) -> tuple[Vectors | None, Queries | None]:
+    """The vectors of the rated texts of a fit and of their queries: those that were kept, or of the built-in model."""
+    asked = [example.query or "" for example in fit.rated]
+    if fit.vectors is not None:
+        known = fit.queried or {}
+        if not fit.paired:
+            return np.stack(fit.vectors), None
+        if not known.keys() >= set(asked):
+            return None, None
+        return np.stack(fit.vectors), Queries(asked, np.stack([known[query] for query in asked]))
+    identity = fit.identity or {}
+    if identity.get("model") != LEXICAL:
+        return None, None
+    model = Embedding(
+        ModelSpec(LEXICAL, fit.probe.vectors.shape[1]), cache_dir=None, instruction=identity.get("instruction") or None
+    )
+    if model.identity != identity:  # of another version
+        return None, None
+    return model(fit.texts, instruct=not fit.paired), Queries(asked, model(asked)) if fit.paired else None

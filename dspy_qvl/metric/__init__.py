@@ -1,0 +1,1 @@
+"""The metric for DSPy's optimizers."""

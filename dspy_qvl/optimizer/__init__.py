@@ -1,0 +1,1 @@
+"""The DSPy optimizer that fits value functions and rerankers."""

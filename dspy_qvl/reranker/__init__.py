@@ -1,0 +1,1 @@
+"""Passages of a query, best first."""

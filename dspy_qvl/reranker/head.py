@@ -1,0 +1,156 @@
+"""The fitted part of a reranker: a DSPy Parameter, as `head.py` is that of a value function."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dspy.predict.parameter import Parameter
+from numpy.typing import NDArray
+
+from dspy_qvl.embedding.embedding import Probe
+from dspy_qvl.errors import QVLError, StateError, check_count, check_text, shown
+from dspy_qvl.features.features import COSINE, LENGTH, OVERLAP, PRODUCT
+from dspy_qvl.learner.fit import checked_identity, checked_probe, dumped_probe
+from dspy_qvl.reranker.judged import RANK, SCORE
+from dspy_qvl.reranker.sketch import FOLDED
+from dspy_qvl.ridge.line import dot_rows
+from dspy_qvl.ridge.moments import Array, Rows
+from dspy_qvl.state.entries import SCHEMA, check_schema, decode_array, encode_array, opened, sealed, take
+
+Vectors = NDArray[np.float32]
+
+TEXT, VALUE = "text", "value"
+BLOCKS = (COSINE, OVERLAP, LENGTH, VALUE, RANK, SCORE, TEXT, PRODUCT)  # in the order of the columns, the prior first
+LARGEST_COEF = 1e100
+
+
+def width_of(name: str, d: int) -> int:
+    """The columns of a block beside vectors of d columns."""
+    return {OVERLAP: 3, TEXT: min(d, FOLDED), PRODUCT: min(d, FOLDED)}.get(name, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """A learned order of passages; replaced as a whole, shared by copies, never changed.
+
+    Attributes:
+        coef: over the columns of the blocks, (d,); read-only.
+        names: of the blocks.
+        widths: their columns.
+        identity: what makes the embedding model's vectors its own; None for an anonymous callable.
+        probe: what that model gave for the probe texts.
+        n_queries: queries it was learned from.
+        value_of: the digest of the value function whose values are a feature; None where they are none.
+    """
+
+    coef: Array
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    identity: Mapping[str, str] | None
+    probe: Probe
+    n_queries: int
+    value_of: str | None = None
+
+    def scores(self, X: Rows) -> Array:
+        """Scores of passages, (n, d) -> (n,), the same bits for a passage in any batch; higher is better."""
+        return dot_rows(X, self.coef)
+
+    def coef_of(self, name: str) -> Array:
+        """The coefficients of one block; zeros where it is not used."""
+        start = 0
+        for other, width in zip(self.names, self.widths, strict=True):
+            if other == name:
+                return self.coef[start : start + width]
+            start += width
+        return np.zeros(1)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Order":
+        return self
+
+
+class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
+    """What a reranker learned, or None; saved by DSPy, and kept by `reset()`, since most optimizers begin with it."""
+
+    def __init__(self) -> None:
+        self.fitted: Order | None = None
+
+    def unfit(self) -> None:
+        """Forget it."""
+        self.fitted = None
+
+    def reset(self) -> None:
+        """Keep it: DSPy resets parameters to start an optimization, and this one is no prompt."""
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """Everything that is saved, as DSPy saves it: the order is one entry."""
+        state = self.content()
+        order = state["order"]
+        state["order"] = sealed(order, "" if order is None else f"learned from {order['n_queries']} queries")
+        return state
+
+    def content(self) -> dict[str, Any]:
+        """Everything that is saved, as JSON; no passage and no query is in it."""
+        order = self.fitted
+        if order is None:
+            return {"schema": SCHEMA, "order": None}
+        return {
+            "schema": SCHEMA,
+            "order": {
+                "coef": encode_array(order.coef),
+                "blocks": [
+                    {"name": name, "width": width} for name, width in zip(order.names, order.widths, strict=True)
+                ],
+                "identity": None if order.identity is None else dict(order.identity),
+                "probe": dumped_probe(order.probe),
+                "n_queries": order.n_queries,
+                "value_of": order.value_of,
+            },
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a dumped state; a state that cannot be used changes nothing.
+
+        Raises:
+            StateError: another schema, or anything in it that cannot be used.
+        """
+        try:
+            self.fitted = _checked(state)
+        except StateError:
+            raise
+        except QVLError as error:
+            raise StateError(f"the saved reranker cannot be used: {error}") from error
+
+    def __repr__(self) -> str:
+        order = self.fitted
+        return f"RankingHead({'not fitted' if order is None else f'{order.n_queries} queries'})"
+
+
+def _checked(state: object) -> Order | None:
+    what = "the saved reranker"
+    check_schema(take(state, "schema", int, what), what)
+    entry = opened(state, "order", what)
+    if entry is None:
+        return None
+    blocks = take(entry, "blocks", list, what)
+    names = tuple(check_text(take(block, "name", str, what)) for block in blocks)
+    widths = tuple(check_count(take(block, "width", int, what), "width", 1) for block in blocks)
+    probe = checked_probe(entry, what)
+    d = probe.vectors.shape[1]
+    if names[:1] != (COSINE,) or names != tuple(name for name in BLOCKS if name in names):
+        raise StateError(f"{what} has the blocks {shown(names)}; there are {', '.join(BLOCKS)}, in this order.")
+    if widths != tuple(width_of(name, d) for name in names):
+        raise StateError(f"{what} has blocks of {shown(widths)} columns, which do not go with vectors of {d}.")
+    coef = decode_array(take(entry, "coef", Mapping, what), "coef", "float64", (sum(widths),))
+    if np.abs(coef).max() > LARGEST_COEF:
+        raise StateError(f"{what} has a coefficient beyond ±{LARGEST_COEF:g}.")
+    value_of = take(entry, "value_of", (str, type(None)), what)
+    return Order(
+        coef,
+        names,
+        widths,
+        checked_identity(entry, what),
+        probe,
+        check_count(take(entry, "n_queries", int, what), "n_queries", 0),
+        None if value_of is None else check_text(value_of, "value_of"),
+    )

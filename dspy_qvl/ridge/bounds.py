@@ -1,0 +1,149 @@
+"""Between which numbers the variances of many rows lie, from products of all of them.
+
+A row's variance must be the same bits alone and among a thousand, and products of many rows round with their number.
+So `uncertainty.py` works it out row by row, in one order of summation; here many rows get bounds that what comes of
+any order lies between. Where both bounds say the same there is nothing left to work out.
+
+A sum of k products, in whatever order, is off by at most k u of the sum of their magnitudes, u one rounding.
+
+Source: Higham (2002), Accuracy and Stability of Numerical Algorithms, 3.1.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspy_qvl.ridge.moments import Array, Rows, slices
+
+FOLDED = 2**22  # numbers of a root times the learned rows up to which that is worth its memory
+AT_ONCE = 2**22  # numbers of a block of products
+FILLED = 0.12  # share of rows in which a column is not zero, from which on it is cheaper taken whole
+ROUNDING = 2.0**-53  # u
+
+
+class Bounds:
+    """Bounds on v = 1/n + |s|^2 of many rows, or where they come from the kernel 1/n + (|xc|^2 - |s|^2) / alpha.
+
+        s = R (x - mean)',    or from the kernel    s = R (X x' - X mean' - mean x' + |mean|^2)
+
+    Args:
+        n: learned rows.
+        root: R, (m, m).
+        mean: of the learned rows, (d,).
+        kernel: X', (d, n), X mean', (n,), and alpha; or None.
+    """
+
+    def __init__(self, n: int, root: Rows, mean: Array, kernel: tuple[Rows, Array, float] | None) -> None:
+        self.n, self.root, self.mean = n, root, mean
+        self.mean_squared = float(np.einsum("j,j->", mean, mean))
+        self.kernel = kernel
+        self.second = False  # whether a row is multiplied with the root after `columns`
+        if kernel is None:
+            self.columns = root.T
+            self.offset, self.ones = self._rooted(mean[None])[0], np.zeros(len(root))
+            self.slope, self.level = _norm(root), _length(root, np.abs(mean))
+            return
+        columns, row_means, self.alpha = kernel
+        constant = row_means - self.mean_squared
+        self.offset, self.ones = self._rooted(np.stack([constant, np.ones(n)]))
+        self.second = columns.size > FOLDED
+        self.columns = columns if self.second else SparseRows(columns) @ root.T
+        lengths = np.sqrt(np.einsum("ji,ji->i", columns, columns, dtype=np.float64))
+        self.slope = _length(root, lengths + math.sqrt(self.mean_squared))
+        self.level = _length(root, np.abs(row_means) + self.mean_squared)
+
+    def __call__(self, X: Rows) -> tuple[Array, Array]:
+        """The bounds of rows, (m, d) -> (m,) and (m,)."""
+        out = np.empty((2, len(X)))
+        for rows in slices(len(X), max(64, AT_ONCE // max(X.shape[1], len(self.root)))):
+            out[:, rows] = self._of(SparseRows(X[rows]))
+        return out[0], out[1]
+
+    def _of(self, X: "SparseRows") -> tuple[Array, Array]:
+        with_mean = X @ self.mean[:, None]
+        solved = X @ self.columns
+        if self.second:
+            solved = self._rooted(solved)
+        solved -= with_mean * self.ones + self.offset
+        squares, lengths = np.einsum("ij,ij->i", solved, solved), np.sqrt(X.squares)
+        # Every product passes through at most k additions on its way into s, and with k more into |s|^2.
+        unit = 1.02 * ROUNDING * (len(self.root) + X.counts + 16)
+        off = unit * (lengths * self.slope + self.level)
+        doubt = 2 * np.sqrt(squares) * off + 3 * off**2 + unit * squares
+        v = 1 / self.n + squares
+        if self.kernel is not None:
+            squared = X.squares - 2 * with_mean[:, 0] + self.mean_squared
+            v = 1 / self.n + np.maximum(0.0, squared - squares) / self.alpha
+            doubt = (doubt + unit * (lengths + math.sqrt(self.mean_squared)) ** 2) / self.alpha
+        doubt = 2 * doubt + 16 * ROUNDING * v  # this and the other way of working it out may both be off
+        return np.maximum(v - doubt, 0.0), v + doubt
+
+    def _rooted(self, Z: Array) -> Array:
+        """Z R', (m, len(R)), in float64."""
+        out = np.empty((len(Z), len(self.root)))
+        for part in slices(len(self.root), 512):
+            rows = self.root[part]
+            end = part.stop if not rows[:, part.stop :].any() else rows.shape[1]  # a triangular root has half
+            out[:, part] = Z[:, :end] @ rows[:, :end].T.astype(np.float64)
+        return out
+
+
+class SparseRows:
+    """Rows as the left factor of products in float64; of hashed words most entries are zero, and left out.
+
+    Attributes:
+        counts: how many entries of each row are not zero, (m,).
+        squares: squared length of each row, (m,).
+    """
+
+    def __init__(self, X: Rows) -> None:
+        m, d = X.shape
+        filled = X != 0
+        self._whole: NDArray[np.intp] = np.arange(d)
+        self._others: Any = None
+        if filled.all():
+            self.counts = np.full(m, d)
+        else:
+            from scipy.sparse import csr_array
+
+            at = np.flatnonzero(filled)
+            columns = at % d
+            self.counts = np.diff(np.searchsorted(at, np.arange(m + 1) * d))
+            whole = np.bincount(columns, minlength=d) > FILLED * m
+            self._whole = np.flatnonzero(whole)
+            at, columns = at[~whole[columns]], columns[~whole[columns]]
+            ends = np.searchsorted(at, np.arange(m + 1) * d)
+            self._others = csr_array((X.reshape(-1)[at].astype(np.float64), columns, ends), shape=(m, d))
+        self._dense = X[:, self._whole].astype(np.float64)
+        self.squares = np.einsum("ij,ij->i", self._dense, self._dense)
+        if self._others is not None:
+            self.squares += self._others.power(2).sum(axis=1)
+
+    def __matmul__(self, columns: Rows) -> Array:
+        """The products with columns, (m, d) and (d, k) -> (m, k)."""
+        out = np.zeros((len(self._dense), columns.shape[1]))
+        for part in slices(columns.shape[1], max(1, AT_ONCE // len(columns))):
+            some = columns[:, part]
+            if len(self._whole) == len(columns):
+                out[:, part] = self._dense @ some.astype(np.float64, copy=False)
+            elif len(self._whole):
+                out[:, part] = self._dense @ some[self._whole].astype(np.float64)
+            if self._others is not None:
+                out[:, part] += self._others @ some.astype(np.float64, copy=False)
+        return out
+
+
+def _length(root: Rows, a: Array) -> float:
+    """| |R| a |."""
+    return math.sqrt(sum(float(np.sum((np.abs(root[part]) @ a) ** 2)) for part in slices(len(root), 512)))
+
+
+def _norm(root: Rows) -> float:
+    """The root of the largest sum of a row of |R| times that of a column: | |R| a | is at most that times |a|."""
+    rows, columns = 0.0, np.zeros(root.shape[1])
+    for part in slices(len(root), 512):
+        magnitudes = np.abs(root[part].astype(np.float64))
+        rows, columns = max(rows, float(magnitudes.sum(axis=1).max())), columns + magnitudes.sum(axis=0)
+    return math.sqrt(rows * float(columns.max()))

@@ -1,0 +1,136 @@
+"""How sure a ridge fit is of a value, in closed form.
+
+A ridge fit is the mean of a posterior: with y = b + x w + noise of variance s^2 and w ~ N(0, s^2 / alpha I), a row x
+that was not learned from has a predictive distribution of variance
+
+    s^2 (1 + v),      v = 1/n + xc (Xc'Xc + alpha I)^-1 xc',      xc = x - mean(X)
+
+v is small where rows like x were learned from, and at most 1/n + |xc|^2 / alpha where none was. A learned row has
+v = h / (1 - h) under the fit of all others, h its leverage; so its leave-one-out residual r has variance
+s^2 / (1 - h), and s^2 is estimated by the mean of r^2 (1 - h).
+
+With no more rows than columns, v comes from the kernel: v - 1/n = (|xc|^2 - kc (Kc + alpha I)^-1 kc') / alpha, where
+Kc = Xc Xc' and kc = Xc xc'.
+
+Source: Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, 2.1; Rifkin & Lippert (2007).
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dspy_qvl.ridge.bounds import Bounds
+from dspy_qvl.ridge.dual import centred_kernel, fit_dual, gram_of_rows
+from dspy_qvl.ridge.line import LeaveOneOut, dot_rows
+from dspy_qvl.ridge.moments import Array, Rows, gather, rough_mean
+from dspy_qvl.ridge.primal import fit_primal
+from dspy_qvl.ridge.solve import factored, inverse_root
+
+HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a standard deviation, half the memory
+
+
+class _Kernel(NamedTuple):
+    """What v needs of the learned rows where they are no more than their columns."""
+
+    columns: Rows  # X', (d, n): a text's words are few of the d
+    row_means: Array  # X mean(X)', (n,)
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What a ridge fit leaves uncertain; every number is the same bits for a row in any batch.
+
+    Attributes:
+        noise: s, in the units of y.
+        loo: every learned row under the fit of all others.
+        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): what `fit_variance` is to be compared with.
+    """
+
+    noise: float
+    loo: LeaveOneOut
+    fit_variances: Array
+    _alpha: float
+    _mean: Array  # (d,)
+    _root: Rows  # R'R is the inverse of the system, (d, d) or (n, n)
+    _kernel: _Kernel | None
+
+    def fit_variance(self, x: Rows) -> float:
+        """The variance v of the value of one row, (d,), > 0, in units of the noise's."""
+        n = len(self.loo.leverages)
+        wide = np.asarray(x, dtype=np.float64)
+        if self._kernel is None:
+            solved = dot_rows(self._root, wide - self._mean)
+            return 1 / n + float(np.einsum("i,i->", solved, solved))
+        some = np.flatnonzero(wide)
+        columns, values = self._kernel.columns[some].astype(np.float64), wide[some]
+        across = np.einsum("ji,j->i", columns, values)  # X x'
+        with_mean = float(np.einsum("j,j->", self._mean[some], values))
+        mean_squared = float(np.einsum("j,j->", self._mean, self._mean))
+        solved = dot_rows(self._root, across - self._kernel.row_means - with_mean + mean_squared)
+        length = float(np.einsum("j,j->", values, values)) - 2 * with_mean + mean_squared
+        return 1 / n + max(0.0, length - float(np.einsum("i,i->", solved, solved))) / self._alpha
+
+    def bounds(self, X: Rows) -> tuple[Array, Array]:
+        """Between which numbers the `fit_variance` of each row lies, (m, d) -> (m,) and (m,), about 1e-9 apart."""
+        return self._bounds(X)
+
+    @functools.cached_property
+    def _bounds(self) -> Bounds:
+        kernel = None if self._kernel is None else (*self._kernel, self._alpha)
+        return Bounds(len(self.loo.leverages), self._root, self._mean, kernel)
+
+    def std(self, fit_variance: float) -> float:
+        """Standard deviation of what a rater would say, in the units of y, from a row's `fit_variance`.
+
+        Rounded to seven digits: what another BLAS rounds otherwise is not seen.
+        """
+        mantissa, exponent = math.frexp(self.noise * math.sqrt(1 + fit_variance))
+        return math.ldexp(float(np.float32(mantissa)), exponent)
+
+    def stds(self, X: Rows) -> Array:
+        """What `std` gives for the `fit_variance` of each row, bit for bit, (m, d) -> (m,), at the cost of products."""
+        lowest, highest = (self._rounded(bound) for bound in self.bounds(X))
+        for row in np.flatnonzero(lowest != highest):
+            lowest[row] = self.std(self.fit_variance(X[row]))
+        return lowest
+
+    def _rounded(self, fit_variances: Array) -> Array:
+        mantissas, exponents = np.frexp(self.noise * np.sqrt(1 + fit_variances))
+        return np.ldexp(mantissas.astype(np.float32).astype(np.float64), exponents)
+
+
+def posterior(X: Rows, y: Array, alpha: float) -> Posterior:
+    """The posterior of the ridge fit of y on X.
+
+    Args:
+        X: rows, (n, d), as the fit saw them.
+        y: targets, (n,).
+        alpha: penalty, > 0, in units of X squared.
+    """
+    n, d = X.shape
+    targets = y[:, None]
+    kernel: _Kernel | None = None
+    if n <= d:
+        rows_kernel = gram_of_rows(X)
+        _, loo = fit_dual(X, rows_kernel, targets, alpha, None, want_loo=True)
+        system, row_means = centred_kernel(rows_kernel, np.ones(n))
+        columns: Any = np.ascontiguousarray(X.T)
+        kernel, mean = _Kernel(columns, row_means), X.mean(axis=0, dtype=np.float64)
+    else:
+        (whole,) = gather(X, targets, rough_mean(X, targets))
+        _, loo = fit_primal(X, targets, alpha, None, want_loo=True, whole=whole)
+        system, mean = whole.centred()[0], whole.means[0]
+    assert loo is not None
+    _, factor = factored(system, alpha)
+    root = inverse_root(system, alpha, factor)
+    if len(root) > HALVED:
+        root = root.astype(np.float32)
+    loo = LeaveOneOut(loo.residuals[:, 0], loo.leverages)
+    left = 1 - loo.leverages
+    usable = np.isfinite(loo.residuals) & (left > 0)
+    noise = np.sqrt(np.mean(loo.residuals[usable] ** 2 * left[usable])) if usable.any() else y.std()
+    variances = np.sort(loo.leverages / np.maximum(left, np.finfo(np.float64).tiny))
+    return Posterior(float(noise), loo, variances, alpha, mean, root, kernel)

@@ -1,0 +1,1 @@
+"""Rated texts, and how examples are written as texts."""

@@ -1,0 +1,389 @@
+"""What is valued: a text, and a text with its rating.
+
+Learning and scoring must see the same string, so every way from an object to a text passes through here.
+"""
+
+import re
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import dspy
+
+from dspy_qvl.errors import (
+    InputError,
+    MissingTextError,
+    QVLError,
+    characters,
+    check_score,
+    check_text,
+    is_missing,
+    shown,
+)
+from dspy_qvl.text.metadata import check_metadata
+from dspy_qvl.text.typed import as_string, is_string
+
+AsText = str | Callable[[Any, Any], str]
+
+OF_EXAMPLE = "example."  # before a field that is the example's whether input or label
+NO_FIELD = re.compile(r"\s*|\d+|\w+(\.\w+|\[[^\]]*\])+")  # in braces: nothing, a position, a look into a field
+
+
+class _Part(NamedTuple):
+    """What is written before a field, and the field."""
+
+    written: str
+    name: str = ""  # none where nothing follows
+    of_example: bool = False  # whether input or label
+
+
+class Pair(NamedTuple):
+    """A text, and the query it is worth something to."""
+
+    query: str
+    text: str
+
+
+Item = str | Pair  # what is valued
+
+
+def text_of(item: Item) -> str:
+    """The text that is valued."""
+    return item if isinstance(item, str) else item.text
+
+
+def query_of(item: Item) -> str | None:
+    """The query it is valued for, if there is one."""
+    return None if isinstance(item, str) else item.query
+
+
+@dataclass
+class RankingExample:
+    """A text, the score a person gave it, and whatever else is worth keeping.
+
+    Attributes:
+        text: the text that was rated.
+        score: its rating, a finite number on the rater's own scale.
+        metadata: anything JSON can hold, or None.
+        query: what the text was rated for (an answer's question, a summary's article), or None.
+    """
+
+    text: str
+    score: float
+    metadata: dict[str, Any] | None = None
+    query: str | None = None
+
+    @property
+    def item(self) -> "Item":
+        """What was rated: the text, or the text for its query."""
+        return self.text if self.query is None else Pair(self.query, self.text)
+
+
+def rated_text(item: object, what: str = "example") -> RankingExample:
+    """A checked `RankingExample` from one of the forms people keep ratings in.
+
+    Args:
+        item: a RankingExample; a (text, score) or (text, score, metadata) tuple; a dict or `dspy.Example`
+            with `text` and `score`, and optionally `metadata`.
+        what: how an error names the item.
+
+    Raises:
+        InputError: another form, or a text, score or metadata that cannot be used.
+    """
+    metadata: object = None
+    query: object = None
+    if isinstance(item, RankingExample):
+        text, score, metadata, query = item.text, item.score, item.metadata, item.query
+    elif isinstance(item, tuple | list) and len(item) in (2, 3):
+        text, score, metadata = (*item, None)[:3]
+    elif isinstance(item, Mapping | dspy.Example):
+        missing = [name for name in ("text", "score") if name not in item]
+        if missing:
+            raise InputError(f"{what} has no {' and no '.join(missing)}; it has {shown([*item.keys()])}.")
+        text, score, metadata, query = item["text"], item["score"], item.get("metadata"), item.get("query")
+    else:
+        raise InputError(
+            f"{what} must be a RankingExample, a (text, score) tuple, or a dict or dspy.Example with text and score, "
+            f"but got {type(item).__name__}: {shown(item)}."
+        )
+    return RankingExample(
+        check_text(text, f"the text of {what}"),
+        check_score(score, f"the score of {what}"),
+        check_metadata(metadata, f"the metadata of {what}"),
+        None if query is None else check_text(query, f"the query of {what}"),
+    )
+
+
+class Rendering:
+    r"""Which text of an example and a prediction is valued: at learning and at scoring the same.
+
+        "answer"                                  a field of the prediction; any name a column of a table may have
+        "Question: {question}\nAnswer: {answer}"  fields of the prediction; those it does not have are taken from the
+                                                  example's inputs, {example.reference} from all of the example. At
+                                                  least one is the prediction's
+        a callable                                example, prediction -> text
+        None                                      the only text the prediction has
+
+    In braces a name may have blanks and dashes, {Review Text}, but no colon, exclamation mark or brace. Where texts are
+    learned from, an example is its own prediction. A field that is no string is written as one: see `typed.py`.
+
+    Args:
+        text: one of these.
+        usual: with None, the field that is taken wherever a prediction has it.
+        what: how an error names it; a "query" may be of the example alone.
+
+    Raises:
+        InputError: none of them, or a format string with more than field names in it.
+    """
+
+    def __init__(self, text: AsText | None, usual: str | None = None, *, what: str = "text") -> None:
+        if text is not None and not isinstance(text, str) and not callable(text):
+            raise InputError(
+                f"{what} must be a field name, a format string such as 'Question: {{question}} Answer: {{answer}}', "
+                f"or a callable, but got {type(text).__name__}: {shown(text)}."
+            )
+        self.text = check_text(text, "the format string") if isinstance(text, str) else text
+        self.usual = usual
+        self._parts = _parts(self.text, what) if isinstance(self.text, str) else ()
+
+    @property
+    def shape(self) -> tuple[str, ...] | None:
+        """What is written around the fields: equal for renderings that give the same text; None for a callable."""
+        return None if callable(self.text) else tuple(part.written for part in self._parts) or ("",)
+
+    def rated(self, example: Any) -> str:
+        """The text of an example that is learned from; it may be empty.
+
+        Raises:
+            MissingTextError: a field that is asked for is missing.
+            InputError: a callable failed or gave no text.
+        """
+        if callable(self.text):
+            return self._called(example, example)
+        return "".join(
+            part.written + (as_string(_field(part.name, example)) if part.name else "") for part in self._parts
+        )
+
+    def query(self, example: Any, pred: Any) -> str:
+        """The query that a prediction is an answer to: from the example's inputs, or as the prediction repeats it.
+
+        Raises:
+            MissingTextError: a field is in neither.
+        """
+        inputs = _inputs(example)
+        said = pred if isinstance(pred, Mapping | dspy.Example) else {}
+        text = ""
+        for written, name, _ in self._parts:
+            text += written
+            if name:
+                text += as_string(_field(name, inputs if name in inputs else said))
+        return text
+
+    def __call__(self, example: Any, pred: Any) -> str:
+        """The text of a prediction for an example, to be valued; never blank.
+
+        Args:
+            example: a mapping or `dspy.Example`, or None.
+            pred: the same, or a string: what a program may give.
+
+        Raises:
+            MissingTextError: the prediction is missing, or a field that is asked for is missing or blank.
+            InputError: no text is named and the prediction has not exactly one, or a callable failed or gave no text.
+        """
+        if pred is None or (isinstance(pred, Mapping | dspy.Example) and not len(pred)):
+            raise MissingTextError("the program gave no prediction.")
+        if callable(self.text):
+            text = self._called(example, pred)
+            if is_blank(text):
+                raise MissingTextError("the answer is empty.")
+            return text
+        if isinstance(pred, str):
+            pred = {self._answer_field(example): pred}
+        if not isinstance(pred, Mapping | dspy.Example):
+            raise MissingTextError(f"the program gave {type(pred).__name__}, not a prediction.")
+        if self.text is None:
+            name = self.usual if self.usual is not None and self.usual in pred else _only_text(pred)
+            return _said(name, pred)
+        if "{" not in self.text:
+            return _said(self.text, pred)
+        text, n_said = "", 0
+        for written, name, of_example in self._parts:
+            text += written
+            if name and name in pred and not of_example:
+                text, n_said = text + _said(name, pred), n_said + 1
+            elif name:
+                text += _given(name, example, pred, of_all=of_example)
+        if not n_said:
+            names = _listed(part.name for part in self._parts if part.name)
+            raise MissingTextError(f"the prediction has none of the fields {names}; it has {_listed(pred.keys())}.")
+        return text
+
+    def _answer_field(self, example: Any) -> str:
+        """The field that a prediction which is a string stands for: the one the example does not give."""
+        names = {part.name for part in self._parts if part.name and not part.of_example}
+        open_names = sorted(names - _inputs(example).keys()) if len(names) > 1 else sorted(names)
+        if not names:
+            return self.usual or "text"
+        if len(open_names) != 1:
+            raise InputError(
+                f"the program gave a string, but text={shown(self.text)} asks for the fields {_listed(sorted(names))}; "
+                "let the program give a dspy.Prediction."
+            )
+        return open_names[0]
+
+    def _called(self, example: Any, pred: Any) -> str:
+        assert callable(self.text)
+        try:
+            text = self.text(example, pred)
+        except QVLError:
+            raise
+        except Exception as error:
+            missing = error.name if isinstance(error, AttributeError) and error.obj in (example, pred) else None
+            if isinstance(error, KeyError) and not any(_has(one, error.args[0]) for one in (example, pred)):
+                missing = error.args[0]
+            if missing is not None:
+                raise MissingTextError(f"the callable that gives the text found no field {missing!r}.") from error
+            raise InputError(f"the callable that gives the text failed: {type(error).__name__}: {error}") from error
+        if not isinstance(text, str):
+            raise InputError(f"the callable that gives the text must give a string, but gave {type(text).__name__}.")
+        return characters(text)
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether nothing of a text can be seen."""
+    return not any(
+        (letter.isprintable() and not letter.isspace()) or "\ud800" <= letter <= "\udfff"  # half a letter, shown as "?"
+        for letter in text
+    )
+
+
+def _parts(text: str, what: str) -> tuple[_Part, ...]:
+    """The parts of a field name or a format string.
+
+    Raises:
+        InputError: neither, or a format string with more than names of fields in its braces.
+    """
+    if "{" not in text and "}" not in text:
+        if not text.strip():
+            raise InputError(
+                f"{what}={shown(text)} is neither the name of a field nor a format string; a format string names "
+                "fields in braces, for instance 'Question: {question} Answer: {answer}'."
+            )
+        return (_Part("", text),)
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise InputError(f"{what}={shown(text)} is no format string: {error}.") from None
+    found = tuple(
+        _Part(written, (name or "").removeprefix(OF_EXAMPLE), (name or "").startswith(OF_EXAMPLE))
+        for written, name, _, _ in parts
+    )
+    names = [part.name for part, (_, name, _, _) in zip(found, parts, strict=True) if name is not None]
+    if not names or any(NO_FIELD.fullmatch(name) for name in names) or any(spec or how for _, _, spec, how in parts):
+        raise InputError(
+            f"{what}={shown(text)} must hold nothing but names of fields in braces, for instance "
+            "'Question: {question} Answer: {answer}'; a brace of the text itself is doubled, and a callable can do "
+            "what a name cannot."
+        )
+    if what == "text" and all(part.of_example for part in found if part.name):
+        raise InputError(
+            f"text={shown(text)} names no field of the prediction, so every answer would be worth the same."
+        )
+    return found
+
+
+def _inputs(example: Any) -> Mapping[str, Any]:
+    """What an example gives beside labels: its inputs, or all of one that does not tell them apart."""
+    if isinstance(example, dspy.Example):
+        chosen = getattr(example, "_input_keys", None)
+        return {name: example[name] for name in example.keys() if chosen is None or name in chosen}  # noqa: SIM118
+    return example if isinstance(example, Mapping) else {}
+
+
+def _given(name: str, example: Any, pred: Any, *, of_all: bool) -> str:
+    """A field that the prediction does not have, from the example: from its inputs, or from all of it."""
+    if of_all and not _has(example, name):
+        raise MissingTextError(f"the example has no field {name!r}.")
+    fields = example if of_all else _inputs(example)
+    if name not in fields:
+        label = ", and of the example it is no input" if _has(example, name) else ""
+        raise MissingTextError(f"the prediction has no field {name!r}{label}; it has {_listed(pred.keys())}.")
+    return as_string(_field(name, fields))
+
+
+def _has(fields: Any, name: Any) -> bool:
+    return isinstance(fields, Mapping | dspy.Example) and name in fields
+
+
+def _field(name: str, fields: Any) -> Any:
+    if name not in fields:
+        raise MissingTextError(f"there is no field {name!r} among {_listed(fields.keys())}{_braces(name, fields)}.")
+    if is_missing(fields[name]):
+        raise MissingTextError(f"the field {name!r} is {fields[name]}.")
+    return fields[name]
+
+
+def _said(name: str, pred: Any) -> str:
+    """A field of the prediction, as a text that is not blank."""
+    if name not in pred:
+        raise MissingTextError(
+            f"the prediction has no field {name!r}; it has {_listed(pred.keys())}{_braces(name, pred)}."
+        )
+    text = as_string(_field(name, pred))
+    if is_blank(text):
+        raise MissingTextError("the answer is empty." if len(pred) == 1 else f"the field {name!r} is empty.")
+    return text
+
+
+def _braces(name: str, fields: Any) -> str:
+    """A hint where a name looks like a format string that lacks its braces."""
+    names = [field for field in fields.keys() if isinstance(field, str)]  # noqa: SIM118
+    meant = [field for field in names if re.search(rf"\b{re.escape(field)}\b", name)]
+    return f"; a format string has fields in braces, {{{meant[0]}}}" if meant and not name.isidentifier() else ""
+
+
+def _only_text(pred: Any) -> str:
+    """The field that holds the only string, or a failed one; where there is none, the only one that stands for one."""
+    fields = {name: pred[name] for name in pred.keys()}  # noqa: SIM118
+    texts = [name for name, value in fields.items() if value is None or isinstance(value, str)]
+    names = texts or [name for name, value in fields.items() if is_string(value)]
+    if len(names) != 1:
+        raise InputError(
+            f"the prediction has {len(names) or 'no'} texts, among the fields {_listed(pred.keys())}; say which is "
+            "valued with text=, the name of a field or a format string."
+        )
+    return str(names[0])
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(shown(name if isinstance(name, str) else shown(name)) for name in names) or "none"
+
+
+PASSAGE_FIELDS = ("long_text", "text", "passage", "content", "page_content")  # where retrievers keep a passage's text
+
+
+def passage_text(passage: object, what: str = "passage") -> str:
+    """The text of a passage as a retriever gives it: a string, or a dict or an object that holds one.
+
+    Raises:
+        InputError: another form.
+    """
+    if isinstance(passage, str):
+        return check_text(passage, what)
+    for name in PASSAGE_FIELDS:
+        text = passage.get(name) if isinstance(passage, Mapping | dspy.Example) else getattr(passage, name, None)
+        if isinstance(text, str):
+            return check_text(text, what)
+    raise InputError(
+        f"{what} must be a string, or have its text as one of {', '.join(PASSAGE_FIELDS)}, "
+        f"but got {type(passage).__name__}: {shown(passage)}."
+    )
+
+
+def instructed(text: str, instruction: str | None) -> str:
+    """The string a Qwen3 embedding model is sent: with an instruction, Qwen's query form; without, the text.
+
+    Source: the model card of Qwen3-Embedding ("Instruct: {task}" newline "Query:{text}", no space after Query).
+    """
+    return text if instruction is None else f"Instruct: {instruction}\nQuery:{text}"
