@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import EmbeddingError, InputError, Qwen3EmbeddingValueLearner
-from dspy_qvl.embedding.models.hosted import exchange
+from dspy_qvl.embedding.models.hosted import exchange, request
 from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits
 from dspy_qvl.embedding.models.spec import PROVIDERS, THROUGH_OPENAI
 from tests.loopback import Loopback, Reply, answer, endless, redirect, status, vectors
