@@ -10,7 +10,10 @@ from dspy_qvl.errors import EmbeddingError, InputError
 from dspy_qvl.ridge.line import dot_rows
 from dspy_qvl.ridge.moments import slices
 
-Vectors = NDArray[np.float32]
+Array = NDArray[np.float64]
+Vectors = NDArray[np.float32]  # (n, d)
+Vector = NDArray[np.float32]  # (d,)
+Rows = NDArray[np.float32] | NDArray[np.float64]  # (n, d); a memmap is one too
 
 CHECK_AT_ONCE = 4096  # rows
 SAME_COSINE = 0.999  # of two vectors of one model for one text, on whatever machine and in whatever batch

@@ -17,7 +17,7 @@ import pytest
 from dspy_qvl import InputError, NotFittedError, Qwen3EmbeddingValueLearner, Reranker
 from dspy_qvl.learner.head import RidgeHead
 from dspy_qvl.learner.memo import Lock
-from dspy_qvl.reranker.reranker import JudgedQuery
+from dspy_qvl.reranker.judged import JudgedQuery
 from dspy_qvl.state.drafts import ABANDONED_SECONDS
 from dspy_qvl.state.entries import write_file
 from tests.benchmarks.together import Crowd, is_the_fit_of_its_texts

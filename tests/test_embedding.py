@@ -24,9 +24,11 @@ from dspy_qvl import (
     StateError,
     TextsRefusedError,
 )
-from dspy_qvl.embedding.embedding import PROBE_TEXTS, Embedding, Probe, unit
+from dspy_qvl.embedding.embedding import Embedding
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.spec import ModelSpec
+from dspy_qvl.embedding.source import PROBE_TEXTS, Probe
+from dspy_qvl.vectors import unit
 from tests.conftest import CountingModel, rated
 
 TEXTS = [text for text, _ in rated(40)]

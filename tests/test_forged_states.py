@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from dspy_qvl import QVLError, Qwen3EmbeddingValueLearner, Reranker, StateError, ValueMetric
-from dspy_qvl.reranker.reranker import JudgedQuery
+from dspy_qvl.reranker.judged import JudgedQuery
 from dspy_qvl.state.entries import decode_array, encode_array, write_file
 from tests.conftest import CountingModel, rated
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspy_qvl import InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, RidgeHead, StateError
-from dspy_qvl.reranker.reranker import JudgedQuery
+from dspy_qvl.reranker.judged import JudgedQuery
 from dspy_qvl.state.entries import SCHEMA, decode_array, encode_array, write_file
 from tests.conftest import CountingModel, rated
 

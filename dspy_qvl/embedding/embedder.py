@@ -15,7 +15,6 @@ from typing import Any
 
 import dspy
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.embedding.loops import result_of
 from dspy_qvl.embedding.models.custom import is_plain_route
@@ -24,10 +23,7 @@ from dspy_qvl.embedding.models.hosted.redaction import without_secrets
 from dspy_qvl.embedding.models.hosted.request import Refused, Unusable, ask_for_embedder
 from dspy_qvl.embedding.models.model import Backend
 from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors, shown
-from dspy_qvl.vectors import Truncation
-
-Vectors = NDArray[np.float32]
-
+from dspy_qvl.vectors import Truncation, Vectors
 
 NO_VECTOR = (Refused, EmbeddingError)
 Row = Vectors | Refused | EmbeddingError

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.embedding.cache.cache import EmbeddingCache
 from dspy_qvl.embedding.callers import Key
@@ -35,11 +34,10 @@ from dspy_qvl.embedding.source import PROBE_TEXTS, Probe, Source
 from dspy_qvl.errors import InputError, QVLWarning, TextsRefusedError, check_count, check_text, shown
 from dspy_qvl.state.entries import checked_path
 from dspy_qvl.text.rendering import instructed
-from dspy_qvl.vectors import Truncation, is_unit, unit
+from dspy_qvl.vectors import Truncation, Vectors, is_unit, unit
 
 __all__ = ["CACHE_FILE", "PROBE_TEXTS", "Embedding", "Probe", "is_unit", "unit"]
 
-Vectors = NDArray[np.float32]
 
 CACHE_FILE = "vectors-1.sqlite"  # the number is the schema's
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dspy_qvl.embedding.batching import Coalescer
@@ -30,9 +29,7 @@ from dspy_qvl.embedding.models.hosted.request import Refused
 from dspy_qvl.embedding.models.model import Backend
 from dspy_qvl.errors import EmbeddingError, QVLWarning, StateError, other_model
 from dspy_qvl.ridge.line import dot_rows
-from dspy_qvl.vectors import SAME_COSINE, Truncation, unit
-
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import SAME_COSINE, Truncation, Vectors, unit
 
 logger = logging.getLogger("dspy_qvl")
 

@@ -31,9 +31,8 @@ from dspy_qvl.embedding.loops import result_of
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.errors import FeatureError, InputError, check_table, check_text, is_list, shown
 from dspy_qvl.ridge.line import dot_rows
-from dspy_qvl.ridge.moments import Rows
+from dspy_qvl.vectors import Rows, Vectors
 
-Vectors = NDArray[np.float32]
 Make = Callable[[Sequence[str]], Any]
 
 EMBEDDING, LEXICAL, LENGTH, AUTO = "embedding", "lexical", "length", "auto"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dspy_qvl import ridge
 from dspy_qvl.fitting.folds import make_folds, numbered
-from dspy_qvl.ridge.moments import Array, Rows
+from dspy_qvl.vectors import Array, Rows
 
 N_SHUFFLES = 199
 LEVEL = 0.05  # p above which a value function cannot be told from noise

@@ -12,8 +12,9 @@ import numpy as np
 
 from dspy_qvl import ridge
 from dspy_qvl.features.features import EMBEDDING, PAIRED, Table
-from dspy_qvl.ridge.banded import LEVELS, WIDE, Vectors, block_scales, choose_weights
-from dspy_qvl.ridge.moments import Array, Folds, Rows
+from dspy_qvl.ridge.banded import LEVELS, WIDE, block_scales, choose_weights
+from dspy_qvl.ridge.moments import Folds
+from dspy_qvl.vectors import Array, Rows, Vectors
 
 # The weight that narrow blocks of pairs start with: that the likeness of two texts matters is known before any rating.
 # On train articles of summeval it gives .409 where the smallest level gives .399 (mean Spearman within articles).

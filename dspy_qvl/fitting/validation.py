@@ -10,7 +10,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl import measures, ridge
 from dspy_qvl.errors import SMALLEST_ALPHA
@@ -18,9 +17,8 @@ from dspy_qvl.features.features import Table
 from dspy_qvl.fitting.folds import Members, hold_out, make_folds, sample
 from dspy_qvl.fitting.permutation import LEVEL, permutation_test
 from dspy_qvl.fitting.tuning import Tuned, block_report, prior_weights, tune, weighed
-from dspy_qvl.ridge.moments import Folds, Rows
-
-Array = NDArray[np.float64]
+from dspy_qvl.ridge.moments import Folds
+from dspy_qvl.vectors import Array, Rows
 
 ENOUGH = 1000  # rows: a value function that cannot be told from noise by so many is of no use to anybody
 BEYOND = (10.0, 100.0)  # times the end of a range of penalties: where a better one is looked for

@@ -24,10 +24,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl import ridge
-from dspy_qvl.embedding.embedding import Probe, is_unit
+from dspy_qvl.embedding.source import Probe
 from dspy_qvl.errors import (
     LARGEST_SCORE,
     InputError,
@@ -45,12 +44,10 @@ from dspy_qvl.fitting.permutation import LEVEL
 from dspy_qvl.fitting.tuning import Fitted
 from dspy_qvl.learner.memo import Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.ridge.moments import Array, Rows
 from dspy_qvl.state.entries import check_schema, decode_array, encode_array, opened, take
 from dspy_qvl.text.metadata import check_metadata
 from dspy_qvl.text.rendering import Item, RankingExample, Rendering
-
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Array, Rows, Vectors, is_unit
 
 TWENTIETHS = np.linspace(0.0, 1.0, 21)
 

@@ -16,23 +16,20 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from dspy.predict.parameter import Parameter
-from numpy.typing import NDArray
 
 from dspy_qvl import ridge
-from dspy_qvl.embedding.embedding import Probe
+from dspy_qvl.embedding.source import Probe
 from dspy_qvl.errors import InputError, QVLError, StateError
 from dspy_qvl.fitting.tuning import Fitted
 from dspy_qvl.learner.fit import Fit, checked, quantiles
 from dspy_qvl.learner.learned import Examples, Learned
 from dspy_qvl.learner.memo import Lock, Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.ridge.moments import Rows
 from dspy_qvl.ridge.updates import RecursiveKernelRidge, RecursiveRidge, begin
 from dspy_qvl.state.entries import sealed
 from dspy_qvl.text.rendering import RankingExample
+from dspy_qvl.vectors import Array, Rows, Vectors
 
-Array = NDArray[np.float64]
-Vectors = NDArray[np.float32]
 FeaturesOf = Callable[[Sequence[RankingExample]], Rows]
 Running = RecursiveRidge | RecursiveKernelRidge
 T = TypeVar("T")

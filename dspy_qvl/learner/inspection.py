@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.embedding.embedding import unit
 from dspy_qvl.features.features import Table
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.ridge.line import dot_rows
 from dspy_qvl.ridge.moments import slices
 from dspy_qvl.ridge.posterior import Posterior, posterior
 from dspy_qvl.text.rendering import Item, RankingExample, query_of, text_of
-
-Array = NDArray[np.float64]
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Array, Vectors, unit
 
 AT_ONCE = 4096  # texts whose columns are in memory
 SAMPLE = 1000  # rated texts whose nearest other one says how near is usual

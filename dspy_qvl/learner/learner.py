@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.embedding.embedding import Embedding
 from dspy_qvl.embedding.models.hosted.hosted import Usage
@@ -42,9 +41,7 @@ from dspy_qvl.learner.value_function import ValueFunction, check_blocks, check_i
 from dspy_qvl.learner.vectorizer import Vectorizer
 from dspy_qvl.state.entries import read_file, take, write_file
 from dspy_qvl.text.rendering import RankingExample, rated_text
-
-Array = NDArray[np.float64]
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Array, Vectors
 
 logger = logging.getLogger("dspy_qvl")
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl import measures
 from dspy_qvl.embedding.embedding import Embedding
@@ -18,11 +17,9 @@ from dspy_qvl.embedding.models.spec import LEXICAL, ModelSpec
 from dspy_qvl.errors import InputError, shown
 from dspy_qvl.features.features import EMBEDDING, Features, Queries
 from dspy_qvl.learner.fit import Fit
-from dspy_qvl.ridge.moments import Array, Rows
 from dspy_qvl.ridge.posterior import posterior
 from dspy_qvl.text.rendering import RankingExample
-
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Array, Rows, Vectors
 
 FIGURES = ("mse", "r2", "pearson", "spearman")
 N_MOVES = 10

@@ -15,12 +15,12 @@ from typing import Any
 
 import dspy
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.embedding.cache.cache import EmbeddingCache
-from dspy_qvl.embedding.embedding import Embedding, Probe
+from dspy_qvl.embedding.embedding import Embedding
 from dspy_qvl.embedding.models.hosted.arguments import check_options
 from dspy_qvl.embedding.models.spec import DEFAULT_MODEL, ModelSpec
+from dspy_qvl.embedding.source import Probe
 from dspy_qvl.errors import (
     EmbeddingError,
     InputError,
@@ -42,11 +42,8 @@ from dspy_qvl.learner.head import RidgeHead
 from dspy_qvl.learner.inspection import Inspection, LeftOut
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.ridge.moments import Rows
 from dspy_qvl.text.rendering import Item, Pair, RankingExample, text_of
-
-Array = NDArray[np.float64]
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Array, Rows, Vectors
 
 logger = logging.getLogger("dspy_qvl")
 

@@ -18,9 +18,9 @@ from dspy_qvl import measures
 from dspy_qvl.errors import InputError, check_score, shown
 from dspy_qvl.fitting.folds import copies, folded, members_of, numbered
 from dspy_qvl.learner.fit import Fit
-from dspy_qvl.ridge.moments import Array
 from dspy_qvl.text.reading import FromExample, checked_examples, taken
 from dspy_qvl.text.rendering import Item, query_of, text_of
+from dspy_qvl.vectors import Array
 
 LEVEL = 0.95  # of the interval
 N_DRAWS = 1000

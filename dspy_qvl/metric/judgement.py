@@ -22,9 +22,7 @@ from dspy_qvl.learner.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metric.scale import Scale, scale_of
 from dspy_qvl.ridge.moments import slices
 from dspy_qvl.text.rendering import Item, RankingExample, is_blank, query_of, text_of
-
-Array = NDArray[np.float64]
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Array, Vectors
 
 LOWEST = 0.0  # the score of what says nothing; every other text scores higher
 

@@ -20,12 +20,10 @@ from typing import Any
 
 import dspy
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError, QVLWarning, check_flag, check_number, is_list, shown
 from dspy_qvl.measures import average_precision
-
-Array = NDArray[np.float64]
+from dspy_qvl.vectors import Array
 
 RANK, SCORE = "rank", "score"  # of a first stage
 LARGEST_FIRST_SCORE = 1e15  # float32 must hold its squares

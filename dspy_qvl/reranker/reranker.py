@@ -19,7 +19,6 @@ from typing import Any
 
 import dspy
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_text, is_list, shown
 from dspy_qvl.features.features import AUTO, COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
@@ -41,9 +40,7 @@ from dspy_qvl.reranker.ranking import Quality, fit_ranking, quality_of
 from dspy_qvl.reranker.sketch import folded, unfolded
 from dspy_qvl.ridge.moments import slices
 from dspy_qvl.text.rendering import passage_text
-
-Array = NDArray[np.float64]
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Array, Vectors
 
 DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)  # and of the first stage what is known
 FIRST_STAGE = (RANK, SCORE)

@@ -4,10 +4,8 @@ Source: Charikar, Chen & Farach-Colton (2002), Finding frequent items in data st
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Array, Vectors
 
 FOLDED = 1024  # columns at most
 

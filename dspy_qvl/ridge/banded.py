@@ -20,11 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dspy_qvl.ridge.moments import Array, Folds, Rows, gather, rough_mean, summed
-
-Vectors = NDArray[np.float32]
+from dspy_qvl.ridge.moments import Folds, gather, rough_mean, summed
+from dspy_qvl.vectors import Array, Rows, Vectors
 
 WIDE = 16  # columns from which a block is wide: it shares its variance among many coefficients
 LEVELS = {True: (0.5, 1.0, 1.5, 2.5), False: (0.1, 0.25, 0.5)}  # of wide blocks, and of narrow ones

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.ridge.moments import Array, Rows, slices
+from dspy_qvl.ridge.moments import slices
+from dspy_qvl.vectors import Array, Rows
 
 FOLDED = 2**22  # numbers of a root times the learned rows up to which that is worth its memory
 AT_ONCE = 2**22  # numbers of a block of products

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dspy_qvl.ridge.moments import Array, Rows, slices
+from dspy_qvl.ridge.moments import slices
+from dspy_qvl.vectors import Array, Rows
 
 
 class Linear(NamedTuple):

@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError
+from dspy_qvl.vectors import Array, Rows
 
-Array = NDArray[np.float64]
-Rows = NDArray[np.float32] | NDArray[np.float64]  # (n, d); a memmap is one too
 Source = Rows | Iterable[Rows]  # or anything whose iteration gives consecutive blocks of rows, anew every time
 ProductType = type[np.float32] | type[np.float64]
 Folds = Sequence[NDArray[np.intp]]

@@ -25,9 +25,10 @@ import numpy as np
 from dspy_qvl.ridge.bounds import Bounds
 from dspy_qvl.ridge.dual import centred_kernel, fit_dual, gram_of_rows
 from dspy_qvl.ridge.line import LeaveOneOut, dot_rows
-from dspy_qvl.ridge.moments import Array, Rows, gather, rough_mean
+from dspy_qvl.ridge.moments import gather, rough_mean
 from dspy_qvl.ridge.primal import fit_primal
 from dspy_qvl.ridge.solve import factored, inverse_root
+from dspy_qvl.vectors import Array, Rows
 
 HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a standard deviation, half the memory
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, left_out
 from dspy_qvl.ridge.moments import (
-    Array,
     Folds,
     Moments,
     ProductType,
@@ -23,6 +22,7 @@ from dspy_qvl.ridge.moments import (
     summed,
 )
 from dspy_qvl.ridge.solve import beyond_float32, factored, inverse_root, solve_path
+from dspy_qvl.vectors import Array
 
 PASS = 256  # rows at a time where each is only multiplied with a vector: they stay in the processor's cache
 REFINEMENTS = 5

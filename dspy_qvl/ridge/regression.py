@@ -32,8 +32,9 @@ import numpy as np
 
 from dspy_qvl.ridge.dual import fit_dual, gathered, gram_of_rows, out_of_fold_dual
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, predict
-from dspy_qvl.ridge.moments import Array, Folds, Source, kind_of_products, n_features, row_blocks
+from dspy_qvl.ridge.moments import Folds, Source, kind_of_products, n_features, row_blocks
 from dspy_qvl.ridge.primal import fit_primal, fold_moments, unseen
+from dspy_qvl.vectors import Array
 
 TIE = 1e-7  # relative difference of errors that rounding can make
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import QVLWarning
-from dspy_qvl.ridge.moments import Array, ProductType
+from dspy_qvl.ridge.moments import ProductType
+from dspy_qvl.vectors import Array
 
 TRIDIAGONAL = 2000  # size of a system above which Choleskys are cheaper than its tridiagonal form
 DECADES = 1.5  # of alpha from one Cholesky to the next

@@ -20,7 +20,7 @@ from human_ratings import POINTWISE, load
 
 from dspy_qvl import measures, ridge
 from dspy_qvl.embedding.models.lexical import LexicalModel
-from dspy_qvl.fitting.validation import make_folds
+from dspy_qvl.fitting.folds import make_folds
 
 ALPHAS = np.logspace(-1.5, 1.5, 7).tolist()
 MAX_ROWS = 2500

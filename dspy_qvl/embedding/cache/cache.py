@@ -20,10 +20,10 @@ import numpy as np
 
 from dspy_qvl.embedding.cache import exporting, pruning
 from dspy_qvl.embedding.cache.pruning import CacheInfo, Pruned
-from dspy_qvl.embedding.cache.store import Vector, VectorStore
+from dspy_qvl.embedding.cache.store import VectorStore
 from dspy_qvl.errors import InputError, check_text, check_texts, shown
 from dspy_qvl.ridge.moments import slices
-from dspy_qvl.vectors import Truncation, as_float32, checked_vectors, first_of_each
+from dspy_qvl.vectors import Truncation, Vector, as_float32, checked_vectors, first_of_each
 
 STORAGES = ("float32", "float16")
 PUT_AT_ONCE = 1024  # vectors of a transaction

@@ -20,7 +20,7 @@ import numpy as np
 from dspy_qvl.embedding.cache.pruning import models_called
 from dspy_qvl.embedding.cache.store import (
     APPLICATION_ID,
-    SCHEMA,
+    FILE_SCHEMA,
     Row,
     VectorStore,
     bytes_at,
@@ -163,9 +163,9 @@ def _foreign(path: Path) -> Iterator[sqlite3.Connection]:
                 raise InputError(f"{path} is a database, but not one that export() of this version wrote.")
             tables = connection.execute(
                 "SELECT substr(name, 1, ?), substr(sql, 1, ?) FROM sqlite_master WHERE sql IS NOT NULL LIMIT ?",
-                (LONGEST_DEFINITION, LONGEST_DEFINITION, len(SCHEMA) + 1),
+                (LONGEST_DEFINITION, LONGEST_DEFINITION, len(FILE_SCHEMA) + 1),
             ).fetchall()
-            if _bare(tables) != _bare(SCHEMA.items()):
+            if _bare(tables) != _bare(FILE_SCHEMA.items()):
                 raise InputError(f"{path} has other tables than export() writes; export it again.")
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":

@@ -21,18 +21,17 @@ from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.errors import QVLWarning
 from dspy_qvl.state.drafts import draft_of, sweep
+from dspy_qvl.vectors import Vector
 
-Vector = NDArray[np.float32]
 Row = tuple[bytes, int, int, bytes]  # key, created, checksum, vector
 T = TypeVar("T")
 
 APPLICATION_ID = 0x71766C31  # "qvl1": the schema's number is its last character
 PAGE_SIZE = 32768
-SCHEMA = {
+FILE_SCHEMA = {
     "models": "CREATE TABLE models(id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE)",
     "vectors": """CREATE TABLE vectors(
         key BLOB NOT NULL PRIMARY KEY,
@@ -415,7 +414,7 @@ def make_file(path: Path, journal_mode: str) -> sqlite3.Connection:
         connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         connection.execute(f"PRAGMA journal_mode = {journal_mode}")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        for statement in SCHEMA.values():
+        for statement in FILE_SCHEMA.values():
             connection.execute(statement)
     except BaseException:
         connection.close()

@@ -13,7 +13,7 @@ from dspy_qvl.vectors import CHECK_AT_ONCE, Vectors, as_float32, checked_vectors
 
 # A table has no vectors for the texts that other models are known by; for these it gives what its digest says, so that
 # another table is another model. Nobody rates such a text.
-PROBE_TEXTS = tuple(f"\0dspy_qvl: a precomputed table is known by this, {number}" for number in range(3))
+TABLE_PROBE_TEXTS = tuple(f"\0dspy_qvl: a precomputed table is known by this, {number}" for number in range(3))
 
 
 class Precomputed:
@@ -70,7 +70,7 @@ class Precomputed:
         rows[known] = as_float32(self._vectors[places[known]])
         missing: dict[int, str] = {}
         for row in np.flatnonzero(places < 0).tolist():
-            if texts[row] in PROBE_TEXTS:
+            if texts[row] in TABLE_PROBE_TEXTS:
                 rows[row] = self._known_by(texts[row])
             else:
                 missing[row] = "the table has no vector for it (one can be added: learner.embedding_cache.put)"

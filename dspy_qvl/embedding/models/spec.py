@@ -30,7 +30,7 @@ from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.local.folder import WEIGHTS, identity_of
 from dspy_qvl.embedding.models.local.local import LocalModel
 from dspy_qvl.embedding.models.model import Backend, Measured
-from dspy_qvl.embedding.models.precomputed import PROBE_TEXTS as PRECOMPUTED_PROBE
+from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS as PRECOMPUTED_PROBE
 from dspy_qvl.embedding.models.precomputed import Precomputed
 from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optional_string, shown
 

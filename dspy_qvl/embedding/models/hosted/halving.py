@@ -25,8 +25,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from dspy_qvl.embedding.models.hosted.failures import Failure
-from dspy_qvl.embedding.models.hosted.request import Refused, Vector
+from dspy_qvl.embedding.models.hosted.request import Refused
 from dspy_qvl.errors import EmbeddingError, shown
+from dspy_qvl.vectors import Vector
 
 PROBE = "text"  # harmless: a route that fails for it fails for everything
 TOO_LARGE_OR_UNUSABLE = {400, 413, 422}  # what one text, or too many of them, can cause

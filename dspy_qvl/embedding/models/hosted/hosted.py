@@ -32,8 +32,9 @@ from dspy_qvl.embedding.models.hosted.addresses import public_address
 from dspy_qvl.embedding.models.hosted.arguments import public
 from dspy_qvl.embedding.models.hosted.failures import Failure
 from dspy_qvl.embedding.models.hosted.halving import Batch, Fault, Row, is_refusal, may_be_a_text
-from dspy_qvl.embedding.models.hosted.request import Answer, Refused, Unusable, Vector, ask
+from dspy_qvl.embedding.models.hosted.request import Answer, Refused, Unusable, ask
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
+from dspy_qvl.vectors import Vector
 
 logger = logging.getLogger("dspy_qvl")
 

@@ -27,8 +27,7 @@ from dspy_qvl.embedding.models.hosted.exchange import Bound, ExchangeError, boun
 from dspy_qvl.embedding.models.hosted.failures import Failure, failure_of
 from dspy_qvl.embedding.models.hosted.redaction import reason
 from dspy_qvl.errors import shown
-
-Vector = NDArray[np.float32]
+from dspy_qvl.vectors import Vector
 
 MOST_COLUMNS = 16_384  # of a vector; the largest that is sold has 12,288
 BYTES_A_NUMBER = 64  # of JSON; 24 hold any float64, with a comma and a blank

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.embedding.models.local.loading import Wanted, load
 from dspy_qvl.errors import EmbeddingError
-
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Vectors
 
 TOKENS_A_BATCH_CPU = 2048  # padded; more only adds padding and memory on a CPU
 TOKENS_A_BATCH_GPU = 16_384

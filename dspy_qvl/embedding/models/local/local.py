@@ -17,15 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dspy_qvl.embedding.models.local.forward import PROCESS, Loaded
 from dspy_qvl.embedding.models.local.loading import Wanted
 from dspy_qvl.embedding.models.local.long_text import check_room, means
 from dspy_qvl.errors import InputError, shown
-
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Vectors
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 BACKENDS = ("torch", "onnx")

@@ -10,12 +10,10 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dspy_qvl.embedding.models.local.forward import NO_WINDOW, Loaded
 from dspy_qvl.errors import InputError
-
-Vectors = NDArray[np.float32]
+from dspy_qvl.vectors import Vectors
 
 ROOM_TO_SPARE = 3  # tokens a window may gain because it is cut where no word ends
 SMALLEST_ROOM = 8  # tokens a window must have left beside the instruction
