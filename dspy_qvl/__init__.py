@@ -3,7 +3,7 @@
 Reading order: text, embedding (over backends and cache), features, ridge, head, learner, judge, metric, optimizer.
 """
 
-from dspy_qvl.embedding.models.precomputed import Precomputed
+from dspy_qvl.embedding import Precomputed
 from dspy_qvl.errors import (
     EmbeddingError,
     FeatureError,
@@ -16,12 +16,11 @@ from dspy_qvl.errors import (
     StateError,
     TextsRefusedError,
 )
-from dspy_qvl.learner.head import RidgeHead
-from dspy_qvl.learner.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.metric.metric import ValueMetric
-from dspy_qvl.optimizer.optimizer import FitValue
-from dspy_qvl.reranker.reranker import RankedPassage, Reranker
-from dspy_qvl.text.rendering import RankingExample
+from dspy_qvl.learner import Qwen3EmbeddingValueLearner, RidgeHead
+from dspy_qvl.metric import ValueMetric
+from dspy_qvl.optimizer import FitValue
+from dspy_qvl.reranker import RankedPassage, Reranker
+from dspy_qvl.text import RankingExample
 
 __all__ = [
     "EmbeddingError",

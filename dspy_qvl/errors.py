@@ -18,7 +18,7 @@ what came, what is needed, and what to do.
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from enum import Enum
 from numbers import Integral, Real
@@ -27,8 +27,6 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST_ALPHA = 1e-12  # rows have unit length, so sums over a million of them round at about 1e-10
-LARGEST_ALPHA = 1e100  # its products with sums of squares must stay within float64
 LARGEST_SCORE = 1e75  # the square of a mean squared error must stay within float64
 LARGEST_COUNT = 10**100  # so that it can be written down: Python refuses integers of some thousand digits
 
@@ -90,24 +88,6 @@ class StateError(QVLError, ValueError):
 
 class QVLWarning(UserWarning):
     """The call goes on, but something was changed or lost on the way."""
-
-
-def other_model(difference: str) -> StateError:
-    """The refusal to value texts, or to rank passages, with another embedding model than was learned with."""
-    return StateError(
-        f"this was fitted with another embedding model: {difference}. Use that model, or let this one learn anew: "
-        "a value function's rated texts with migrate(path) of its file, or migrate() where it is loaded; a reranker's "
-        "judged queries with unfit(), and FitValue."
-    )
-
-
-def unavailable(problem: str) -> ModelUnavailableError:
-    """The refusal to embed with a model that cannot run here, with the three ways out."""
-    return ModelUnavailableError(
-        f"{problem} Three ways out: pip install 'dspy_qvl[local]' on a machine that has or can fetch the weights; "
-        "model_name='openrouter/qwen/qwen3-embedding-8b' with api_key or the provider's environment variable; "
-        "or model_name='lexical', which needs nothing."
-    )
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -277,41 +257,6 @@ def check_score(score: object, what: str) -> float:
     return value
 
 
-def check_alpha(alpha: object, what: str = "ridge_alpha") -> float:
-    """A ridge penalty: finite and > 0.
-
-    Raises:
-        InputError: not a number, not finite, or not above 0.
-    """
-    value = check_number(alpha, what)
-    if value <= 0:
-        raise InputError(f"{what} must be above 0, but got {value:g}; without a penalty there is no unique ridge fit.")
-    if value < SMALLEST_ALPHA:
-        raise InputError(
-            f"{what} must be at least {SMALLEST_ALPHA:g}, but got {value:g}; "
-            "a smaller penalty is lost in the rounding of float64."
-        )
-    if value > LARGEST_ALPHA:
-        raise InputError(
-            f"{what} must be at most {LARGEST_ALPHA:g}, but got {value:g}; it leaves nothing but the mean."
-        )
-    return value
-
-
-def check_alphas(alphas: object, what: str = "alpha_range") -> list[float]:
-    """Ridge penalties to choose from, ascending and each once.
-
-    Raises:
-        InputError: not a list, empty, or an entry `check_alpha` refuses.
-    """
-    if not is_list(alphas):
-        raise InputError(f"{what} must be a list of numbers, but got {type(alphas).__name__}: {shown(alphas)}.")
-    values = sorted({check_alpha(alpha, f"{what}[{i}]") for i, alpha in enumerate(alphas)})
-    if not values:
-        raise InputError(f"{what} is empty; give at least one penalty, for instance [0.1, 1.0, 10.0].")
-    return values
-
-
 def check_count(count: object, what: str, at_least: int) -> int:
     """A whole number of at least `at_least`.
 
@@ -347,97 +292,3 @@ def check_fraction(fraction: object, what: str) -> float:
     if not 0 <= value < 1:
         raise InputError(f"{what} must be at least 0 and below 1, but got {value:g}.")
     return value
-
-
-def check_groups(groups: object, n_texts: int) -> list[Any]:
-    """One hashable group a text.
-
-    Raises:
-        InputError: not a list, the wrong count, a group that is missing or cannot be compared, or fewer than two.
-    """
-    if isinstance(groups, set | frozenset | Mapping) or not is_list(groups):
-        raise InputError(f"groups must be a list with one entry a text, but got {type(groups).__name__}.")
-    entries = [entry.item() if isinstance(entry, np.generic) else entry for entry in groups]
-    if len(entries) != n_texts:
-        raise InputError(f"groups has {len(entries)} entries but there are {n_texts} texts; give one group a text.")
-    for row, entry in enumerate(entries):
-        if any(map(is_missing, entry)) if isinstance(entry, tuple) else is_missing(entry):
-            raise InputError(
-                f"groups[{row}] is {entry}; every text needs a group, and texts without one are not alike."
-            )
-    try:
-        n_groups = len(set(entries))
-    except TypeError as error:
-        raise InputError(
-            f"groups must hold what can be compared, strings, numbers or tuples of them: {error}."
-        ) from None
-    if n_groups < 2:
-        raise InputError("groups puts every text into one group; at least two groups are needed to hold one out.")
-    return entries
-
-
-def check_vectors(vectors: object, n_texts: int, model: str) -> NDArray[np.float32]:
-    """What an embedding model gave for `n_texts` texts, as (n_texts, d) float32.
-
-    Raises:
-        EmbeddingError: ragged rows, the wrong count or shape, no columns, NaN or infinity, a zero vector.
-    """
-    try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            array = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise EmbeddingError(
-            f"{model} gave something that is not a table of numbers ({error}); "
-            "it must give one vector a text, all of one length."
-        ) from None
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise EmbeddingError(f"{model} gave an array of shape {array.shape}; it must be ({n_texts}, d) with d > 0.")
-    if len(array) != n_texts:
-        raise EmbeddingError(f"{model} gave {len(array)} vectors for {n_texts} texts; it must give one a text.")
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise EmbeddingError(f"{model} gave NaN or infinity for text {int(np.argmin(finite))} of a batch of {n_texts}.")
-    nonzero = array.any(axis=1)
-    if not nonzero.all():
-        raise EmbeddingError(
-            f"{model} gave a vector of zeros for text {int(np.argmin(nonzero))} of a batch of {n_texts}; "
-            "a zero vector has no direction to value."
-        )
-    return array
-
-
-def check_table(columns: object, n_texts: int, what: str) -> NDArray[np.float32]:
-    """What a block of features gave for `n_texts` texts, as (n_texts, k) float32; (n_texts,) is one column.
-
-    Raises:
-        FeatureError: no table of numbers, the wrong count, no columns, NaN or infinity.
-    """
-    try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            array = np.asarray(columns, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise FeatureError(f"{what} gave something that is not a table of numbers ({error}).") from None
-    shape = array.shape
-    array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or len(array) != n_texts or array.shape[1] == 0:
-        raise FeatureError(f"{what} gave an array of shape {shape}; it must be ({n_texts}, k) with k > 0.")
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise FeatureError(f"{what} gave NaN or infinity for text {int(np.argmin(finite))} of {n_texts}.")
-    return array
-
-
-def check_scores_differ(scores: Sequence[float]) -> None:
-    """Refuse ratings that say nothing: fewer than two, or all the same.
-
-    Raises:
-        InputError: fewer than 2 scores, or all of one value.
-    """
-    if len(scores) < 2:
-        raise InputError(f"training needs at least 2 rated texts, but there are {len(scores)}; add more and try again.")
-    if 0 < max(scores) - min(scores) < 1 / LARGEST_SCORE:
-        raise InputError(f"the scores differ by less than {1 / LARGEST_SCORE:g}; rescale them.")
-    if min(scores) == max(scores):
-        raise InputError(
-            f"all {len(scores)} scores are {scores[0]:g}; there is nothing to learn until two texts differ in score."
-        )

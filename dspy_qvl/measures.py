@@ -2,12 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from dspy_qvl.fitting.folds import numbered
 
 CHUNK = 2**20  # rows times draws of a bootstrap that are in memory at once
 ROUNDING = 1e-24  # of the largest square: a variance below it is that of equal numbers
@@ -188,3 +186,9 @@ def _correlation(statistic: Callable[..., float], y: ArrayLike, predicted: Array
 
 def _pair(y: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.asarray(y, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+
+
+def numbered(groups: Iterable[Hashable]) -> NDArray[np.intp]:
+    """Groups as numbers from 0, in order of appearance, (n,)."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.intp)

@@ -1,14 +1,14 @@
 """Rows of unit length, how many of their columns are kept, and tables of vectors that a caller has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import EmbeddingError, InputError
-from dspy_qvl.ridge.line import dot_rows
-from dspy_qvl.ridge.moments import slices
+
+BLOCK = 8192  # rows a product: large enough for full speed, small beside the Gram matrix
 
 Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]  # (n, d)
@@ -167,3 +167,26 @@ def first_of_each(texts: Sequence[str], table: NDArray[Any]) -> list[int]:
                     f"(cosine {float(dot_rows(one, other)[0]):.3f}); give each text one vector."
                 )
     return list(first.values())
+
+
+def slices(n: int, size: int = BLOCK) -> Iterator[slice]:
+    """Consecutive slices of at most `size` that cover range(n)."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def dot_rows(X: Rows, Z: Rows) -> Array:
+    """Inner product of each row of X with Z, or with the same row of Z, (n, d) -> (n,), in float64.
+
+    A row gets the same bits in any batch: BLAS sums a row differently with the number of rows beside it, and so
+    does einsum once a row is longer than its buffer of 8,192; over shorter pieces it does not.
+    See test_a_row_gets_the_same_bits_in_any_batch.
+    """
+    n, d = X.shape
+    out = np.zeros(n)
+    for rows in slices(n, 1024):
+        x = np.ascontiguousarray(X[rows], dtype=np.float64)
+        z = np.ascontiguousarray(Z if Z.ndim == 1 else Z[rows], dtype=np.float64)
+        for columns in slices(d, 4096):
+            out[rows] += np.einsum("ij,j->i" if Z.ndim == 1 else "ij,ij->i", x[:, columns], z[..., columns])
+    return out

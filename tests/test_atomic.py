@@ -19,7 +19,7 @@ from dspy_qvl.learner.head import RidgeHead
 from dspy_qvl.learner.memo import Lock
 from dspy_qvl.reranker.judged import JudgedQuery
 from dspy_qvl.state.drafts import ABANDONED_SECONDS
-from dspy_qvl.state.entries import write_file
+from dspy_qvl.state.files import write_file
 from tests.benchmarks.together import Crowd, is_the_fit_of_its_texts
 from tests.conftest import CountingModel, rated
 from tests.interrupts import interrupted, may_be_swallowed, needs_a_timer, seconds_of

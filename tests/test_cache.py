@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import QVLWarning
-from dspy_qvl.embedding.cache.cache import EmbeddingCache, MemoryCache
+from dspy_qvl.embedding.cache.cache import EmbeddingCache
+from dspy_qvl.embedding.cache.memory import MemoryCache
 from dspy_qvl.embedding.cache.pruning import info
 from dspy_qvl.embedding.cache.store import VectorStore
 

@@ -27,7 +27,7 @@ from dspy_qvl import (
 from dspy_qvl.embedding.embedding import Embedding
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.spec import ModelSpec
-from dspy_qvl.embedding.source import PROBE_TEXTS, Probe
+from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe
 from dspy_qvl.vectors import unit
 from tests.conftest import CountingModel, rated
 

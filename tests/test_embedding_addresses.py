@@ -16,7 +16,7 @@ from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
 from dspy_qvl.embedding.cache.cache import EmbeddingCache
 from dspy_qvl.embedding.models.hosted.addresses import LOOKED_UP, address_of, public_address
 from dspy_qvl.embedding.models.hosted.request import Answer, ask
-from dspy_qvl.embedding.source import PROBE_TEXTS
+from dspy_qvl.embedding.probe import PROBE_TEXTS
 from tests.conftest import rated
 from tests.loopback import Loopback, echo_key, other_model, vectors
 

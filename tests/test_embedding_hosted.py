@@ -22,8 +22,8 @@ from dspy_qvl import (
     TextsRefusedError,
 )
 from dspy_qvl.embedding.models.spec import DEFAULT_MODEL, PROVIDERS
-from dspy_qvl.embedding.source import PROBE_TEXTS
-from dspy_qvl.state.entries import read_file, write_file
+from dspy_qvl.embedding.probe import PROBE_TEXTS
+from dspy_qvl.state.files import read_file, write_file
 from tests.conftest import rated
 from tests.loopback import (
     Loopback,

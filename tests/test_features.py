@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import FeatureError, InputError, Qwen3EmbeddingValueLearner, StateError
-from dspy_qvl.features.features import LEXICAL_COLUMNS, Features, Table
+from dspy_qvl.features.features import LEXICAL_COLUMNS, Features
+from dspy_qvl.features.table import Table
 from tests.conftest import BAD, GOOD, CountingModel, rated
 
 NEW = [text for text, _ in rated(20, seed=8)]

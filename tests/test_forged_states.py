@@ -10,7 +10,8 @@ import pytest
 
 from dspy_qvl import QVLError, Qwen3EmbeddingValueLearner, Reranker, StateError, ValueMetric
 from dspy_qvl.reranker.judged import JudgedQuery
-from dspy_qvl.state.entries import decode_array, encode_array, write_file
+from dspy_qvl.state.entries import decode_array, encode_array
+from dspy_qvl.state.files import write_file
 from tests.conftest import CountingModel, rated
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::dspy_qvl.QVLWarning")

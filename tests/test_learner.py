@@ -311,7 +311,7 @@ def test_an_override_that_needs_no_model_asks_none(tmp_path):
             raise ConnectionError("no model here")
         return np.eye(len(texts), 4)
 
-    from dspy_qvl.embedding.source import PROBE_TEXTS as PROBES
+    from dspy_qvl.embedding.probe import PROBE_TEXTS as PROBES
 
     unreachable.name = "unreachable"
     learner = Own(embedder=unreachable, cache_dir=tmp_path)

@@ -22,13 +22,14 @@ import pytest
 import dspy_qvl
 from dspy_qvl import EmbeddingError, InputError, ModelUnavailableError
 from dspy_qvl.embedding.embedding import Embedding
+from dspy_qvl.embedding.instruction import instructed
 from dspy_qvl.embedding.models.local import local as local_model
 from dspy_qvl.embedding.models.local.forward import PROCESS
-from dspy_qvl.embedding.models.local.local import Lengths, LocalModel, chosen_precision, has_bf16
+from dspy_qvl.embedding.models.local.loading import unavailable
+from dspy_qvl.embedding.models.local.local import Lengths, LocalModel
 from dspy_qvl.embedding.models.local.long_text import packed, windows_of
+from dspy_qvl.embedding.models.local.precision import chosen_precision, has_bf16
 from dspy_qvl.embedding.models.spec import HOSTED_QWEN, LEXICAL, ModelSpec
-from dspy_qvl.errors import unavailable
-from dspy_qvl.text.rendering import instructed
 from tests import tiny_qwen3
 from tests.conftest import rated
 

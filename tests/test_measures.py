@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import measures
-from dspy_qvl.fitting.validation import length_baseline, nearest_baseline
+from dspy_qvl.fitting.baselines import length_baseline, nearest_baseline
 
 Y = np.array([1.0, 2.0, 2.0, 4.0, 8.0])
 GUESS = np.array([1.5, 1.0, 2.5, 3.0, 9.0])

@@ -34,7 +34,7 @@ from dspy_qvl.learner.memo import KEPT_BYTES, KEPT_TEXTS, KeptTexts
 from dspy_qvl.measures import bootstrap
 from dspy_qvl.metric.feedback import in_words
 from dspy_qvl.metric.judgement import repeated_share
-from dspy_qvl.text.rendering import Pair
+from dspy_qvl.text.ratings import Pair
 from tests.conftest import CountingModel, rated
 
 TEXTS = [text for text, _ in rated(30, seed=8)]

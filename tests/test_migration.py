@@ -19,7 +19,7 @@ from dspy_qvl import (
     Reranker,
     StateError,
 )
-from dspy_qvl.state.entries import write_file
+from dspy_qvl.state.files import write_file
 from tests.conftest import CountingModel, rated
 
 ALPHAS = [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0]

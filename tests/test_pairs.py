@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import FitValue, InputError, Qwen3EmbeddingValueLearner, RankingExample, StateError, ValueMetric, measures
-from dspy_qvl.features.features import Features, Queries
+from dspy_qvl.features.features import Features
+from dspy_qvl.features.table import Queries
 from tests.conftest import CountingModel
 
 THINGS = "lamp chair kettle phone blender bag cup shoe clock desk table plant".split()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from dspy_qvl import InputError, QVLWarning, Qwen3EmbeddingValueLearner, Reranker, RidgeHead, StateError
 from dspy_qvl.reranker.judged import JudgedQuery
-from dspy_qvl.state.entries import SCHEMA, decode_array, encode_array, write_file
+from dspy_qvl.state.entries import SCHEMA, decode_array, encode_array
+from dspy_qvl.state.files import write_file
 from tests.conftest import CountingModel, rated
 
 NEW = [text for text, _ in rated(20, seed=8)]

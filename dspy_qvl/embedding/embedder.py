@@ -15,14 +15,19 @@ from typing import Any
 
 import dspy
 import numpy as np
+from numpy.typing import NDArray
 
 from dspy_qvl.embedding.loops import result_of
-from dspy_qvl.embedding.models.custom import is_plain_route
-from dspy_qvl.embedding.models.hosted.failures import failure_of
-from dspy_qvl.embedding.models.hosted.redaction import without_secrets
-from dspy_qvl.embedding.models.hosted.request import Refused, Unusable, ask_for_embedder
-from dspy_qvl.embedding.models.model import Backend
-from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, check_vectors, shown
+from dspy_qvl.embedding.models import (
+    Backend,
+    Refused,
+    Unusable,
+    ask_for_embedder,
+    failure_of,
+    is_plain_route,
+    without_secrets,
+)
+from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, shown
 from dspy_qvl.vectors import Truncation, Vectors
 
 NO_VECTOR = (Refused, EmbeddingError)
@@ -143,3 +148,33 @@ class Model:
 
 def _is_async(model: Any) -> bool:
     return inspect.iscoroutinefunction(model) or inspect.iscoroutinefunction(type(model).__call__)
+
+
+def check_vectors(vectors: object, n_texts: int, model: str) -> NDArray[np.float32]:
+    """What an embedding model gave for `n_texts` texts, as (n_texts, d) float32.
+
+    Raises:
+        EmbeddingError: ragged rows, the wrong count or shape, no columns, NaN or infinity, a zero vector.
+    """
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            array = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise EmbeddingError(
+            f"{model} gave something that is not a table of numbers ({error}); "
+            "it must give one vector a text, all of one length."
+        ) from None
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise EmbeddingError(f"{model} gave an array of shape {array.shape}; it must be ({n_texts}, d) with d > 0.")
+    if len(array) != n_texts:
+        raise EmbeddingError(f"{model} gave {len(array)} vectors for {n_texts} texts; it must give one a text.")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise EmbeddingError(f"{model} gave NaN or infinity for text {int(np.argmin(finite))} of a batch of {n_texts}.")
+    nonzero = array.any(axis=1)
+    if not nonzero.all():
+        raise EmbeddingError(
+            f"{model} gave a vector of zeros for text {int(np.argmin(nonzero))} of a batch of {n_texts}; "
+            "a zero vector has no direction to value."
+        )
+    return array

@@ -24,16 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from dspy_qvl.embedding.cache.cache import EmbeddingCache
+from dspy_qvl.embedding.cache import EmbeddingCache
 from dspy_qvl.embedding.callers import Key
-from dspy_qvl.embedding.models.hosted.hosted import Usage
-from dspy_qvl.embedding.models.hosted.request import Refused
-from dspy_qvl.embedding.models.model import Backend
-from dspy_qvl.embedding.models.spec import LEXICAL, ModelSpec
-from dspy_qvl.embedding.source import PROBE_TEXTS, Probe, Source
+from dspy_qvl.embedding.instruction import instructed
+from dspy_qvl.embedding.models import LEXICAL, Backend, ModelSpec, Refused, Usage
+from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe
+from dspy_qvl.embedding.source import Source
 from dspy_qvl.errors import InputError, QVLWarning, TextsRefusedError, check_count, check_text, shown
-from dspy_qvl.state.entries import checked_path
-from dspy_qvl.text.rendering import instructed
+from dspy_qvl.state import checked_path
 from dspy_qvl.vectors import Truncation, Vectors, is_unit, unit
 
 __all__ = ["CACHE_FILE", "PROBE_TEXTS", "Embedding", "Probe", "is_unit", "unit"]

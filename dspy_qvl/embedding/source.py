@@ -8,13 +8,11 @@ model's full vector; it is cut to `embedding_dim` and scaled to unit length when
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +20,18 @@ import numpy as np
 from tqdm import tqdm
 
 from dspy_qvl.embedding.batching import Coalescer
-from dspy_qvl.embedding.cache.cache import EmbeddingCache
+from dspy_qvl.embedding.cache import EmbeddingCache
 from dspy_qvl.embedding.callers import Key, Run, Wanted, by_caller
 from dspy_qvl.embedding.embedder import NO_VECTOR, Model, Row
-from dspy_qvl.embedding.models.hosted.request import Refused
-from dspy_qvl.embedding.models.model import Backend
-from dspy_qvl.errors import EmbeddingError, QVLWarning, StateError, other_model
-from dspy_qvl.ridge.line import dot_rows
-from dspy_qvl.vectors import SAME_COSINE, Truncation, Vectors, unit
+from dspy_qvl.embedding.models import Backend, Refused
+from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe, other_model
+from dspy_qvl.errors import EmbeddingError, QVLWarning, StateError
+from dspy_qvl.vectors import SAME_COSINE, Truncation, Vectors, dot_rows, unit
 
 logger = logging.getLogger("dspy_qvl")
 
 BAR_AFTER_SECONDS = 2.0
 READ_AT_ONCE = 256  # few enough that vectors stay in the processor's cache until they are scaled
-
-# Embedded with every fit and saved with it, so that another model is noticed whatever it calls itself.
-PROBE_TEXTS = (
-    "The answer is correct, complete and easy to follow.",
-    "it never worked, support was rude and i want my money back!!",
-    "Die Katze schläft auf dem warmen Fensterbrett.",
-)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a model gave for `PROBE_TEXTS` when a value function was fitted.
-
-    Attributes:
-        texts: the texts, as sent.
-        vectors: their unit vectors, (n_texts, d).
-    """
-
-    texts: tuple[str, ...]
-    vectors: Vectors
-
-    @property
-    def digest(self) -> bytes:
-        """A short stand-in for the whole."""
-        return hashlib.blake2b("\0".join(self.texts).encode() + self.vectors.tobytes(), digest_size=16).digest()
 
 
 class Source:

@@ -18,26 +18,20 @@ their own.
 """
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.embedding.cache.cache import MemoryCache
-from dspy_qvl.embedding.loops import result_of
-from dspy_qvl.embedding.models.lexical import LexicalModel
-from dspy_qvl.errors import FeatureError, InputError, check_table, check_text, is_list, shown
-from dspy_qvl.ridge.line import dot_rows
-from dspy_qvl.vectors import Rows, Vectors
+from dspy_qvl.embedding import LexicalModel, MemoryCache, result_of
+from dspy_qvl.errors import FeatureError, InputError, check_text, is_list, shown
+from dspy_qvl.features.overlap import OVERLAP_MODEL, overlaps
+from dspy_qvl.features.table import AUTO, COSINE, EMBEDDING, LENGTH, LEXICAL, OVERLAP, PAIRED, PRODUCT, Queries, Table
+from dspy_qvl.vectors import Vectors, dot_rows
 
 Make = Callable[[Sequence[str]], Any]
 
-EMBEDDING, LEXICAL, LENGTH, AUTO = "embedding", "lexical", "length", "auto"
-COSINE, OVERLAP, PRODUCT = "cosine", "overlap", "product"
-PAIRED = (COSINE, OVERLAP, PRODUCT)  # blocks of a query and a text
 # Chosen on training folds: 2,048 columns lose 2 % of the explained variance on tweets, 16,384 gain less and cost more
 # memory than they are worth; beside an embedding whole words tell more than pieces of them.
 LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT = 8192, 0.8
@@ -49,66 +43,8 @@ def log_lengths(texts: Sequence[str]) -> Vectors:
     return np.log1p(np.array([[len(text)] for text in texts], dtype=np.float32))
 
 
-# Hashed so wide that n-grams hardly ever meet: what is found in a text was in it.
-OVERLAP_MODEL = LexicalModel(2**18, 0.6)
-
 BUILT_IN: Mapping[str, Make] = {LEXICAL: LexicalModel(LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT), LENGTH: log_lengths}
 WIDTHS = {LEXICAL: LEXICAL_COLUMNS, LENGTH: 1, COSINE: 1, OVERLAP: 3}  # columns; "product" has the embedding's
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The queries of some texts, one each.
-
-    Attributes:
-        texts: checked queries, n of them.
-        vectors: their unit vectors, (n, d).
-    """
-
-    texts: Sequence[str]
-    vectors: Vectors
-
-
-@dataclass(frozen=True)
-class Table:
-    """All columns of some texts, block after block; the embedding is the first.
-
-    Attributes:
-        X: (n, d), float32.
-        names: of the blocks.
-        widths: columns of each block.
-    """
-
-    X: Rows
-    names: tuple[str, ...]
-    widths: tuple[int, ...]
-
-    @property
-    def blocks(self) -> list[slice]:
-        """The columns of each block."""
-        ends = np.cumsum((0, *self.widths)).tolist()
-        return [slice(start, end) for start, end in itertools.pairwise(ends)]
-
-    def rows(self, chosen: NDArray[np.intp]) -> "Table":
-        """The same columns of some of the texts."""
-        return Table(self.X[chosen], self.names, self.widths)
-
-    def weighed(self, factors: Sequence[float]) -> Rows:
-        """X with every block times its factor."""
-        if all(factor == 1 for factor in factors):
-            return self.X
-        weighed: Rows = self.X * np.repeat(np.asarray(factors, dtype=self.X.dtype), self.widths)
-        return weighed
-
-    def only(self, names: Sequence[str]) -> "Table":
-        """Some of the blocks, in the order of this table."""
-        if tuple(names) == self.names:
-            return self
-        kept = [number for number, name in enumerate(self.names) if name in names]
-        columns = np.concatenate([self.X[:, self.blocks[number]] for number in kept], axis=1)
-        return Table(
-            columns, tuple(self.names[number] for number in kept), tuple(self.widths[number] for number in kept)
-        )
 
 
 class Features:
@@ -274,38 +210,6 @@ class Features:
         return _remake, (self.wanted, self.beside_lexical)
 
 
-def overlaps(queries: Sequence[Vectors], texts: Sequence[Vectors]) -> Vectors:
-    """Lexical cosine, the share of the query that is found in the text, and that of the text in the query, (n, 3).
-
-    Shares count words and n-grams as their squares in the unit vectors do: as often as they occur.
-
-    Args:
-        queries: of the query of each pair, the columns that are not zero (as the bits of an int32) and their values,
-            (2, m).
-        texts: the same of the texts.
-    """
-    out = np.zeros((len(texts), 3), dtype=np.float32)
-    spread = np.zeros(OVERLAP_MODEL.n_features, dtype=np.float32)
-    start = 0
-    while start < len(texts):  # the texts of one query mostly come one after the other
-        query, end = queries[start], start + 1
-        while end < len(texts) and queries[end] is query:
-            end += 1
-        rows = [row for row in range(start, end) if texts[row].shape[1]]
-        start = end
-        if not rows or not query.shape[1]:
-            continue
-        spread[query[0].view(np.int32)] = query[1]
-        both = np.concatenate([texts[row] for row in rows], axis=1)
-        firsts = np.cumsum([0, *(texts[row].shape[1] for row in rows[:-1])])
-        met = spread[both[0].view(np.int32)]
-        found = np.where(met > 0, both[1], np.float32(0))
-        for column, products in enumerate((met * found, met * met, found * found)):
-            out[rows, column] = np.add.reduceat(products, firsts)
-        spread[query[0].view(np.int32)] = 0.0
-    return out
-
-
 def _remake(wanted: Any, beside_lexical: bool) -> Features:
     return Features(wanted, beside_lexical=beside_lexical)
 
@@ -339,3 +243,24 @@ def _named(entry: object) -> tuple[str, Make]:
             f"def, or give it an attribute `name`, other than those of the built-in blocks."
         )
     return check_text(name, "the name of a block of features"), entry
+
+
+def check_table(columns: object, n_texts: int, what: str) -> NDArray[np.float32]:
+    """What a block of features gave for `n_texts` texts, as (n_texts, k) float32; (n_texts,) is one column.
+
+    Raises:
+        FeatureError: no table of numbers, the wrong count, no columns, NaN or infinity.
+    """
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            array = np.asarray(columns, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise FeatureError(f"{what} gave something that is not a table of numbers ({error}).") from None
+    shape = array.shape
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or len(array) != n_texts or array.shape[1] == 0:
+        raise FeatureError(f"{what} gave an array of shape {shape}; it must be ({n_texts}, k) with k > 0.")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise FeatureError(f"{what} gave NaN or infinity for text {int(np.argmin(finite))} of {n_texts}.")
+    return array

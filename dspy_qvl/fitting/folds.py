@@ -4,13 +4,14 @@ import hashlib
 import math
 import unicodedata
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import InputError, QVLWarning
+from dspy_qvl.errors import LARGEST_SCORE, InputError, QVLWarning, is_list, is_missing
+from dspy_qvl.measures import numbered
 
 Members = Sequence[Hashable]  # the group of each row
 
@@ -77,12 +78,6 @@ def members_of(groups: Sequence[Hashable], copied: Sequence[int]) -> list[Hashab
         ("group", group) if len(stands_in[first]) == 1 else ("copies", first)
         for group, first in zip(groups, copied, strict=True)
     ]
-
-
-def numbered(groups: Iterable[Hashable]) -> NDArray[np.intp]:
-    """Groups as numbers from 0, in order of appearance, (n,)."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.intp)
 
 
 def make_folds(members: Members, n_folds: int, rng: "np.random.Generator") -> list[NDArray[np.intp]]:
@@ -163,3 +158,46 @@ def _group_rows(members: Members) -> list[list[int]]:
     for row, group in enumerate(members):
         rows.setdefault(group, []).append(row)
     return list(rows.values())
+
+
+def check_groups(groups: object, n_texts: int) -> list[Any]:
+    """One hashable group a text.
+
+    Raises:
+        InputError: not a list, the wrong count, a group that is missing or cannot be compared, or fewer than two.
+    """
+    if isinstance(groups, set | frozenset | Mapping) or not is_list(groups):
+        raise InputError(f"groups must be a list with one entry a text, but got {type(groups).__name__}.")
+    entries = [entry.item() if isinstance(entry, np.generic) else entry for entry in groups]
+    if len(entries) != n_texts:
+        raise InputError(f"groups has {len(entries)} entries but there are {n_texts} texts; give one group a text.")
+    for row, entry in enumerate(entries):
+        if any(map(is_missing, entry)) if isinstance(entry, tuple) else is_missing(entry):
+            raise InputError(
+                f"groups[{row}] is {entry}; every text needs a group, and texts without one are not alike."
+            )
+    try:
+        n_groups = len(set(entries))
+    except TypeError as error:
+        raise InputError(
+            f"groups must hold what can be compared, strings, numbers or tuples of them: {error}."
+        ) from None
+    if n_groups < 2:
+        raise InputError("groups puts every text into one group; at least two groups are needed to hold one out.")
+    return entries
+
+
+def check_scores_differ(scores: Sequence[float]) -> None:
+    """Refuse ratings that say nothing: fewer than two, or all the same.
+
+    Raises:
+        InputError: fewer than 2 scores, or all of one value.
+    """
+    if len(scores) < 2:
+        raise InputError(f"training needs at least 2 rated texts, but there are {len(scores)}; add more and try again.")
+    if 0 < max(scores) - min(scores) < 1 / LARGEST_SCORE:
+        raise InputError(f"the scores differ by less than {1 / LARGEST_SCORE:g}; rescale them.")
+    if min(scores) == max(scores):
+        raise InputError(
+            f"all {len(scores)} scores are {scores[0]:g}; there is nothing to learn until two texts differ in score."
+        )

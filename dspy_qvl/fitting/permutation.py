@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl import ridge
-from dspy_qvl.fitting.folds import make_folds, numbered
+from dspy_qvl.fitting.folds import make_folds
+from dspy_qvl.measures import numbered
 from dspy_qvl.vectors import Array, Rows
 
 N_SHUFFLES = 199

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dspy_qvl import ridge
-from dspy_qvl.features.features import EMBEDDING, PAIRED, Table
-from dspy_qvl.ridge.banded import LEVELS, WIDE, block_scales, choose_weights
-from dspy_qvl.ridge.moments import Folds
+from dspy_qvl.errors import InputError, check_number, is_list, shown
+from dspy_qvl.features import EMBEDDING, PAIRED, Table
+from dspy_qvl.ridge import LEVELS, WIDE, Folds, block_scales, choose_weights
 from dspy_qvl.vectors import Array, Rows, Vectors
+
+SMALLEST_ALPHA = 1e-12  # rows have unit length, so sums over a million of them round at about 1e-10
+LARGEST_ALPHA = 1e100  # its products with sums of squares must stay within float64
 
 # The weight that narrow blocks of pairs start with: that the likeness of two texts matters is known before any rating.
 # On train articles of summeval it gives .409 where the smallest level gives .399 (mean Spearman within articles).
@@ -166,3 +169,38 @@ def block_report(tuned: Tuned) -> dict[str, dict[str, float]]:
         name: {"weight": tuned.weights.get(name, 0.0)} | ({"adds": tuned.adds[name]} if name in tuned.adds else {})
         for name in names
     }
+
+
+def check_alpha(alpha: object, what: str = "ridge_alpha") -> float:
+    """A ridge penalty: finite and > 0.
+
+    Raises:
+        InputError: not a number, not finite, or not above 0.
+    """
+    value = check_number(alpha, what)
+    if value <= 0:
+        raise InputError(f"{what} must be above 0, but got {value:g}; without a penalty there is no unique ridge fit.")
+    if value < SMALLEST_ALPHA:
+        raise InputError(
+            f"{what} must be at least {SMALLEST_ALPHA:g}, but got {value:g}; "
+            "a smaller penalty is lost in the rounding of float64."
+        )
+    if value > LARGEST_ALPHA:
+        raise InputError(
+            f"{what} must be at most {LARGEST_ALPHA:g}, but got {value:g}; it leaves nothing but the mean."
+        )
+    return value
+
+
+def check_alphas(alphas: object, what: str = "alpha_range") -> list[float]:
+    """Ridge penalties to choose from, ascending and each once.
+
+    Raises:
+        InputError: not a list, empty, or an entry `check_alpha` refuses.
+    """
+    if not is_list(alphas):
+        raise InputError(f"{what} must be a list of numbers, but got {type(alphas).__name__}: {shown(alphas)}.")
+    values = sorted({check_alpha(alpha, f"{what}[{i}]") for i, alpha in enumerate(alphas)})
+    if not values:
+        raise InputError(f"{what} is empty; give at least one penalty, for instance [0.1, 1.0, 10.0].")
+    return values

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl import measures, ridge
-from dspy_qvl.errors import SMALLEST_ALPHA
-from dspy_qvl.features.features import Table
+from dspy_qvl.features import Table
+from dspy_qvl.fitting.baselines import length_baseline, nearest_baseline
 from dspy_qvl.fitting.folds import Members, hold_out, make_folds, sample
 from dspy_qvl.fitting.permutation import LEVEL, permutation_test
-from dspy_qvl.fitting.tuning import Tuned, block_report, prior_weights, tune, weighed
-from dspy_qvl.ridge.moments import Folds
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.fitting.tuning import SMALLEST_ALPHA, Tuned, block_report, prior_weights, tune, weighed
+from dspy_qvl.ridge import Folds
+from dspy_qvl.vectors import Array
 
 ENOUGH = 1000  # rows: a value function that cannot be told from noise by so many is of no use to anybody
 BEYOND = (10.0, 100.0)  # times the end of a range of penalties: where a better one is looked for
@@ -183,36 +183,3 @@ def _figures(prefix: str, y: Array, guessed: Array, groups: Sequence[Hashable]) 
 
 
 # Baselines
-
-
-def length_baseline(lengths: Array, y: Array, new_lengths: Array) -> Array:
-    """Longer is better, or worse: a straight line through the lengths, (m,) in the units of y.
-
-    Args:
-        lengths: log(1 + characters) of the rated texts, (n,).
-        y: their scores, (n,).
-        new_lengths: log(1 + characters) of the texts to value, (m,).
-    """
-    centred = lengths - lengths.mean()
-    spread = centred @ centred
-    slope = centred @ (y - y.mean()) / spread if spread > 0 else 0.0
-    values: Array = y.mean() + slope * (new_lengths - lengths.mean())
-    return values
-
-
-def nearest_baseline(vectors: Rows, y: Array, new_vectors: Rows, n_neighbors: int = 5) -> Array:
-    """The mean score of the rated texts with the highest cosine, (m,) in the units of y.
-
-    Args:
-        vectors: features of the rated texts, (n, d).
-        y: their scores, (n,).
-        new_vectors: features of the texts to value, (m, d).
-        n_neighbors: how many; all of them if fewer were rated.
-    """
-    if len(new_vectors) == 0:
-        return np.empty(0)
-    from sklearn.neighbors import KNeighborsRegressor
-
-    neighbors = KNeighborsRegressor(min(n_neighbors, len(y)), metric="cosine", algorithm="brute").fit(vectors, y)
-    values: Array = neighbors.predict(new_vectors)
-    return values

@@ -26,27 +26,23 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl import ridge
-from dspy_qvl.embedding.source import Probe
+from dspy_qvl.embedding import Probe, checked_identity, checked_probe, dumped_probe
 from dspy_qvl.errors import (
     LARGEST_SCORE,
     InputError,
     StateError,
-    check_alpha,
     check_count,
     check_number,
     check_score,
-    check_scores_differ,
     check_text,
     shown,
 )
-from dspy_qvl.features.features import BUILT_IN, EMBEDDING, PAIRED, PRODUCT, WIDTHS, Table
-from dspy_qvl.fitting.permutation import LEVEL
-from dspy_qvl.fitting.tuning import Fitted
+from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, PRODUCT, WIDTHS, Table
+from dspy_qvl.fitting import LEVEL, Fitted, check_alpha, check_scores_differ
 from dspy_qvl.learner.memo import Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.state.entries import check_schema, decode_array, encode_array, opened, take
-from dspy_qvl.text.metadata import check_metadata
-from dspy_qvl.text.rendering import Item, RankingExample, Rendering
+from dspy_qvl.state import check_schema, decode_array, encode_array, opened, take
+from dspy_qvl.text import Item, RankingExample, Rendering, check_metadata
 from dspy_qvl.vectors import Array, Rows, Vectors, is_unit
 
 TWENTIETHS = np.linspace(0.0, 1.0, 21)
@@ -210,11 +206,6 @@ def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
         if not queried
         else {"texts": list(queried), "vectors": encode_array(np.stack(list(queried.values())))},
     }
-
-
-def dumped_probe(probe: Probe) -> dict[str, Any]:
-    """Probe texts and their vectors as JSON."""
-    return {"texts": list(probe.texts), "vectors": encode_array(probe.vectors)}
 
 
 def checked(
@@ -384,24 +375,6 @@ def _unit_rows(entry: object, what: str, shape: tuple[int, int]) -> Vectors:
     if not (is_unit(rows) | ~rows.any(axis=1)).all():
         raise StateError(f"{what} are not of unit length.")
     return rows
-
-
-def checked_identity(entry: Mapping[str, Any], what: str) -> dict[str, str] | None:
-    """What made the embedding model's vectors its own."""
-    identity = take(entry, "identity", (Mapping, type(None)), what)
-    if identity is None:
-        return None
-    return {check_text(name, "identity"): check_text(value, "identity") for name, value in identity.items()}
-
-
-def checked_probe(entry: Mapping[str, Any], what: str) -> Probe:
-    """What the embedding model gave for the probe texts."""
-    probe = take(entry, "probe", Mapping, what)
-    texts = take(probe, "texts", list, "the saved probe")
-    vectors = decode_array(probe.get("vectors"), "the vectors of the probe", "float32", (len(texts), None))
-    if not texts or not is_unit(vectors).all():
-        raise StateError("the saved probe has no unit vectors; without them another model would go unnoticed.")
-    return Probe(tuple(check_text(text, "a probe text") for text in texts), vectors)
 
 
 def _checked_blocks(

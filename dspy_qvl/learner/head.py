@@ -18,16 +18,16 @@ import numpy as np
 from dspy.predict.parameter import Parameter
 
 from dspy_qvl import ridge
-from dspy_qvl.embedding.source import Probe
+from dspy_qvl.embedding import Probe
 from dspy_qvl.errors import InputError, QVLError, StateError
-from dspy_qvl.fitting.tuning import Fitted
+from dspy_qvl.fitting import Fitted
 from dspy_qvl.learner.fit import Fit, checked, quantiles
 from dspy_qvl.learner.learned import Examples, Learned
 from dspy_qvl.learner.memo import Lock, Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.ridge.updates import RecursiveKernelRidge, RecursiveRidge, begin
-from dspy_qvl.state.entries import sealed
-from dspy_qvl.text.rendering import RankingExample
+from dspy_qvl.ridge import RecursiveKernelRidge, RecursiveRidge, begin
+from dspy_qvl.state import sealed
+from dspy_qvl.text import RankingExample
 from dspy_qvl.vectors import Array, Rows, Vectors
 
 FeaturesOf = Callable[[Sequence[RankingExample]], Rows]

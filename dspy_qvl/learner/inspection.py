@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.features.features import Table
+from dspy_qvl.features import Table
 from dspy_qvl.learner.fit import Fit
-from dspy_qvl.ridge.line import dot_rows
-from dspy_qvl.ridge.moments import slices
-from dspy_qvl.ridge.posterior import Posterior, posterior
-from dspy_qvl.text.rendering import Item, RankingExample, query_of, text_of
-from dspy_qvl.vectors import Array, Vectors, unit
+from dspy_qvl.ridge import Posterior, posterior_of
+from dspy_qvl.text import Item, RankingExample, query_of, text_of
+from dspy_qvl.vectors import Array, Vectors, dot_rows, slices, unit
 
 AT_ONCE = 4096  # texts whose columns are in memory
 SAMPLE = 1000  # rated texts whose nearest other one says how near is usual
@@ -72,7 +70,7 @@ class Inspection:
     def posterior(self) -> Posterior:
         """What the fit leaves uncertain."""
         return self.fit.memo.once(
-            "posterior", lambda: posterior(self._weighed(self.fit.items), self.fit.scores, self.fit.alpha)
+            "posterior", lambda: posterior_of(self._weighed(self.fit.items), self.fit.scores, self.fit.alpha)
         )
 
     def fit_variance(self, item: Item) -> float:

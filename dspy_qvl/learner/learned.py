@@ -13,8 +13,8 @@ from dspy_qvl.errors import NotFittedError
 from dspy_qvl.learner.fit import Fit, dumped
 from dspy_qvl.learner.memo import Lock
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.state.entries import SCHEMA
-from dspy_qvl.text.rendering import RankingExample
+from dspy_qvl.state import SCHEMA
+from dspy_qvl.text import RankingExample
 
 _adding = Lock()
 

@@ -11,36 +11,41 @@ from typing import Any
 
 import numpy as np
 
-from dspy_qvl.embedding.embedding import Embedding
-from dspy_qvl.embedding.models.hosted.hosted import Usage
+from dspy_qvl.embedding import Embedding, Usage
 from dspy_qvl.errors import (
     InputError,
     QVLWarning,
     StateError,
-    check_alpha,
-    check_alphas,
     check_count,
     check_flag,
     check_flat,
     check_fraction,
-    check_groups,
-    check_scores_differ,
     check_text,
     shown,
 )
-from dspy_qvl.features.features import AUTO, BUILT_IN, EMBEDDING, PAIRED, Features, Table
-from dspy_qvl.fitting.folds import copies, members_of
-from dspy_qvl.fitting.permutation import LEVEL, noise_warning
-from dspy_qvl.fitting.tuning import Fitted, refit
-from dspy_qvl.fitting.validation import choose_alpha, validate
+from dspy_qvl.features import AUTO, BUILT_IN, EMBEDDING, PAIRED, Features, Table
+from dspy_qvl.fitting import (
+    LEVEL,
+    Fitted,
+    check_alpha,
+    check_alphas,
+    check_groups,
+    check_scores_differ,
+    choose_alpha,
+    copies,
+    members_of,
+    noise_warning,
+    refit,
+    validate,
+)
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.learner.head import RidgeHead
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.migration import Migration, check_texts_kept, compared, saved_values
 from dspy_qvl.learner.value_function import ValueFunction, check_blocks, check_identity, missing_features
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.state.entries import read_file, take, write_file
-from dspy_qvl.text.rendering import RankingExample, rated_text
+from dspy_qvl.state import read_file, take, write_file
+from dspy_qvl.text import RankingExample, rated_text
 from dspy_qvl.vectors import Array, Vectors
 
 logger = logging.getLogger("dspy_qvl")

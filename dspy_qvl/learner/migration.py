@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl import measures
-from dspy_qvl.embedding.embedding import Embedding
-from dspy_qvl.embedding.models.spec import LEXICAL, ModelSpec
+from dspy_qvl.embedding import LEXICAL, Embedding, ModelSpec
 from dspy_qvl.errors import InputError, shown
-from dspy_qvl.features.features import EMBEDDING, Features, Queries
+from dspy_qvl.features import EMBEDDING, Features, Queries
 from dspy_qvl.learner.fit import Fit
-from dspy_qvl.ridge.posterior import posterior
-from dspy_qvl.text.rendering import RankingExample
+from dspy_qvl.ridge import posterior_of
+from dspy_qvl.text import RankingExample
 from dspy_qvl.vectors import Array, Rows, Vectors
 
 FIGURES = ("mse", "r2", "pearson", "spearman")
@@ -146,7 +145,7 @@ def saved_values(fit: Fit) -> Array:
     X = _saved_columns(fit)
     if X is None:
         return np.full(fit.n_texts, np.nan)
-    values: Array = fit.scores - posterior(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
+    values: Array = fit.scores - posterior_of(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
     return values
 
 

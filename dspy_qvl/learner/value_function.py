@@ -16,33 +16,28 @@ from typing import Any
 import dspy
 import numpy as np
 
-from dspy_qvl.embedding.cache.cache import EmbeddingCache
-from dspy_qvl.embedding.embedding import Embedding
-from dspy_qvl.embedding.models.hosted.arguments import check_options
-from dspy_qvl.embedding.models.spec import DEFAULT_MODEL, ModelSpec
-from dspy_qvl.embedding.source import Probe
+from dspy_qvl.embedding import DEFAULT_MODEL, Embedding, EmbeddingCache, ModelSpec, Probe, check_options, other_model
 from dspy_qvl.errors import (
     EmbeddingError,
     InputError,
     QVLError,
     StateError,
     characters,
-    check_alpha,
     check_count,
     check_flag,
     check_optional_string,
     check_text,
     check_texts,
-    other_model,
     shown,
 )
-from dspy_qvl.features.features import AUTO, Features, Queries, Table
+from dspy_qvl.features import AUTO, Features, Queries, Table
+from dspy_qvl.fitting import check_alpha
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.learner.head import RidgeHead
 from dspy_qvl.learner.inspection import Inspection, LeftOut
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.text.rendering import Item, Pair, RankingExample, text_of
+from dspy_qvl.text import Item, Pair, RankingExample, text_of
 from dspy_qvl.vectors import Array, Rows, Vectors
 
 logger = logging.getLogger("dspy_qvl")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dspy_qvl.embedding.embedding import Embedding
-from dspy_qvl.features.features import Features
+from dspy_qvl.embedding import Embedding
+from dspy_qvl.features import Features
 
 
 @dataclass(frozen=True, eq=False)

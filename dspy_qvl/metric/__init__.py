@@ -1,1 +1,3 @@
 """The metric for DSPy's optimizers."""
+
+from dspy_qvl.metric.metric import ValueMetric

@@ -16,10 +16,10 @@ import numpy as np
 
 from dspy_qvl import measures
 from dspy_qvl.errors import InputError, check_score, shown
-from dspy_qvl.fitting.folds import copies, folded, members_of, numbered
-from dspy_qvl.learner.fit import Fit
-from dspy_qvl.text.reading import FromExample, checked_examples, taken
-from dspy_qvl.text.rendering import Item, query_of, text_of
+from dspy_qvl.fitting import copies, folded, members_of
+from dspy_qvl.learner import Fit
+from dspy_qvl.measures import numbered
+from dspy_qvl.text import FromExample, Item, checked_examples, query_of, taken, text_of
 from dspy_qvl.vectors import Array
 
 LEVEL = 0.95  # of the interval

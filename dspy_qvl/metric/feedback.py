@@ -8,10 +8,8 @@ import math
 
 from dspy_qvl.metric.judgement import BEYOND, COPIED, EMPTY, REPEATED, UNLIKE, Judgement
 from dspy_qvl.metric.scale import Scale
-from dspy_qvl.text.quoting import quoted
-from dspy_qvl.text.rendering import RankingExample
+from dspy_qvl.text import REASON, RankingExample, quoted
 
-REASON = "reason"  # the entry of metadata in which a rater says why
 REASON_AT_MOST = 300
 
 

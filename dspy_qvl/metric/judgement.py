@@ -17,12 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError
-from dspy_qvl.learner.inspection import Inspection
-from dspy_qvl.learner.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.learner import Inspection, Qwen3EmbeddingValueLearner
 from dspy_qvl.metric.scale import Scale, scale_of
-from dspy_qvl.ridge.moments import slices
-from dspy_qvl.text.rendering import Item, RankingExample, is_blank, query_of, text_of
-from dspy_qvl.vectors import Array, Vectors
+from dspy_qvl.text import Item, RankingExample, is_blank, query_of, text_of
+from dspy_qvl.vectors import Array, Vectors, slices
 
 LOWEST = 0.0  # the score of what says nothing; every other text scores higher
 

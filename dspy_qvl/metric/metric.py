@@ -36,17 +36,15 @@ from dspy_qvl.errors import (
     check_text,
     shown,
 )
-from dspy_qvl.fitting.permutation import noise_warning
-from dspy_qvl.learner.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.learner.memo import KeptTexts
+from dspy_qvl.fitting import noise_warning
+from dspy_qvl.learner import KeptTexts, Qwen3EmbeddingValueLearner
 from dspy_qvl.metric import feedback as words
 from dspy_qvl.metric.agreement import Agreement, agreement, predictions, rated_rows
+from dspy_qvl.metric.filter import ValueFilter
 from dspy_qvl.metric.judgement import LOWEST, Judge, Judgement
 from dspy_qvl.metric.reward import Reward
 from dspy_qvl.metric.scale import check_scale
-from dspy_qvl.text.quoting import plain
-from dspy_qvl.text.reading import FromExample
-from dspy_qvl.text.rendering import AsText, Item, Pair, Rendering, is_blank
+from dspy_qvl.text import AsText, FromExample, Item, Pair, Rendering, is_blank, plain
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -371,26 +369,6 @@ class ValueMetric(ValueScores):
         if self.objectives is not None:
             return self._with_objectives(dspy.Prediction(score=self.score(example, pred)), example, pred)
         return self.score(example, pred)
-
-
-class ValueFilter:
-    """Says whether a prediction is good enough, by a `ValueMetric` and a threshold.
-
-    Args:
-        metric: the metric.
-        threshold: the score from which on a prediction passes.
-    """
-
-    def __init__(self, metric: ValueScores, threshold: float) -> None:
-        self.metric = metric
-        self.threshold = threshold
-        self.__name__ = "value_filter"
-
-    def __call__(
-        self, example: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-    ) -> bool:
-        """Tell whether the score reaches the threshold."""
-        return self.metric.score(example, pred) >= self.threshold
 
 
 def _rendering(text: AsText | None, learned: str | None) -> Rendering:

@@ -12,27 +12,20 @@ import dspy
 import numpy as np
 
 from dspy_qvl import measures
-from dspy_qvl.errors import (
-    InputError,
-    QVLWarning,
-    check_alphas,
-    check_count,
-    check_flag,
-    check_score,
-    check_scores_differ,
-    check_text,
-    is_list,
-    shown,
+from dspy_qvl.errors import InputError, QVLWarning, check_count, check_flag, check_score, check_text, is_list, shown
+from dspy_qvl.fitting import LEVEL, check_alphas, check_scores_differ, noise_warning
+from dspy_qvl.learner import Examples, Qwen3EmbeddingValueLearner
+from dspy_qvl.reranker import SCORE, JudgedQuery, Reranker, as_list, checked_scores, passage_text, scores_within
+from dspy_qvl.text import (
+    REASON,
+    AsText,
+    FromExample,
+    RankingExample,
+    Rendering,
+    check_metadata,
+    checked_examples,
+    taken,
 )
-from dspy_qvl.fitting.permutation import LEVEL, noise_warning
-from dspy_qvl.learner.learned import Examples
-from dspy_qvl.learner.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.metric.feedback import REASON
-from dspy_qvl.reranker.judged import SCORE, JudgedQuery, as_list, checked_scores, scores_within
-from dspy_qvl.reranker.reranker import Reranker
-from dspy_qvl.text.metadata import check_metadata
-from dspy_qvl.text.reading import FromExample, checked_examples, taken
-from dspy_qvl.text.rendering import AsText, RankingExample, Rendering, passage_text
 
 SCORES = "scores"  # the field of an example, or of a retriever's Prediction, with those of a first stage
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import dspy
 
 from dspy_qvl.errors import InputError, is_list, shown
-from dspy_qvl.learner.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.reranker.reranker import Reranker
+from dspy_qvl.learner import Qwen3EmbeddingValueLearner
+from dspy_qvl.reranker import Reranker
 
 Which = list[str] | Callable[[str, dspy.Module], bool] | None
 M = TypeVar("M", bound=dspy.Module)

@@ -10,8 +10,7 @@ from dspy.teleprompt.teleprompt import Teleprompter
 from dspy_qvl.errors import InputError, shown
 from dspy_qvl.optimizer.lessons import Lesson, RankingLesson, ValueLesson
 from dspy_qvl.optimizer.modules import check_which, copied, meant
-from dspy_qvl.text.reading import FromExample
-from dspy_qvl.text.rendering import AsText
+from dspy_qvl.text import AsText, FromExample
 
 logger = logging.getLogger("dspy_qvl")
 

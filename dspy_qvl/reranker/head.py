@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 from dspy.predict.parameter import Parameter
 
-from dspy_qvl.embedding.source import Probe
+from dspy_qvl.embedding import Probe, checked_identity, checked_probe, dumped_probe
 from dspy_qvl.errors import QVLError, StateError, check_count, check_text, shown
-from dspy_qvl.features.features import COSINE, LENGTH, OVERLAP, PRODUCT
-from dspy_qvl.learner.fit import checked_identity, checked_probe, dumped_probe
+from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT
 from dspy_qvl.reranker.judged import RANK, SCORE
 from dspy_qvl.reranker.sketch import FOLDED
-from dspy_qvl.ridge.line import dot_rows
-from dspy_qvl.state.entries import SCHEMA, check_schema, decode_array, encode_array, opened, sealed, take
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.state import SCHEMA, check_schema, decode_array, encode_array, opened, sealed, take
+from dspy_qvl.vectors import Array, Rows, dot_rows
 
 TEXT, VALUE = "text", "value"
 BLOCKS = (COSINE, OVERLAP, LENGTH, VALUE, RANK, SCORE, TEXT, PRODUCT)  # in the order of the columns, the prior first

@@ -21,12 +21,13 @@ from typing import Any
 import dspy
 import numpy as np
 
-from dspy_qvl.errors import InputError, QVLWarning, check_flag, check_number, is_list, shown
+from dspy_qvl.errors import InputError, QVLWarning, check_flag, check_number, is_list
 from dspy_qvl.measures import average_precision
 from dspy_qvl.vectors import Array
 
-RANK, SCORE = "rank", "score"  # of a first stage
 LARGEST_FIRST_SCORE = 1e15  # float32 must hold its squares
+
+RANK, SCORE = "rank", "score"  # of a first stage
 BEYOND_CHANCE = 3.0  # standard deviations: once in 740 shuffled data sets
 WORTH_SAYING = 0.1  # of the way from chance to the best order: of 10,000 queries anything is beyond chance
 PERFECT = 0.9  # of the queries
@@ -138,21 +139,6 @@ def telling(judged: Sequence[JudgedQuery]) -> list[JudgedQuery]:
             check_flag(one.first_stage, f"first_stage of judged[{row}]")
         checked.append(replace(one, relevance=relevance, scores=checked_scores(one.scores, len(one.passages))))
     return [one for one in checked if len(one.relevance) and np.ptp(one.relevance) > 0]
-
-
-def as_list(passages: Any, what: str = "passages") -> list[Any]:
-    """Passages as a list: one that was given, or a retriever's Prediction's.
-
-    Raises:
-        InputError: a single passage, or something that cannot be iterated.
-    """
-    if isinstance(passages, dspy.Prediction):
-        if "passages" not in passages:
-            raise InputError(f"the Prediction has no passages; it has {', '.join(passages.keys()) or 'nothing'}.")
-        passages = passages["passages"]
-    if isinstance(passages, bytes | Mapping) or not is_list(passages):
-        raise InputError(f"{what} must be a list, but got {type(passages).__name__}: {shown(passages)}.")
-    return list(passages)
 
 
 def scores_within(passages: Sequence[Any]) -> list[Any] | None:

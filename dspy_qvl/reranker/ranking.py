@@ -24,8 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dspy_qvl.measures import ndcg, reciprocal_rank
-from dspy_qvl.ridge.moments import Folds
-from dspy_qvl.ridge.solve import solve_path
+from dspy_qvl.ridge import Folds, solve_path
 from dspy_qvl.vectors import Array, Rows
 
 Weights = tuple[float, ...]

@@ -21,26 +21,24 @@ import dspy
 import numpy as np
 
 from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_text, is_list, shown
-from dspy_qvl.features.features import AUTO, COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
-from dspy_qvl.fitting.folds import copies, make_folds
-from dspy_qvl.learner.value_function import ValueFunction
+from dspy_qvl.features import AUTO, COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
+from dspy_qvl.fitting import copies, make_folds
+from dspy_qvl.learner import ValueFunction
 from dspy_qvl.reranker.head import BLOCKS, TEXT, VALUE, Order, RankingHead, width_of
 from dspy_qvl.reranker.judged import (
     RANK,
     SCORE,
     JudgedQuery,
-    as_list,
     checked_scores,
     first_stage_values,
     known_of_first_stage,
     scores_within,
     telling,
 )
+from dspy_qvl.reranker.passages import _texts, as_list
 from dspy_qvl.reranker.ranking import Quality, fit_ranking, quality_of
 from dspy_qvl.reranker.sketch import folded, unfolded
-from dspy_qvl.ridge.moments import slices
-from dspy_qvl.text.rendering import passage_text
-from dspy_qvl.vectors import Array, Vectors
+from dspy_qvl.vectors import Array, Vectors, slices
 
 DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)  # and of the first stage what is known
 FIRST_STAGE = (RANK, SCORE)
@@ -521,7 +519,3 @@ def _checked_features(features: object) -> tuple[str, ...]:
 
 def _centred(given: Array | None) -> Array | None:
     return None if given is None else given - given.mean()
-
-
-def _texts(passages: list[Any]) -> list[str]:
-    return [passage_text(passage, f"passages[{row}]") for row, passage in enumerate(passages)]

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.ridge.moments import slices
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.vectors import Array, Rows, slices
 
 FOLDED = 2**22  # numbers of a root times the learned rows up to which that is worth its memory
 AT_ONCE = 2**22  # numbers of a block of products

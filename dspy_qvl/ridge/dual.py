@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, left_out
-from dspy_qvl.ridge.moments import Folds, ProductType, Source, row_blocks, slices
+from dspy_qvl.ridge.moments import Folds, ProductType, Source, row_blocks
 from dspy_qvl.ridge.solve import beyond_float32, factored, inverse_root, solve_path
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.vectors import Array, Rows, slices
 
 CANCELLED = 1e-4  # 1 - leverage below which a difference of two sums has lost digits
 

@@ -4,8 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dspy_qvl.ridge.moments import slices
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.vectors import Array, Rows, dot_rows
 
 
 class Linear(NamedTuple):
@@ -32,20 +31,3 @@ def predict(X: Rows, line: Linear) -> Array:
     """Values of rows, (n, d) -> (n,), the same bits for a row in any batch."""
     values: Array = dot_rows(X, line.coef) + line.intercept
     return values
-
-
-def dot_rows(X: Rows, Z: Rows) -> Array:
-    """Inner product of each row of X with Z, or with the same row of Z, (n, d) -> (n,), in float64.
-
-    A row gets the same bits in any batch: BLAS sums a row differently with the number of rows beside it, and so
-    does einsum once a row is longer than its buffer of 8,192; over shorter pieces it does not.
-    See test_a_row_gets_the_same_bits_in_any_batch.
-    """
-    n, d = X.shape
-    out = np.zeros(n)
-    for rows in slices(n, 1024):
-        x = np.ascontiguousarray(X[rows], dtype=np.float64)
-        z = np.ascontiguousarray(Z if Z.ndim == 1 else Z[rows], dtype=np.float64)
-        for columns in slices(d, 4096):
-            out[rows] += np.einsum("ij,j->i" if Z.ndim == 1 else "ij,ij->i", x[:, columns], z[..., columns])
-    return out

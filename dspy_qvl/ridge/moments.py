@@ -19,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.vectors import BLOCK, Array, Rows, slices
 
 Source = Rows | Iterable[Rows]  # or anything whose iteration gives consecutive blocks of rows, anew every time
 ProductType = type[np.float32] | type[np.float64]
 Folds = Sequence[NDArray[np.intp]]
 
-BLOCK = 8192  # rows a product: large enough for full speed, small beside the Gram matrix
 CHEAP = 5e8  # n d d below which float64 products are over at once
 SAMPLE = 1024  # rows from which a rough mean is taken
 
@@ -207,9 +206,3 @@ def _dtype(X: Source) -> Any:
 def n_features(X: Source, n: int) -> int:
     """Columns of the rows."""
     return int(X.shape[1]) if isinstance(X, np.ndarray) else int(next(row_blocks(X, n, None))[1].shape[1])
-
-
-def slices(n: int, size: int = BLOCK) -> Iterator[slice]:
-    """Consecutive slices of at most `size` that cover range(n)."""
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))

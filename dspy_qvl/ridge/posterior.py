@@ -24,11 +24,11 @@ import numpy as np
 
 from dspy_qvl.ridge.bounds import Bounds
 from dspy_qvl.ridge.dual import centred_kernel, fit_dual, gram_of_rows
-from dspy_qvl.ridge.line import LeaveOneOut, dot_rows
+from dspy_qvl.ridge.line import LeaveOneOut
 from dspy_qvl.ridge.moments import gather, rough_mean
 from dspy_qvl.ridge.primal import fit_primal
 from dspy_qvl.ridge.solve import factored, inverse_root
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.vectors import Array, Rows, dot_rows
 
 HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a standard deviation, half the memory
 
@@ -103,7 +103,7 @@ class Posterior:
         return np.ldexp(mantissas.astype(np.float32).astype(np.float64), exponents)
 
 
-def posterior(X: Rows, y: Array, alpha: float) -> Posterior:
+def posterior_of(X: Rows, y: Array, alpha: float) -> Posterior:
     """The posterior of the ridge fit of y on X.
 
     Args:

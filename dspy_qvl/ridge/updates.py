@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.ridge.line import Linear
-from dspy_qvl.ridge.moments import Moments, gather, rough_mean, slices
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.ridge.moments import Moments, gather, rough_mean
+from dspy_qvl.vectors import Array, Rows, slices
 
 Row = NDArray[np.float32] | Array
 

@@ -6,22 +6,11 @@ Learning and scoring must see the same string, so every way from an object to a 
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import dspy
 
-from dspy_qvl.errors import (
-    InputError,
-    MissingTextError,
-    QVLError,
-    characters,
-    check_score,
-    check_text,
-    is_missing,
-    shown,
-)
-from dspy_qvl.text.metadata import check_metadata
+from dspy_qvl.errors import InputError, MissingTextError, QVLError, characters, check_text, is_missing, shown
 from dspy_qvl.text.typed import as_string, is_string
 
 AsText = str | Callable[[Any, Any], str]
@@ -36,83 +25,6 @@ class _Part(NamedTuple):
     written: str
     name: str = ""  # none where nothing follows
     of_example: bool = False  # whether input or label
-
-
-class Pair(NamedTuple):
-    """A text, and the query it is worth something to."""
-
-    query: str
-    text: str
-
-
-Item = str | Pair  # what is valued
-
-
-def text_of(item: Item) -> str:
-    """The text that is valued."""
-    return item if isinstance(item, str) else item.text
-
-
-def query_of(item: Item) -> str | None:
-    """The query it is valued for, if there is one."""
-    return None if isinstance(item, str) else item.query
-
-
-@dataclass
-class RankingExample:
-    """A text, the score a person gave it, and whatever else is worth keeping.
-
-    Attributes:
-        text: the text that was rated.
-        score: its rating, a finite number on the rater's own scale.
-        metadata: anything JSON can hold, or None.
-        query: what the text was rated for (an answer's question, a summary's article), or None.
-    """
-
-    text: str
-    score: float
-    metadata: dict[str, Any] | None = None
-    query: str | None = None
-
-    @property
-    def item(self) -> "Item":
-        """What was rated: the text, or the text for its query."""
-        return self.text if self.query is None else Pair(self.query, self.text)
-
-
-def rated_text(item: object, what: str = "example") -> RankingExample:
-    """A checked `RankingExample` from one of the forms people keep ratings in.
-
-    Args:
-        item: a RankingExample; a (text, score) or (text, score, metadata) tuple; a dict or `dspy.Example`
-            with `text` and `score`, and optionally `metadata`.
-        what: how an error names the item.
-
-    Raises:
-        InputError: another form, or a text, score or metadata that cannot be used.
-    """
-    metadata: object = None
-    query: object = None
-    if isinstance(item, RankingExample):
-        text, score, metadata, query = item.text, item.score, item.metadata, item.query
-    elif isinstance(item, tuple | list) and len(item) in (2, 3):
-        text, score, metadata = (*item, None)[:3]
-    elif isinstance(item, Mapping | dspy.Example):
-        missing = [name for name in ("text", "score") if name not in item]
-        if missing:
-            raise InputError(f"{what} has no {' and no '.join(missing)}; it has {shown([*item.keys()])}.")
-        text, score, metadata, query = item["text"], item["score"], item.get("metadata"), item.get("query")
-    else:
-        raise InputError(
-            f"{what} must be a RankingExample, a (text, score) tuple, or a dict or dspy.Example with text and score, "
-            f"but got {type(item).__name__}: {shown(item)}."
-        )
-    return RankingExample(
-        check_text(text, f"the text of {what}"),
-        check_score(score, f"the score of {what}"),
-        check_metadata(metadata, f"the metadata of {what}"),
-        None if query is None else check_text(query, f"the query of {what}"),
-    )
 
 
 class Rendering:
@@ -358,32 +270,3 @@ def _only_text(pred: Any) -> str:
 
 def _listed(names: Any) -> str:
     return ", ".join(shown(name if isinstance(name, str) else shown(name)) for name in names) or "none"
-
-
-PASSAGE_FIELDS = ("long_text", "text", "passage", "content", "page_content")  # where retrievers keep a passage's text
-
-
-def passage_text(passage: object, what: str = "passage") -> str:
-    """The text of a passage as a retriever gives it: a string, or a dict or an object that holds one.
-
-    Raises:
-        InputError: another form.
-    """
-    if isinstance(passage, str):
-        return check_text(passage, what)
-    for name in PASSAGE_FIELDS:
-        text = passage.get(name) if isinstance(passage, Mapping | dspy.Example) else getattr(passage, name, None)
-        if isinstance(text, str):
-            return check_text(text, what)
-    raise InputError(
-        f"{what} must be a string, or have its text as one of {', '.join(PASSAGE_FIELDS)}, "
-        f"but got {type(passage).__name__}: {shown(passage)}."
-    )
-
-
-def instructed(text: str, instruction: str | None) -> str:
-    """The string a Qwen3 embedding model is sent: with an instruction, Qwen's query form; without, the text.
-
-    Source: the model card of Qwen3-Embedding ("Instruct: {task}" newline "Query:{text}", no space after Query).
-    """
-    return text if instruction is None else f"Instruct: {instruction}\nQuery:{text}"

@@ -18,7 +18,7 @@ from pathlib import Path
 import diskcache
 import numpy as np
 
-from dspy_qvl.embedding.cache.cache import MemoryCache
+from dspy_qvl.embedding.cache.memory import MemoryCache
 from dspy_qvl.embedding.cache.pruning import info
 from dspy_qvl.embedding.cache.store import VectorStore
 

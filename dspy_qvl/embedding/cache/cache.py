@@ -6,12 +6,9 @@ on what concerns the whole file, to `upkeep` (what is in it, what may leave) and
 another).
 """
 
-import contextlib
 import hashlib
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.embedding.cache import exporting, pruning
+from dspy_qvl.embedding.cache.memory import MemoryCache
 from dspy_qvl.embedding.cache.pruning import CacheInfo, Pruned
 from dspy_qvl.embedding.cache.store import VectorStore
 from dspy_qvl.errors import InputError, check_text, check_texts, shown
-from dspy_qvl.ridge.moments import slices
-from dspy_qvl.vectors import Truncation, Vector, as_float32, checked_vectors, first_of_each
+from dspy_qvl.vectors import Truncation, Vector, as_float32, checked_vectors, first_of_each, slices
 
 STORAGES = ("float32", "float16")
 PUT_AT_ONCE = 1024  # vectors of a transaction
@@ -207,54 +204,3 @@ class EmbeddingCache:
         if self.store is None:
             raise InputError(f"{what} needs vectors on disk, but these are in memory only; give a cache_dir.")
         return self.store
-
-
-class MemoryCache:
-    """Key -> read-only vector, bounded in bytes of memory; the least recently used leave first."""
-
-    ENTRY_BYTES = 236  # of a vector beside its numbers: the array, the key, the place in the dict (measured)
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._vectors: OrderedDict[bytes, Vector] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes) -> Vector | None:
-        """The vector, or None."""
-        vector = self._vectors.get(key)
-        if vector is not None:
-            with contextlib.suppress(KeyError):  # another thread may have let it go meanwhile
-                self._vectors.move_to_end(key)
-        return vector
-
-    def put(self, key: bytes, vector: Vector) -> Vector:
-        """Keep a copy of the vector unless there is one already; returns the one that is kept."""
-        with self._lock:
-            first = self._vectors.get(key)
-            if first is not None:
-                return first
-            kept = vector.copy()  # a row of a batch would keep the whole batch alive
-            kept.setflags(write=False)
-            self._vectors[key] = kept
-            self._bytes += kept.nbytes + self.ENTRY_BYTES
-            while self._bytes > self._max_bytes and len(self._vectors) > 1:
-                self._bytes -= self._vectors.popitem(last=False)[1].nbytes + self.ENTRY_BYTES
-            return kept
-
-    def drop(self, keys: Iterable[bytes]) -> None:
-        """Forget some."""
-        with self._lock:
-            for key in keys:
-                vector = self._vectors.pop(key, None)
-                if vector is not None:
-                    self._bytes -= vector.nbytes + self.ENTRY_BYTES
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._vectors.clear()
-            self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._vectors)

@@ -18,23 +18,20 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.embedding.cache.pruning import models_called
-from dspy_qvl.embedding.cache.store import (
+from dspy_qvl.embedding.cache.rows import decode
+from dspy_qvl.embedding.cache.sqlite import (
     APPLICATION_ID,
     FILE_SCHEMA,
-    Row,
-    VectorStore,
     bytes_at,
     connect,
-    decode,
-    insert,
     make_file,
     remove_draft,
     transaction,
     warn,
 )
+from dspy_qvl.embedding.cache.store import Row, VectorStore, insert
 from dspy_qvl.errors import InputError, shown
-from dspy_qvl.state.drafts import draft_of, sweep
-from dspy_qvl.state.entries import checked_path, checked_target
+from dspy_qvl.state import checked_path, checked_target, draft_of, sweep
 
 ROWS_AT_ONCE = 1000  # in memory; fewer where their vectors come to
 BYTES_AT_ONCE = 2**24

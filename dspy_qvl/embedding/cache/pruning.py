@@ -18,7 +18,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from dspy_qvl.embedding.cache.store import VectorStore, bytes_at, is_damage, transaction, warn
+from dspy_qvl.embedding.cache.sqlite import bytes_at, is_damage, transaction, warn
+from dspy_qvl.embedding.cache.store import VectorStore
 from dspy_qvl.errors import InputError, check_count, check_number, shown
 
 ROWS_AT_ONCE = 1000  # that leave in one transaction

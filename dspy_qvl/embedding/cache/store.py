@@ -13,43 +13,37 @@ import os
 import sqlite3
 import threading
 import time
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 import numpy as np
 
-from dspy_qvl.errors import QVLWarning
-from dspy_qvl.state.drafts import draft_of, sweep
+from dspy_qvl.embedding.cache.rows import FLOAT32, checksum, decode, encode
+from dspy_qvl.embedding.cache.sqlite import (
+    APPLICATION_ID,
+    bytes_at,
+    connect,
+    is_damage,
+    make_file,
+    remove_draft,
+    roll_back,
+    transaction,
+    warn,
+)
+from dspy_qvl.state import draft_of, sweep
 from dspy_qvl.vectors import Vector
 
 Row = tuple[bytes, int, int, bytes]  # key, created, checksum, vector
 T = TypeVar("T")
 
-APPLICATION_ID = 0x71766C31  # "qvl1": the schema's number is its last character
-PAGE_SIZE = 32768
-FILE_SCHEMA = {
-    "models": "CREATE TABLE models(id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE)",
-    "vectors": """CREATE TABLE vectors(
-        key BLOB NOT NULL PRIMARY KEY,
-        model INTEGER NOT NULL REFERENCES models(id),
-        created INTEGER NOT NULL,
-        checksum INTEGER NOT NULL,
-        vector BLOB NOT NULL
-    )""",
-}
 READ_ONE = "SELECT checksum, vector FROM vectors WHERE key = ?"
 INSERT_ONE = (
     "INSERT OR IGNORE INTO vectors(model, key, created, checksum, vector) "
     "SELECT id, ?, ?, ?, ? FROM models WHERE identity = ?"
 )
-
-FLOAT32 = np.dtype("<f4")
-HALF = b"h"  # begins a float16 row, whose length is odd by it; a float32 row is 4 bytes a column and nothing else
-HALF_ERROR = 2.0**-10  # of the largest entry; twice what rounding to float16 costs where float16 has all its digits
 
 
 class Opened(NamedTuple):
@@ -80,48 +74,6 @@ class Desk:
         opened, self.opened = self.opened, None
         if opened is not None:
             opened.connection.close()
-
-
-def encode(vectors: Vector, *, half: bool) -> list[bytes]:
-    """The rows of (n, d) as they are stored.
-
-    With `half` as float16, but for rows that float16 cannot hold: an entry is too large, or all of them are so
-    small that it has lost its digits.
-    """
-    rows = np.ascontiguousarray(vectors, dtype="<f4")
-    if not half:
-        return [row.tobytes() for row in rows]
-    with np.errstate(over="ignore"):
-        rounded = rows.astype("<f2")
-        error = np.abs(rounded - rows).max(axis=1, initial=0.0)
-    held = error <= HALF_ERROR * np.abs(rows).max(axis=1, initial=0.0)
-    return [
-        HALF + short.tobytes() if fits else row.tobytes() for short, row, fits in zip(rounded, rows, held, strict=True)
-    ]
-
-
-def checksum(key: bytes, blob: bytes) -> int:
-    """What a row says of itself, so that a damaged one is a miss and not a wrong vector."""
-    return crc32(blob, crc32(key))
-
-
-def decode(key: bytes, told: int, blob: object) -> Vector | None:
-    """The vector of a row, (d,) float32 and read-only, or None where the row is damaged.
-
-    Args:
-        key: of the row.
-        told: the row's checksum.
-        blob: the row's vector as it is stored.
-    """
-    if not isinstance(blob, bytes) or crc32(blob, crc32(key)) != told or len(blob) < 2:
-        return None
-    if len(blob) % 4 == 0:
-        return np.frombuffer(blob, FLOAT32)
-    if len(blob) % 2 == 0 or blob[:1] != HALF:
-        return None
-    vector: Vector = np.frombuffer(blob[1:], dtype="<f2").astype(np.float32)
-    vector.setflags(write=False)
-    return vector
 
 
 class VectorStore:
@@ -405,74 +357,3 @@ def insert(connection: sqlite3.Connection, identity: str, rows: Sequence[Row]) -
         [(model, *row) for row in rows],
     )
     return connection.total_changes - before
-
-
-def make_file(path: Path, journal_mode: str) -> sqlite3.Connection:
-    """A new file of vectors without any, open."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-        connection.execute(f"PRAGMA journal_mode = {journal_mode}")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        for statement in FILE_SCHEMA.values():
-            connection.execute(statement)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def remove_draft(draft: Path) -> None:
-    """Leave nothing of a draft, nor of what SQLite puts beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{draft}{suffix}").unlink(missing_ok=True)
-
-
-def connect(path: Path, options: str, lock_seconds: float) -> sqlite3.Connection:
-    """A connection that leaves transactions to us."""
-    uri = f"{path.absolute().as_uri()}?{options}"
-    # The connection belongs to one thread; garbage collection may close it from another.
-    return sqlite3.connect(uri, uri=True, timeout=lock_seconds, isolation_level=None, check_same_thread=False)
-
-
-@contextlib.contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of it or nothing; waits for other writers."""
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        roll_back(connection)
-        raise
-
-
-def roll_back(connection: sqlite3.Connection) -> None:
-    """End a transaction that came to nothing, if there is one: others wait for its end."""
-    with contextlib.suppress(sqlite3.OperationalError):  # a full disk has rolled back already
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-
-
-def is_damage(error: Exception) -> bool:
-    """Tell whether the file is at fault, rather than a full disk, a read-only folder or a lock that was never released.
-
-    SQLite reports damage as a plain DatabaseError and the others as its subclass OperationalError, but for a
-    schema that lost a table or column.
-    """
-    if isinstance(error, sqlite3.OperationalError):
-        return "no such" in str(error) or "decode" in str(error)
-    return not isinstance(error, OSError)
-
-
-def warn(message: str) -> None:
-    """Say that something was lost, while the call goes on."""
-    warnings.warn(message, QVLWarning, stacklevel=2)
-
-
-def bytes_at(path: str) -> int:
-    """Size of a file; 0 where there is none."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -5,8 +5,8 @@ from typing import Any
 
 import dspy
 
-from dspy_qvl.embedding.models.hosted import addresses
-from dspy_qvl.embedding.models.hosted.arguments import canonical, plain, public, secret_strings
+from dspy_qvl.embedding.models.hosted import address_of as address_of_route
+from dspy_qvl.embedding.models.hosted import canonical, plain, public, secret_strings
 from dspy_qvl.errors import InputError, shown
 
 ADDRESSES = ("api_base", "base_url")  # what a default argument calls an address, the first that is given
@@ -71,7 +71,7 @@ def address_of(embedder: Any) -> str | None:
     if not is_route(embedder):
         return given
     provider = own.get("custom_llm_provider")
-    return addresses.address_of(f"{provider}/{embedder.model}" if provider else embedder.model, given)
+    return address_of_route(f"{provider}/{embedder.model}" if provider else embedder.model, given)
 
 
 def sent_to(embedder: Any, address: str | None) -> dict[str, Any]:

@@ -1,10 +1,47 @@
 """One embedding model that texts can be sent to: how it is called, what it is, and what it costs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from dspy_qvl.embedding.models.hosted.hosted import Usage
+
+@dataclass(frozen=True)
+class Usage:
+    """What was asked of a provider so far; the difference of two says what happened in between.
+
+    Attributes:
+        requests: HTTP requests that were answered, refusals among them.
+        texts: vectors that came back.
+        tokens: as the provider counted them.
+        cost: US dollars, of the requests whose price litellm knows.
+        unpriced: requests with vectors whose price it does not know.
+        retries: tries after a failure that may pass.
+    """
+
+    requests: int = 0
+    texts: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    unpriced: int = 0
+    retries: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(self)))
+
+    def __str__(self) -> str:
+        counts = ((self.requests, "request"), (self.texts, "text"), (self.tokens, "token"))
+        parts = [counted(count, what) for count, what in counts]
+        if self.cost > 0 or not self.unpriced:
+            parts.append(f"${self.cost:.4f}" if self.cost >= 1e-4 else "less than $0.0001" if self.cost > 0 else "$0")
+        if self.unpriced:
+            parts.append("price unknown" if self.cost <= 0 else f"{counted(self.unpriced, 'request')} of unknown price")
+        if self.retries:
+            parts.append(f"{self.retries:,} retries" if self.retries > 1 else "1 retry")
+        return ", ".join(parts)
+
 
 Embed = Callable[[list[str]], Any]
 
@@ -71,3 +108,19 @@ class Backend:
     secrets: Sequence[str] = field(default=(), repr=False)
     probe_texts: tuple[str, ...] | None = None
     takes_instruction: bool = True
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A text that a model gives no vector for."""
+
+    reason: str
+
+
+class Unusable(Refused):
+    """A text whose vector cannot be used."""
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun: "1 text", "2,000 texts"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError, TextsRefusedError, check_texts, shown
-from dspy_qvl.ridge.moments import slices
-from dspy_qvl.vectors import CHECK_AT_ONCE, Vectors, as_float32, checked_vectors, first_of_each
+from dspy_qvl.vectors import CHECK_AT_ONCE, Vectors, as_float32, checked_vectors, first_of_each, slices
 
 # A table has no vectors for the texts that other models are known by; for these it gives what its digest says, so that
 # another table is another model. Nobody rates such a text.

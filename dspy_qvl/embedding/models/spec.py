@@ -23,12 +23,18 @@ from urllib.parse import urlsplit
 import dspy
 
 from dspy_qvl.embedding.models import custom
-from dspy_qvl.embedding.models.hosted.addresses import address_of, public_address
-from dspy_qvl.embedding.models.hosted.arguments import canonical, public, secrets
-from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits, batch_size
+from dspy_qvl.embedding.models.hosted import (
+    HostedModel,
+    Limits,
+    address_of,
+    batch_size,
+    canonical,
+    public,
+    public_address,
+    secrets,
+)
 from dspy_qvl.embedding.models.lexical import LexicalModel
-from dspy_qvl.embedding.models.local.folder import WEIGHTS, identity_of
-from dspy_qvl.embedding.models.local.local import LocalModel
+from dspy_qvl.embedding.models.local import WEIGHTS, LocalModel, identity_of
 from dspy_qvl.embedding.models.model import Backend, Measured
 from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS as PRECOMPUTED_PROBE
 from dspy_qvl.embedding.models.precomputed import Precomputed

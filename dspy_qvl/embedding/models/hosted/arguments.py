@@ -20,7 +20,7 @@ import numpy as np
 
 from dspy_qvl.embedding.models.hosted.addresses import public_address
 from dspy_qvl.errors import InputError
-from dspy_qvl.text.metadata import check_metadata
+from dspy_qvl.text import check_metadata
 
 SECRET_NAME = re.compile(
     r"key|secret|credential|passw|passphrase|pwd|signature|^sig$|jwt|bearer|cookie|auth(?!or(?!i[sz]))"

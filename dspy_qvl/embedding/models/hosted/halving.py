@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from dspy_qvl.embedding.models.hosted.failures import Failure
-from dspy_qvl.embedding.models.hosted.request import Refused
+from dspy_qvl.embedding.models.model import Refused
 from dspy_qvl.errors import EmbeddingError, shown
 from dspy_qvl.vectors import Vector
 

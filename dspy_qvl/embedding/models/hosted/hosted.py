@@ -22,7 +22,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
@@ -32,7 +32,8 @@ from dspy_qvl.embedding.models.hosted.addresses import public_address
 from dspy_qvl.embedding.models.hosted.arguments import public
 from dspy_qvl.embedding.models.hosted.failures import Failure
 from dspy_qvl.embedding.models.hosted.halving import Batch, Fault, Row, is_refusal, may_be_a_text
-from dspy_qvl.embedding.models.hosted.request import Answer, Refused, Unusable, ask
+from dspy_qvl.embedding.models.hosted.request import Answer, ask
+from dspy_qvl.embedding.models.model import Refused, Unusable, Usage, counted
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
 from dspy_qvl.vectors import Vector
 
@@ -75,46 +76,6 @@ class Limits:
         check_count(self.max_attempts, "max_attempts", 1)
         check_positive(self.max_wait, "max_wait")
         check_positive(self.first_wait, "first_wait")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What was asked of a provider so far; the difference of two says what happened in between.
-
-    Attributes:
-        requests: HTTP requests that were answered, refusals among them.
-        texts: vectors that came back.
-        tokens: as the provider counted them.
-        cost: US dollars, of the requests whose price litellm knows.
-        unpriced: requests with vectors whose price it does not know.
-        retries: tries after a failure that may pass.
-    """
-
-    requests: int = 0
-    texts: int = 0
-    tokens: int = 0
-    cost: float = 0.0
-    unpriced: int = 0
-    retries: int = 0
-
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
-
-    def __sub__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(self)))
-
-    def __str__(self) -> str:
-        counted = ((self.requests, "request"), (self.texts, "text"), (self.tokens, "token"))
-        parts = [_counted(count, what) for count, what in counted]
-        if self.cost > 0 or not self.unpriced:
-            parts.append(f"${self.cost:.4f}" if self.cost >= 1e-4 else "less than $0.0001" if self.cost > 0 else "$0")
-        if self.unpriced:
-            parts.append(
-                "price unknown" if self.cost <= 0 else f"{_counted(self.unpriced, 'request')} of unknown price"
-            )
-        if self.retries:
-            parts.append(f"{self.retries:,} retries" if self.retries > 1 else "1 retry")
-        return ", ".join(parts)
 
 
 def batch_size(route: str) -> int:
@@ -215,7 +176,7 @@ class HostedModel:
             rows.clear()
             raise EmbeddingError(f"the route {self.name!r} gave vectors of different lengths for one batch.")
         if refused and all(isinstance(row, Unusable) for row in rows.values()):
-            n_texts = _counted(len(rows), "text")
+            n_texts = counted(len(rows), "text")
             raise EmbeddingError(f"the route {self.name!r} gave no usable vector for {n_texts}: {refused[0]}.")
         if refused:
             raise TextsRefusedError(self._refusal(refused, len(rows)), refused=refused)
@@ -224,7 +185,7 @@ class HostedModel:
         shown = "; ".join(f"text {place} ({reason})" for place, reason in list(refused.items())[:3])
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         rest = f"; the other {n_texts - len(refused)} have their vectors" if len(refused) < n_texts else ""
-        return f"the route {self.name!r} refused {len(refused)} of {_counted(n_texts, 'text')}: {shown}{more}{rest}."
+        return f"the route {self.name!r} refused {len(refused)} of {counted(n_texts, 'text')}: {shown}{more}{rest}."
 
     # One request
 
@@ -265,7 +226,7 @@ class HostedModel:
             return Fault(f"{outcome.what}: {outcome.reason}", message, is_refusal(outcome), lost)
         self._answers = True
         if len(outcome.rows) != len(texts):
-            counts = f"{_counted(len(outcome.rows), 'vector')} for {_counted(len(texts), 'text')}"
+            counts = f"{counted(len(outcome.rows), 'vector')} for {counted(len(texts), 'text')}"
             return Fault(counts, f"the route {self.name!r} gave {counts}; it must give one a text.")
         return outcome.rows
 
@@ -319,7 +280,7 @@ class HostedModel:
 
     def _failed(self, failure: Failure, attempts: int = 1, seconds: float = 0.0, *, waited: float = 0.0) -> str:
         """What a user is told of a failure: route, what happened, tries and seconds, what to do."""
-        tries = f" after {_counted(attempts, 'attempt')} in {seconds:.1f} s" if failure.may_pass or attempts > 1 else ""
+        tries = f" after {counted(attempts, 'attempt')} in {seconds:.1f} s" if failure.may_pass or attempts > 1 else ""
         advice = failure.advice
         if failure.may_pass and waited + (failure.retry_after or 0.0) > self.limits.max_wait:
             advice = (
@@ -363,7 +324,3 @@ def _outcome(state: RetryCallState) -> Failure:
     assert state.outcome is not None  # set before tenacity asks how long to wait
     failure: Failure = state.outcome.result()
     return failure
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

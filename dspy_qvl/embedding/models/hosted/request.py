@@ -26,6 +26,7 @@ from dspy_qvl.embedding.models.hosted.arguments import secret_strings
 from dspy_qvl.embedding.models.hosted.exchange import Bound, ExchangeError, bounded
 from dspy_qvl.embedding.models.hosted.failures import Failure, failure_of
 from dspy_qvl.embedding.models.hosted.redaction import reason
+from dspy_qvl.embedding.models.model import Refused, Unusable
 from dspy_qvl.errors import shown
 from dspy_qvl.vectors import Vector
 
@@ -49,17 +50,6 @@ class NoRetries(int):
 
     def __bool__(self) -> bool:
         return True
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A text that a model gives no vector for."""
-
-    reason: str
-
-
-class Unusable(Refused):
-    """A text whose vector cannot be used."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dspy_qvl.errors import ModelUnavailableError, unavailable
+from dspy_qvl.errors import ModelUnavailableError
 
 HUB_SECONDS = 10.0
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -268,3 +268,12 @@ def _ensure_end_token(tokenizer: Any) -> None:
     )
     before = tokenizer.backend_tokenizer.post_processor
     tokenizer.backend_tokenizer.post_processor = processors.Sequence([*([] if before is None else [before]), append])
+
+
+def unavailable(problem: str) -> ModelUnavailableError:
+    """The refusal to embed with a model that cannot run here, with the three ways out."""
+    return ModelUnavailableError(
+        f"{problem} Three ways out: pip install 'dspy_qvl[local]' on a machine that has or can fetch the weights; "
+        "model_name='openrouter/qwen/qwen3-embedding-8b' with api_key or the provider's environment variable; "
+        "or model_name='lexical', which needs nothing."
+    )

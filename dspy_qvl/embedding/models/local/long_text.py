@@ -6,18 +6,17 @@ A text is cut between tokens, and its windows count by how many tokens they hold
 """
 
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from dspy_qvl.embedding.instruction import _prefix
 from dspy_qvl.embedding.models.local.forward import NO_WINDOW, Loaded
 from dspy_qvl.errors import InputError
 from dspy_qvl.vectors import Vectors
 
 ROOM_TO_SPARE = 3  # tokens a window may gain because it is cut where no word ends
 SMALLEST_ROOM = 8  # tokens a window must have left beside the instruction
-INSTRUCTION = re.compile(r"Instruct: .*?\nQuery:", re.DOTALL)  # what `text.instructed` puts before a text
 
 
 def means(loaded: Loaded, texts: list[str], over: dict[int, int]) -> Vectors:
@@ -96,11 +95,6 @@ def check_room(loaded: Loaded, texts: Sequence[str]) -> None:
     """
     for prefix in {_prefix(text) for text in texts}:
         _beside(loaded, prefix)
-
-
-def _prefix(text: str) -> str:
-    match = INSTRUCTION.match(text)
-    return "" if match is None else match[0]
 
 
 def _beside(loaded: Loaded, text: str) -> tuple[str, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import ridge
-from dspy_qvl.ridge.posterior import posterior
+from dspy_qvl.ridge.posterior import posterior_of
 
 
 def rows(n, d, seed=0, noise=0.5):
@@ -31,7 +31,7 @@ SHAPES = pytest.mark.parametrize(("n", "d"), [(60, 9), (40, 40), (25, 300), (2, 
 def test_the_variance_of_a_value_is_that_of_the_explicit_inverse(n, d, alpha):
     X, y = rows(n, d)
     new, _ = rows(20, d, seed=1)
-    known = posterior(X, y, alpha)
+    known = posterior_of(X, y, alpha)
     for x in (*new, np.zeros(d, dtype=np.float32)):
         assert known.fit_variance(x) == pytest.approx(by_hand(X, x.astype(float), alpha), rel=1e-8)
 
@@ -39,7 +39,7 @@ def test_the_variance_of_a_value_is_that_of_the_explicit_inverse(n, d, alpha):
 @SHAPES
 def test_a_learned_row_has_the_variance_it_has_under_the_fit_of_all_others(n, d):
     X, y = rows(n, d)
-    leverages = posterior(X, y, 1.0).loo.leverages
+    leverages = posterior_of(X, y, 1.0).loo.leverages
     for row in range(min(n, 6)):
         others = np.delete(X, row, axis=0)
         assert leverages[row] / (1 - leverages[row]) == pytest.approx(by_hand(others, X[row].astype(float), 1.0))
@@ -47,7 +47,7 @@ def test_a_learned_row_has_the_variance_it_has_under_the_fit_of_all_others(n, d)
 
 def test_the_noise_is_the_spread_of_residuals_of_rows_left_out():
     X, y = rows(50, 12)
-    known = posterior(X, y, 2.0)
+    known = posterior_of(X, y, 2.0)
     squares = []
     for row in range(50):
         line = ridge.fit(np.delete(X, row, axis=0), np.delete(y, row), 2.0)
@@ -63,7 +63,7 @@ def test_nine_in_ten_new_scores_lie_within_the_interval_of_nine_in_ten(n, d):
         X, y = rows(n + 100, d, seed=seed)
         folds = np.array_split(np.arange(n), 5)
         found = ridge.search(X[:n], y[:n], list(np.logspace(-2, 3, 11)), folds)
-        known = posterior(X[:n], y[:n], found.alphas[found.best])
+        known = posterior_of(X[:n], y[:n], found.alphas[found.best])
         std = np.array([known.std(known.fit_variance(x)) for x in X[n:]])
         inside.extend(np.abs(ridge.predict(X[n:], found.line) - y[n:]) < 1.645 * std)
     assert 0.87 < np.mean(inside) < 0.93
@@ -72,7 +72,7 @@ def test_nine_in_ten_new_scores_lie_within_the_interval_of_nine_in_ten(n, d):
 @pytest.mark.parametrize(("n", "d"), [(300, 40), (60, 200)])
 def test_a_row_has_the_same_bits_in_any_thread(n, d):
     X, y = rows(n, d)
-    known = posterior(X, y, 1.0)
+    known = posterior_of(X, y, 1.0)
     alone = [known.fit_variance(x) for x in X]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(known.fit_variance, X)) == alone
@@ -83,7 +83,7 @@ def test_a_row_has_the_same_bits_in_any_thread(n, d):
 def test_many_rows_get_the_bits_that_each_gets_alone(n, d, alpha):
     X, y = rows(n, d)
     new = np.concatenate([X[:20], rows(150, d, seed=1)[0], np.zeros((2, d), dtype=np.float32)])
-    known = posterior(X, y, alpha)
+    known = posterior_of(X, y, alpha)
     alone = [known.std(known.fit_variance(x)) for x in new]
     assert known.stds(new).tolist() == alone
     assert known.stds(new[::-1]).tolist() == alone[::-1]
@@ -100,7 +100,7 @@ def test_bounds_are_so_narrow_that_few_rows_are_worked_out_alone(n, d):
     X /= np.linalg.norm(X, axis=1, keepdims=True)
     new = rows(300, d, seed=1)[0]
     new /= np.linalg.norm(new, axis=1, keepdims=True)
-    known = posterior(X, y, 1.0)
+    known = posterior_of(X, y, 1.0)
     stds = [[known.std(v) for v in bound] for bound in known.bounds(new)]
     assert np.mean(np.array(stds[0]) != stds[1]) < 0.02
     assert known.stds(new)[:20].tolist() == [known.std(known.fit_variance(x)) for x in new[:20]]
@@ -108,7 +108,7 @@ def test_bounds_are_so_narrow_that_few_rows_are_worked_out_alone(n, d):
 
 def test_a_large_root_is_kept_in_half_the_memory_and_is_as_good():
     X, y = rows(2200, 2100)
-    known = posterior(X, y, 5.0)
+    known = posterior_of(X, y, 5.0)
     assert known._root.dtype == np.float32
     x = rows(1, 2100, seed=3)[0][0]
     assert known.fit_variance(x) == pytest.approx(by_hand(X, x.astype(float), 5.0), rel=1e-5)

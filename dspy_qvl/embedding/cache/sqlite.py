@@ -1,0 +1,94 @@
+"""The SQLite file of vectors: made, opened, written in transactions."""
+
+import contextlib
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from dspy_qvl.errors import QVLWarning
+
+APPLICATION_ID = 0x71766C31  # "qvl1": the schema's number is its last character
+PAGE_SIZE = 32768
+FILE_SCHEMA = {
+    "models": "CREATE TABLE models(id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE)",
+    "vectors": """CREATE TABLE vectors(
+        key BLOB NOT NULL PRIMARY KEY,
+        model INTEGER NOT NULL REFERENCES models(id),
+        created INTEGER NOT NULL,
+        checksum INTEGER NOT NULL,
+        vector BLOB NOT NULL
+    )""",
+}
+
+
+def make_file(path: Path, journal_mode: str) -> sqlite3.Connection:
+    """A new file of vectors without any, open."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+        connection.execute(f"PRAGMA journal_mode = {journal_mode}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        for statement in FILE_SCHEMA.values():
+            connection.execute(statement)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def remove_draft(draft: Path) -> None:
+    """Leave nothing of a draft, nor of what SQLite puts beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        Path(f"{draft}{suffix}").unlink(missing_ok=True)
+
+
+def connect(path: Path, options: str, lock_seconds: float) -> sqlite3.Connection:
+    """A connection that leaves transactions to us."""
+    uri = f"{path.absolute().as_uri()}?{options}"
+    # The connection belongs to one thread; garbage collection may close it from another.
+    return sqlite3.connect(uri, uri=True, timeout=lock_seconds, isolation_level=None, check_same_thread=False)
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing; waits for other writers."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """End a transaction that came to nothing, if there is one: others wait for its end."""
+    with contextlib.suppress(sqlite3.OperationalError):  # a full disk has rolled back already
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def is_damage(error: Exception) -> bool:
+    """Tell whether the file is at fault, rather than a full disk, a read-only folder or a lock that was never released.
+
+    SQLite reports damage as a plain DatabaseError and the others as its subclass OperationalError, but for a
+    schema that lost a table or column.
+    """
+    if isinstance(error, sqlite3.OperationalError):
+        return "no such" in str(error) or "decode" in str(error)
+    return not isinstance(error, OSError)
+
+
+def warn(message: str) -> None:
+    """Say that something was lost, while the call goes on."""
+    warnings.warn(message, QVLWarning, stacklevel=2)
+
+
+def bytes_at(path: str) -> int:
+    """Size of a file; 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -1,0 +1,67 @@
+"""Is this the model that something was learned with? Vectors of a few texts tell."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dspy_qvl.errors import StateError, check_text
+from dspy_qvl.state import decode_array, encode_array, take
+from dspy_qvl.vectors import Vectors, is_unit
+
+# Embedded with every fit and saved with it, so that another model is noticed whatever it calls itself.
+PROBE_TEXTS = (
+    "The answer is correct, complete and easy to follow.",
+    "it never worked, support was rude and i want my money back!!",
+    "Die Katze schläft auf dem warmen Fensterbrett.",
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model gave for `PROBE_TEXTS` when a value function was fitted.
+
+    Attributes:
+        texts: the texts, as sent.
+        vectors: their unit vectors, (n_texts, d).
+    """
+
+    texts: tuple[str, ...]
+    vectors: Vectors
+
+    @property
+    def digest(self) -> bytes:
+        """A short stand-in for the whole."""
+        return hashlib.blake2b("\0".join(self.texts).encode() + self.vectors.tobytes(), digest_size=16).digest()
+
+
+def other_model(difference: str) -> StateError:
+    """The refusal to value texts, or to rank passages, with another embedding model than was learned with."""
+    return StateError(
+        f"this was fitted with another embedding model: {difference}. Use that model, or let this one learn anew: "
+        "a value function's rated texts with migrate(path) of its file, or migrate() where it is loaded; a reranker's "
+        "judged queries with unfit(), and FitValue."
+    )
+
+
+def dumped_probe(probe: Probe) -> dict[str, Any]:
+    """Probe texts and their vectors as JSON."""
+    return {"texts": list(probe.texts), "vectors": encode_array(probe.vectors)}
+
+
+def checked_identity(entry: Mapping[str, Any], what: str) -> dict[str, str] | None:
+    """What made the embedding model's vectors its own."""
+    identity = take(entry, "identity", (Mapping, type(None)), what)
+    if identity is None:
+        return None
+    return {check_text(name, "identity"): check_text(value, "identity") for name, value in identity.items()}
+
+
+def checked_probe(entry: Mapping[str, Any], what: str) -> Probe:
+    """What the embedding model gave for the probe texts."""
+    probe = take(entry, "probe", Mapping, what)
+    texts = take(probe, "texts", list, "the saved probe")
+    vectors = decode_array(probe.get("vectors"), "the vectors of the probe", "float32", (len(texts), None))
+    if not texts or not is_unit(vectors).all():
+        raise StateError("the saved probe has no unit vectors; without them another model would go unnoticed.")
+    return Probe(tuple(check_text(text, "a probe text") for text in texts), vectors)

@@ -1,0 +1,38 @@
+"""Baselines that a value function must beat."""
+
+import numpy as np
+
+from dspy_qvl.vectors import Array, Rows
+
+
+def length_baseline(lengths: Array, y: Array, new_lengths: Array) -> Array:
+    """Longer is better, or worse: a straight line through the lengths, (m,) in the units of y.
+
+    Args:
+        lengths: log(1 + characters) of the rated texts, (n,).
+        y: their scores, (n,).
+        new_lengths: log(1 + characters) of the texts to value, (m,).
+    """
+    centred = lengths - lengths.mean()
+    spread = centred @ centred
+    slope = centred @ (y - y.mean()) / spread if spread > 0 else 0.0
+    values: Array = y.mean() + slope * (new_lengths - lengths.mean())
+    return values
+
+
+def nearest_baseline(vectors: Rows, y: Array, new_vectors: Rows, n_neighbors: int = 5) -> Array:
+    """The mean score of the rated texts with the highest cosine, (m,) in the units of y.
+
+    Args:
+        vectors: features of the rated texts, (n, d).
+        y: their scores, (n,).
+        new_vectors: features of the texts to value, (m, d).
+        n_neighbors: how many; all of them if fewer were rated.
+    """
+    if len(new_vectors) == 0:
+        return np.empty(0)
+    from sklearn.neighbors import KNeighborsRegressor
+
+    neighbors = KNeighborsRegressor(min(n_neighbors, len(y)), metric="cosine", algorithm="brute").fit(vectors, y)
+    values: Array = neighbors.predict(new_vectors)
+    return values
