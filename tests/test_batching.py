@@ -89,7 +89,7 @@ def test_a_lone_caller_asks_at_once_and_alone(tmp_path):
     model = SlowModel(0)
     embedding = make(model, tmp_path)
     for text in "abc":
-        embedding.vector(text)
+        embedding.encoder().vector(text)
     assert model.batches == [["a"], ["b"], ["c"]]
 
 
@@ -98,7 +98,7 @@ def test_texts_that_come_while_a_batch_is_in_flight_go_together(tmp_path):
     embedding = make(model, tmp_path)
 
     def ten(thread):
-        return [embedding.vector(f"text {thread} {number}") for number in range(10)]
+        return [embedding.encoder().vector(f"text {thread} {number}") for number in range(10)]
 
     in_threads(16, ten)
     assert sum(model.asked.values()) == 160
@@ -120,7 +120,7 @@ def test_every_caller_gets_the_vectors_of_its_own_texts(tmp_path):
 def test_the_same_new_text_of_16_threads_is_embedded_once(tmp_path):
     model = SlowModel()
     embedding = make(model, tmp_path)
-    vectors = in_threads(16, lambda thread: embedding.vector("the same new text").tobytes())
+    vectors = in_threads(16, lambda thread: embedding.encoder().vector("the same new text").tobytes())
     assert model.asked == {"the same new text": 1}
     assert len(set(vectors)) == 1
 
@@ -154,7 +154,7 @@ def test_a_failure_reaches_everyone_who_waits_for_that_text_and_no_one_else(tmp_
     embedding = make(model, tmp_path)
 
     def one(thread):
-        return embedding.vector("poison" if thread % 4 == 0 else f"fine {thread}")
+        return embedding.encoder().vector("poison" if thread % 4 == 0 else f"fine {thread}")
 
     outcomes = in_threads(16, one)
     for thread, outcome in enumerate(outcomes):
@@ -171,9 +171,9 @@ def test_the_next_call_after_a_failure_asks_again(tmp_path):
     embedding = make(model, tmp_path)
     for _ in range(2):
         with pytest.raises(EmbeddingError, match="poison"):
-            embedding.vector("poison")
+            embedding.encoder().vector("poison")
     assert model.asked["poison"] == 2
-    embedding.vector("fine")
+    embedding.encoder().vector("fine")
 
 
 def test_a_caller_with_many_batches_does_not_keep_others_waiting(tmp_path):
@@ -186,7 +186,7 @@ def test_a_caller_with_many_batches_does_not_keep_others_waiting(tmp_path):
             embedding([f"bulk {number}" for number in range(200)])  # 50 batches
         else:
             time.sleep(0.05)
-            embedding.vector("quick")
+            embedding.encoder().vector("quick")
         done_at[thread] = time.perf_counter()
 
     in_threads(2, call)
@@ -220,7 +220,7 @@ def test_a_model_that_asks_for_vectors_itself_does_not_wait_for_its_own_slot(tmp
 
     nested.name = "nested"
     embedding = make(nested, tmp_path)
-    outcomes = in_threads(8, lambda thread: embedding.vector(f"outer {thread}"))
+    outcomes = in_threads(8, lambda thread: embedding.encoder().vector(f"outer {thread}"))
     assert all(isinstance(outcome, np.ndarray) for outcome in outcomes)
 
 
@@ -234,7 +234,7 @@ def test_an_interrupted_caller_leaves_the_texts_of_others_to_them(tmp_path):
 
     model = Interrupted(0.1)
     embedding = make(model, tmp_path)
-    outcomes = in_threads(12, lambda thread: embedding.vector(f"text {thread % 6}"))
+    outcomes = in_threads(12, lambda thread: embedding.encoder().vector(f"text {thread % 6}"))
     assert sum(isinstance(outcome, KeyboardInterrupt) for outcome in outcomes) == 1
     assert sum(isinstance(outcome, np.ndarray) for outcome in outcomes) == 11
 
@@ -350,7 +350,7 @@ def test_a_cancelled_task_takes_nothing_from_others_and_what_it_asked_for_is_kep
         "ndarray",
         "ndarray",
     ]
-    embedding.vector("one")
+    embedding.encoder().vector("one")
     assert model.asked == {"one": 1, "two": 1, "three": 1}
 
 
@@ -361,7 +361,7 @@ def test_threads_do_not_wait_for_a_loop_that_stands_still(tmp_path):
     async def cell():
         asking = [asyncio.create_task(embedding.acall([text])) for text in ("one", "two")]
         await asyncio.sleep(0.02)  # in flight, and waiting for the only slot
-        vectors = in_threads(4, lambda thread: embedding.vector(["one", "two", "three", "four"][thread]))
+        vectors = in_threads(4, lambda thread: embedding.encoder().vector(["one", "two", "three", "four"][thread]))
         return vectors, await asyncio.gather(*asking)  # the loop stood still meanwhile
 
     vectors, awaited = asyncio.run(cell())
@@ -382,7 +382,7 @@ def test_a_loop_that_was_closed_takes_no_text_and_no_slot_with_it(tmp_path):
         loop.run_until_complete(ask())
         loop.kept.get_loop()  # still pending
         loop.close()
-    vectors = in_threads(4, lambda thread: embedding.vector(["one", "two", "three", "four"][thread]))
+    vectors = in_threads(4, lambda thread: embedding.encoder().vector(["one", "two", "three", "four"][thread]))
     assert all(isinstance(vector, np.ndarray) for vector in vectors)
     assert embedding._first._coalescer._free == 1
 
@@ -394,7 +394,7 @@ def test_a_plain_call_inside_a_running_loop_does_not_wait_for_that_loop(tmp_path
     async def main():
         task = asyncio.create_task(embedding.acall(["one"]))
         await asyncio.sleep(0.03)
-        plain = embedding.vector("one")  # blocks the loop that "one" is awaited on
+        plain = embedding.encoder().vector("one")  # blocks the loop that "one" is awaited on
         return plain, (await task)[0]
 
     plain, awaited = asyncio.run(main())
@@ -411,7 +411,7 @@ def test_a_plain_call_does_not_wait_for_a_batch_that_a_cancelled_task_left_on_it
         await asyncio.sleep(0.03)
         task.cancel()
         await asyncio.sleep(0)
-        return embedding.vector("one")
+        return embedding.encoder().vector("one")
 
     assert asyncio.run(asyncio.wait_for(main(), DEADLINE)).shape == (32,)
 

@@ -50,7 +50,7 @@ def test_every_distinct_text_is_asked_for_once(model, tmp_path):
     embedding = make(model, tmp_path)
     embedding([*TEXTS, *TEXTS[:7], TEXTS[3]])
     embedding(TEXTS[::-1])
-    embedding.vector(TEXTS[5])
+    embedding.encoder().vector(TEXTS[5])
     assert sorted(model.asked) == sorted(TEXTS)
 
 
@@ -106,11 +106,11 @@ def test_an_instruction_is_part_of_what_is_sent_and_of_the_key(model, tmp_path):
 
 def test_a_text_has_the_same_bits_in_any_order_batch_or_thread(model, tmp_path):
     embedding = make(model, tmp_path, 48, batch_size=5)
-    expected = {text: embedding.vector(text).tobytes() for text in TEXTS}
+    expected = {text: embedding.encoder().vector(text).tobytes() for text in TEXTS}
     fresh = make(CountingModel(), tmp_path, 48)
 
     def one(text):
-        return text, fresh.vector(text).tobytes()
+        return text, fresh.encoder().vector(text).tobytes()
 
     with ThreadPoolExecutor(8) as pool:
         assert dict(pool.map(one, TEXTS * 3)) == expected
@@ -123,7 +123,7 @@ def test_a_blank_text_is_valued_as_a_zero_vector_and_never_sent(model, tmp_path)
     vectors = embedding(["", "  \n\t", "word"])
     assert not vectors[:2].any()
     assert model.asked == ["word"]
-    assert not embedding.vector(" ").any()
+    assert not embedding.encoder().vector(" ").any()
 
 
 def test_a_blank_text_first_of_all_finds_out_how_long_a_vector_is(model, tmp_path):
@@ -134,7 +134,7 @@ def test_vectors_are_handed_out_read_only(model, tmp_path):
     embedding = make(model, tmp_path)
     for text in ("new", "new", ""):
         with pytest.raises(ValueError, match="read-only"):
-            embedding.vector(text)[0] = 1.0
+            embedding.encoder().vector(text)[0] = 1.0
 
 
 def test_odd_but_valid_texts_pass(model, tmp_path):
@@ -238,7 +238,7 @@ def test_another_model_under_the_same_name_is_noticed_before_it_values_anything(
     changed = Changed()
     embedding = make(changed, tmp_path / "elsewhere")
     with pytest.raises(StateError, match=r"gives other vectors for a probe text \(cosine 0\.\d+, needed 0.999\)"):
-        embedding(TEXTS, expect=probe)
+        embedding.encoder(probe)(TEXTS)
     assert sorted(changed.asked) == sorted(PROBE_TEXTS)
     assert embedding.cache.info().rows == 0
 
@@ -248,10 +248,10 @@ def test_the_right_model_is_asked_for_the_probe_texts_once_and_only_when_it_is_n
     make(CountingModel(), tmp_path)(TEXTS[:20])
     model = CountingModel()
     embedding = make(model, tmp_path)
-    embedding(TEXTS[:20], expect=probe)
+    embedding.encoder(probe)(TEXTS[:20])
     assert model.asked == []  # all from disk, stored under the same identity
-    embedding(TEXTS[:21], expect=probe)
-    embedding(TEXTS, expect=probe)
+    embedding.encoder(probe)(TEXTS[:21])
+    embedding.encoder(probe)(TEXTS)
     assert sorted(model.asked) == sorted([*PROBE_TEXTS, *TEXTS[20:]])
 
 
@@ -259,7 +259,7 @@ def test_slightly_different_vectors_of_the_same_model_pass_the_probe(model, tmp_
     embedding = make(model, tmp_path)
     probe = embedding.probe()
     noise = np.random.default_rng(0).normal(size=probe.vectors.shape) * 1e-3
-    make(CountingModel(), tmp_path / "new")(TEXTS, expect=Probe(probe.texts, unit(probe.vectors + noise)))
+    make(CountingModel(), tmp_path / "new").encoder(Probe(probe.texts, unit(probe.vectors + noise)))(TEXTS)
 
 
 def test_clearing_the_memory_keeps_what_was_paid_for(model, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from dspy_qvl import FeatureError, InputError, Qwen3EmbeddingValueLearner, StateError
 from dspy_qvl.features.features import LEXICAL_COLUMNS, Features
-from dspy_qvl.features.table import Table
+from dspy_qvl.features.table import Blocks, Table
 from tests.conftest import BAD, GOOD, CountingModel, rated
 
 NEW = [text for text, _ in rated(20, seed=8)]
@@ -106,9 +106,9 @@ def test_values_are_an_inner_product_with_the_columns_side_by_side():
     learner = make(["lexical", "length", judge])
     metrics = learner.train()
     fitted = learner.ridge.fitted.fitted
-    assert fitted.names == ("embedding", "lexical", "length", "judge")
-    assert fitted.widths == (16, LEXICAL_COLUMNS, 1, 2)
-    assert set(metrics["blocks"]) == set(fitted.names)
+    assert fitted.blocks.names == ("embedding", "lexical", "length", "judge")
+    assert fitted.blocks.widths == (16, LEXICAL_COLUMNS, 1, 2)
+    assert set(metrics["blocks"]) == set(fitted.blocks.names)
     columns = learner._columns(NEW, learner.ridge.fitted).X.astype(np.float64)
     lengths = np.log1p([len(text) for text in learner.training_texts])
     columns[:, -3] = np.clip(columns[:, -3], np.float32(lengths.min()), np.float32(lengths.max()))
@@ -133,7 +133,7 @@ def test_a_block_that_earns_no_place_is_left_out_by_auto_and_kept_when_named():
         blocks = learner.optimize_hyperparameters([300.0])["blocks"]
         assert min(block["weight"] for block in blocks.values()) >= least
         used = [name for name, block in blocks.items() if block["weight"] > 0]
-        assert list(learner.ridge.fitted.fitted.names) == used
+        assert list(learner.ridge.fitted.fitted.blocks.names) == used
 
 
 def test_each_text_is_asked_of_a_block_once():
@@ -179,15 +179,15 @@ def test_an_override_of_the_embedding_and_blocks_work_side_by_side():
     learner = Halved(embedder=CountingModel(size=16), cache_dir=None, features=["length"])
     learner.add_training_examples(rated(30))
     learner.train()
-    assert learner.ridge.fitted.fitted.widths == (8, 1)
+    assert learner.ridge.fitted.fitted.blocks.widths == (8, 1)
     learner.update("a lovely lamp", 9.0)
     assert math.isfinite(learner.predict("lamp"))
 
 
 def test_a_table_of_some_blocks_keeps_their_order():
-    table = Table(np.arange(12, dtype=np.float32).reshape(2, 6), ("embedding", "a", "b"), (3, 2, 1))
+    table = Table(np.arange(12, dtype=np.float32).reshape(2, 6), Blocks(("embedding", "a", "b"), (3, 2, 1)))
     np.testing.assert_array_equal(table.only(["b", "embedding"]).X, table.X[:, [0, 1, 2, 5]])
-    assert table.only(["b", "embedding"]).names == ("embedding", "b")
+    assert table.only(["b", "embedding"]).blocks.names == ("embedding", "b")
     assert table.only(["embedding", "a", "b"]) is table
 
 
@@ -289,7 +289,7 @@ def assert_fitted_from_scratch(learner):
     fit = learner.ridge.fitted
     X = fit.fitted.weighed(learner._columns(learner.training_texts, fit).X).astype(np.float64)
     peer = Ridge(alpha=fit.alpha, solver="svd").fit(X, learner.training_scores)
-    want = peer.coef_ * np.repeat(fit.fitted.factors, fit.fitted.widths)
+    want = peer.coef_ * np.repeat(fit.fitted.factors, fit.fitted.blocks.widths)
     assert np.linalg.norm(learner.ridge.coef_ - want) <= 1e-9 * np.linalg.norm(want)
     assert learner.ridge.intercept_ == pytest.approx(peer.intercept_, rel=1e-9)
 

@@ -37,7 +37,7 @@ def test_the_kept_model_is_a_ridge_fit_on_every_rated_text(features):
     trained.train()
     peer = Ridge(alpha=1.0, solver="svd").fit(weighed(trained, trained.training_texts), trained.training_scores)
     fitted = trained.ridge.fitted.fitted
-    factors = np.repeat(fitted.factors, fitted.widths)
+    factors = np.repeat(fitted.factors, fitted.blocks.widths)
     np.testing.assert_allclose(trained.ridge.coef_, peer.coef_ * factors, rtol=1e-7, atol=1e-10)
     np.testing.assert_allclose(trained.ridge.intercept_, peer.intercept_, rtol=1e-9)
     new = [text for text, _ in rated(5, seed=9)]
@@ -296,7 +296,7 @@ def test_an_override_takes_effect_everywhere_and_embeds_in_one_batch(tmp_path):
     ranked = dict(learner.rank_texts(new))
     assert len(model.batches) == 3
     assert {text: learner.predict(text) for text in new} == ranked
-    features = np.array([[*np.round(learner._embedding.vector(text), 2), len(text) / 100] for text in new])
+    features = np.array([[*np.round(learner._embedding.encoder().vector(text), 2), len(text) / 100] for text in new])
     by_hand = features.astype(np.float32).astype(np.float64) @ learner.ridge.coef_ + learner.ridge.intercept_
     np.testing.assert_allclose([ranked[text] for text in new], by_hand, rtol=1e-9)
 

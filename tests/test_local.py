@@ -270,8 +270,10 @@ class TestQwen3:
     def test_the_instruction_is_on_the_side_of_the_query_only(self, tiny):
         embedding = Embedding(ModelSpec("tiny", embedder=float32(tiny)), cache_dir=None, instruction=INSTRUCTION)
         query = f"Instruct: {INSTRUCTION}\nQuery:{SHORT}"
-        np.testing.assert_allclose(embedding.vector(SHORT), by_hand(tiny, [query])[0], atol=1e-5)
-        np.testing.assert_allclose(embedding.vector(SHORT, instruct=False), by_hand(tiny, [SHORT])[0], atol=1e-5)
+        np.testing.assert_allclose(embedding.encoder().vector(SHORT), by_hand(tiny, [query])[0], atol=1e-5)
+        np.testing.assert_allclose(
+            embedding.encoder(instruct=False).vector(SHORT), by_hand(tiny, [SHORT])[0], atol=1e-5
+        )
 
     def test_a_default_prompt_of_the_folder_is_not_put_before_a_text(self, tiny, tmp_path):
         prompted = tiny_qwen3.build(tmp_path / "prompted", default_prompt="query")

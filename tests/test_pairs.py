@@ -60,7 +60,7 @@ def test_a_text_is_valued_for_its_query_where_the_text_alone_says_nothing(traine
     alone.train()
     assert spearman(trained) > 0.6
     assert spearman(alone, [RankingExample(row.text, row.score) for row in NEW]) < 0.4
-    assert {"cosine", "overlap"} <= set(trained.current_fit().fitted.names)
+    assert {"cosine", "overlap"} <= set(trained.current_fit().fitted.blocks.names)
 
 
 def test_one_text_has_another_value_for_another_query(trained):

@@ -121,7 +121,7 @@ def test_the_value_of_a_fitted_learner_is_a_feature():
     learner.add_training_examples([(text, float("step" in text)) for row in shelf(20, seed=3) for text in row.passages])
     learner.train()
     reranker = fit().compile(Reranker(learner, features=("cosine", "value")), trainset=JUDGED)
-    assert reranker.ridge.fitted.names == ("cosine", "value")
+    assert reranker.ridge.fitted.blocks.names == ("cosine", "value")
     assert mean_ndcg(reranker, NEW) > mean_ndcg(Reranker(learner), NEW) + 0.05
     reranker.learner.unfit()
     with pytest.raises(StateError, match="fitted with the learner's value as a feature, but the learner has learned"):
@@ -136,7 +136,7 @@ def test_values_that_know_the_judged_passages_are_left_out():
     learner.train()
     with pytest.warns(QVLWarning, match="480 of 480 judged passages are texts the learner was rated on"):
         reranker = fit().compile(Reranker(learner), trainset=JUDGED)
-    assert "value" not in reranker.ridge.fitted.names
+    assert "value" not in reranker.ridge.fitted.blocks.names
 
 
 def test_a_learner_that_learned_anew_is_warned_of_once():
@@ -237,7 +237,7 @@ def test_by_default_the_order_of_the_first_stage_is_learned_from_where_passages_
     learned = optimizer.compile(Reranker(small()), trainset=train, valset=new)
     assert "rank" in optimizer.report["self"]["features"]
     plain = fit(first_stage=False).compile(Reranker(small()), trainset=train)
-    assert "rank" not in plain.ridge.fitted.names
+    assert "rank" not in plain.ridge.fitted.blocks.names
     reached, before, first = (figures(values, new)["ndcg"] for values in (by(learned), by(plain), came))
     assert reached > before + 0.02
     assert reached > first + 0.02
@@ -280,7 +280,7 @@ def test_what_is_learned_is_out_of_fold_below_neither_cosine_nor_the_first_stage
         assert report["cv_ndcg"] >= max(report["cosine_ndcg"], report["first_stage_ndcg"])
         if report["alpha"] == np.inf and report["prior"] == "rank":
             assert learned(query=train[0].query, passages=train[0].passages).indices == list(range(8))
-        assert ("rank" in learned.ridge.fitted.names) == ("rank" in report["features"])
+        assert ("rank" in learned.ridge.fitted.blocks.names) == ("rank" in report["features"])
 
 
 def test_passages_sorted_by_their_labels_are_no_first_stage():
@@ -290,7 +290,7 @@ def test_passages_sorted_by_their_labels_are_no_first_stage():
     plain = fit(first_stage=False).compile(Reranker(small()), trainset=sorted_by_label)
     assert learned.ridge.dump_state() == plain.ridge.dump_state()
     said = fit(first_stage=True).compile(Reranker(small()), trainset=sorted_by_label)
-    assert "rank" in said.ridge.fitted.names
+    assert "rank" in said.ridge.fitted.blocks.names
 
 
 def test_the_passages_of_a_retrievers_prediction_come_from_a_first_stage():
@@ -304,7 +304,7 @@ def test_the_passages_of_a_retrievers_prediction_come_from_a_first_stage():
         for row in found(shelf(30), noise=0.01)
     ]
     learned = optimizer.compile(Reranker(small()), trainset=train)
-    assert {"rank", "score"} & set(learned.ridge.fitted.names)
+    assert {"rank", "score"} & set(learned.ridge.fitted.blocks.names)
     assert optimizer.report["self"]["first_stage_ndcg"] > 0.99
 
 
@@ -319,13 +319,13 @@ def test_a_first_stage_that_ranks_by_the_same_cosine_says_nothing_new():
         )
     optimizer = fit(first_stage=True)
     learned = optimizer.compile(cosine, trainset=rows)
-    assert not {"rank", "score"} & set(learned.ridge.fitted.names)
+    assert not {"rank", "score"} & set(learned.ridge.fitted.blocks.names)
     assert optimizer.report["self"]["first_stage_ndcg"] == pytest.approx(optimizer.report["self"]["cosine_ndcg"])
 
 
 def test_scores_that_were_learned_from_are_asked_for():
     learned = fit().compile(Reranker(small()), trainset=found(JUDGED, 0.5))
-    assert "score" in learned.ridge.fitted.names
+    assert "score" in learned.ridge.fitted.blocks.names
     with pytest.raises(InputError, match="give scores=, or a Prediction with scores, or fit it with features that"):
         learned(query=NEW[0].query, passages=NEW[0].passages)
 
@@ -333,12 +333,12 @@ def test_scores_that_were_learned_from_are_asked_for():
 def test_a_relevance_called_scores_is_no_first_stage():
     judged = [dspy.Example(query=row.query, passages=row.passages, scores=row.relevance) for row in JUDGED]
     optimizer = FitValue(query="query", passages="passages", relevance="scores")
-    assert "score" not in optimizer.compile(Reranker(small()), trainset=judged).ridge.fitted.names
+    assert "score" not in optimizer.compile(Reranker(small()), trainset=judged).ridge.fitted.blocks.names
 
 
 def test_a_set_of_passages_is_refused_where_their_order_counts():
     learned = fit(first_stage=True).compile(Reranker(small()), trainset=without_scores(found(JUDGED, 0.2)))
-    assert "rank" in learned.ridge.fitted.names
+    assert "rank" in learned.ridge.fitted.blocks.names
     for ask in (learned, learned.rank):
         with pytest.raises(InputError, match="a set has no order; give passages as a list, the first stage's best"):
             ask("q", {"a", "b"})
@@ -795,7 +795,7 @@ def test_a_learner_in_a_reranker_is_fitted_by_ratings_and_the_reranker_by_judgem
     assert with_value.learner.ridge.fitted is not None
     assert with_value.ridge.fitted is None
     both = fit().compile(with_value, trainset=JUDGED)
-    assert "value" in both.ridge.fitted.names
+    assert "value" in both.ridge.fitted.blocks.names
     assert both.learner.ridge.fitted is with_value.learner.ridge.fitted
 
 

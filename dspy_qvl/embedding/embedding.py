@@ -18,6 +18,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class Embedding:
     @property
     def cache(self) -> EmbeddingCache:
         """The vectors in memory and on disk, of the address that would be asked now."""
-        return self._source().cache
+        return (self._source() if self._is_routed else self._first).cache
 
     @property
     def dim(self) -> int | None:
@@ -196,62 +197,17 @@ class Embedding:
         """What version 0.1.0 called its identity, where that was another."""
         return None if self._backend.former is None else {**self._backend.former, "instruction": self.instruction or ""}
 
-    def __call__(self, texts: Sequence[str], *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
-        """Unit vectors of texts.
+    def encoder(self, expect: Probe | None = None, *, instruct: bool = True) -> "Encoder":
+        """Texts -> unit vectors, with what holds for all of them said once; see `Encoder`."""
+        return Encoder(self, expect, instruct)
 
-        Args:
-            texts: checked texts; duplicates are embedded once, blank ones are zero.
-            expect: what the model must give for the probe texts, checked the first time it is really asked.
-            instruct: whether the instruction is put before them; of a query and its passage it is the query's.
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors of texts, the instruction before each, (n_texts, dim); as `Encoder`."""
+        return self.encoder()(texts)
 
-        Returns:
-            (n_texts, dim) float32.
-
-        Raises:
-            EmbeddingError: the model failed or answered wrongly; what it gave before is stored.
-            TextsRefusedError: it refused some of the texts, named by position; the others are stored.
-            StateError: the model is not the one that `expect` came from.
-        """
-        source = self._source()
-        keys, found, missing = self._look(source, texts, instruct)
-        if missing:
-            fetched, unpaid = source.read(missing)
-            if unpaid and self._has_moved(source):
-                return self(texts, expect=expect, instruct=instruct)
-            found.update(fetched)
-            if unpaid:
-                found.update(source.ask(unpaid, expect))
-        if self.dim is None:  # only blank texts so far: any other text tells how long a vector is
-            self(PROBE_TEXTS[:1], instruct=False)
-        return self._rows(source, texts, keys, found)
-
-    async def acall(self, texts: Sequence[str], *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
-        """As `__call__`, without blocking the event loop: disk and model are asked in threads."""
-        source = self._source()
-        keys, found, missing = self._look(source, texts, instruct)
-        if missing:
-            fetched, unpaid = await asyncio.to_thread(source.read, missing)
-            if unpaid and self._is_routed:
-                has_moved: bool = await asyncio.to_thread(self._has_moved, source)
-                if has_moved:
-                    return await self.acall(texts, expect=expect, instruct=instruct)
-            found.update(fetched)
-            if unpaid:
-                found.update(await source.aask(unpaid, expect))
-        if self.dim is None:
-            await self.acall(PROBE_TEXTS[:1], instruct=False)
-        return self._rows(source, texts, keys, found)
-
-    def vector(self, text: str, *, expect: Probe | None = None, instruct: bool = True) -> Vectors:
-        """The unit vector of one checked text, (dim,), read-only."""
-        if text.strip():
-            cache = (self._source() if self._is_routed else self._first).cache  # single values pass here
-            vector = cache.memory.get(cache.key(_sent(self.instruction, text, instruct)))
-            if vector is not None:
-                return vector
-        row: Vectors = self([text], expect=expect, instruct=instruct)[0]
-        row.setflags(write=False)
-        return row
+    async def acall(self, texts: Sequence[str]) -> Vectors:
+        """As `__call__`, without blocking the event loop."""
+        return await self.encoder().acall(texts)
 
     def probe(self) -> Probe:
         """What this model gives for the probe texts."""
@@ -264,20 +220,91 @@ class Embedding:
         """Tell whether the model gives what it must for the probe texts; it is asked for them."""
         return self._source().meets(expect)
 
-    def remember(self, texts: Sequence[str], vectors: Sequence[Vectors], *, instruct: bool = True) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Embedding":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remake, (self.spec, self.given_dir, self.instruction, self.batch_size, self.storage)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Texts -> unit vectors of one embedding model; made anew for a call, nothing is kept in it.
+
+    Attributes:
+        embedding: the model, and its vectors in memory and on disk.
+        expect: the probe that the model must give, checked the first time it is really asked; None for any.
+        instruct: whether the instruction is put before the texts; of a query and its passage it is the query's.
+    """
+
+    embedding: Embedding
+    expect: Probe | None = None
+    instruct: bool = True
+
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors of checked texts; duplicates are embedded once, blank ones are zero.
+
+        Returns:
+            (n_texts, dim) float32.
+
+        Raises:
+            EmbeddingError: the model failed or answered wrongly; what it gave before is stored.
+            TextsRefusedError: it refused some of the texts, named by position; the others are stored.
+            StateError: the model is not the one that `expect` came from.
+        """
+        source = self.embedding._source()
+        keys, found, missing = self._look(source, texts)
+        if missing:
+            fetched, unpaid = source.read(missing)
+            if unpaid and self.embedding._has_moved(source):
+                return self(texts)
+            found.update(fetched)
+            if unpaid:
+                found.update(source.ask(unpaid, self.expect))
+        if self.embedding.dim is None:  # only blank texts so far: any other text tells how long a vector is
+            self.embedding.encoder(instruct=False)(PROBE_TEXTS[:1])
+        return self._rows(source, texts, keys, found)
+
+    async def acall(self, texts: Sequence[str]) -> Vectors:
+        """As `__call__`, without blocking the event loop: disk and model are asked in threads."""
+        source = self.embedding._source()
+        keys, found, missing = self._look(source, texts)
+        if missing:
+            fetched, unpaid = await asyncio.to_thread(source.read, missing)
+            has_moved: bool = bool(unpaid) and await asyncio.to_thread(self.embedding._has_moved, source)
+            if has_moved:
+                return await self.acall(texts)
+            found.update(fetched)
+            if unpaid:
+                found.update(await source.aask(unpaid, self.expect))
+        if self.embedding.dim is None:
+            await self.embedding.encoder(instruct=False).acall(PROBE_TEXTS[:1])
+        return self._rows(source, texts, keys, found)
+
+    def vector(self, text: str) -> Vectors:
+        """The unit vector of one checked text, (dim,), read-only."""
+        if text.strip():
+            cache = self.embedding.cache  # single values pass here
+            vector = cache.memory.get(cache.key(self._sent(text)))
+            if vector is not None:
+                return vector
+        row: Vectors = self([text])[0]
+        row.setflags(write=False)
+        return row
+
+    def remember(self, texts: Sequence[str], vectors: Sequence[Vectors]) -> None:
         """Keep unit vectors that were saved with a value function, in memory only: a file is not trusted further."""
-        cache = self.cache
+        cache = self.embedding.cache
         for text, vector in zip(texts, vectors, strict=True):
             if text.strip():
-                cache.memory.put(cache.key(_sent(self.instruction, text, instruct)), vector)
+                cache.memory.put(cache.key(self._sent(text)), vector)
 
-    # What is known, what is missing
+    def _sent(self, text: str) -> str:
+        return _sent(self.embedding.instruction, text, self.instruct)
 
-    def _look(
-        self, source: Source, texts: Sequence[str], instruct: bool
-    ) -> tuple[list[Key], dict[Key, Any], dict[Key, str]]:
-        """The key of every text, what memory has of them, and what is sent for those it has not."""
-        sent = [_sent(self.instruction, text, instruct) for text in texts]
+    def _look(self, source: Source, texts: Sequence[str]) -> tuple[list[Key], dict[Key, Any], dict[Key, str]]:
+        """The key of every text, the vectors that memory has, and what is sent for the texts that it has not."""
+        sent = [self._sent(text) for text in texts]
         keys = [source.cache.key(text) for text in sent]
         found: dict[Key, Any] = {key: source.cache.memory.get(key) for key in keys}
         missing = {key: text for key, text in zip(keys, sent, strict=True) if found[key] is None and text}
@@ -294,22 +321,16 @@ class Embedding:
             row, reason = next(iter(refused.items()))
             more = "" if len(refused) == 1 else f" and {len(refused) - 1} more ({', '.join(map(str, refused))})"
             raise TextsRefusedError(
-                f"{self.name} refused text {row}{more} of {len(texts)} ({shown(texts[row])}): {reason}. Leave it out "
-                f"or change it; the {len(texts) - len(refused)} others are embedded{source.where()}.",
+                f"{self.embedding.name} refused text {row}{more} of {len(texts)} ({shown(texts[row])}): {reason}. "
+                f"Leave it out or change it; the {len(texts) - len(refused)} others are embedded{source.where()}.",
                 refused=refused,
             )
-        vectors = np.zeros((len(keys), self.dim or 0), dtype=np.float32)
+        vectors = np.zeros((len(keys), self.embedding.dim or 0), dtype=np.float32)
         for row, key in enumerate(keys):
             vector = found[key]
             if vector is not None:
                 vectors[row] = vector
         return vectors
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Embedding":
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.spec, self.given_dir, self.instruction, self.batch_size, self.storage)
 
 
 def _sent(instruction: str | None, text: str, instruct: bool) -> str:

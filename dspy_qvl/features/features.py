@@ -27,7 +27,19 @@ from numpy.typing import NDArray
 from dspy_qvl.embedding import LexicalModel, MemoryCache, result_of
 from dspy_qvl.errors import FeatureError, InputError, check_text, is_list, shown
 from dspy_qvl.features.overlap import OVERLAP_MODEL, overlaps
-from dspy_qvl.features.table import AUTO, COSINE, EMBEDDING, LENGTH, LEXICAL, OVERLAP, PAIRED, PRODUCT, Queries, Table
+from dspy_qvl.features.table import (
+    AUTO,
+    COSINE,
+    EMBEDDING,
+    LENGTH,
+    LEXICAL,
+    OVERLAP,
+    PAIRED,
+    PRODUCT,
+    Blocks,
+    Queries,
+    Table,
+)
 from dspy_qvl.vectors import Vectors, dot_rows
 
 Make = Callable[[Sequence[str]], Any]
@@ -127,7 +139,7 @@ class Features:
             FeatureError: a block failed, or gave other than one finite row a text.
         """
         if not names:
-            return Table(embedded, (EMBEDDING,), (embedded.shape[1],))
+            return Table(embedded, Blocks((EMBEDDING,), (embedded.shape[1],)))
         sent = [text if text.strip() else "" for text in texts]
         columns = [
             self._of_pairs(name, sent, embedded, queries)
@@ -136,7 +148,7 @@ class Features:
             for name in names
         ]
         widths = (embedded.shape[1], *(block.shape[1] for block in columns))
-        return Table(np.concatenate([embedded, *columns], axis=1), (EMBEDDING, *names), widths)
+        return Table(np.concatenate([embedded, *columns], axis=1), Blocks((EMBEDDING, *names), widths))
 
     def _of_texts(self, name: str, texts: Sequence[str]) -> Vectors:
         """The columns of a block, (n, k); each text's are made once."""

@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.vectors import Rows, Vectors
+from dspy_qvl.vectors import Array, Rows, Vectors
 
 EMBEDDING, LEXICAL, LENGTH, AUTO = "embedding", "lexical", "length", "auto"
 COSINE, OVERLAP, PRODUCT = "cosine", "overlap", "product"
@@ -28,42 +29,68 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Names and widths of blocks of columns that stand side by side.
+
+    Attributes:
+        names: of the blocks, each once.
+        widths: columns of each block.
+    """
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """The columns of each block, by name."""
+        ends = list(itertools.accumulate(self.widths, initial=0))
+        return {name: slice(*span) for name, span in zip(self.names, itertools.pairwise(ends), strict=True)}
+
+    def of(self, X: Rows) -> dict[str, Rows]:
+        """The columns of each block of X, (n, d) -> (n, width) by name; views."""
+        return {name: X[:, block] for name, block in self.slices.items()}
+
+    def spread(self, factors: Sequence[float]) -> Array:
+        """One factor a block -> one a column, (d,)."""
+        return np.repeat(np.asarray(factors, dtype=np.float64), self.widths)
+
+    def only(self, names: Sequence[str]) -> "Blocks":
+        """Some of the blocks, in the order they have here."""
+        kept = [(name, width) for name, width in zip(self.names, self.widths, strict=True) if name in names]
+        return Blocks(tuple(name for name, _ in kept), tuple(width for _, width in kept))
+
+
+@dataclass(frozen=True)
 class Table:
     """All columns of some texts, block after block; the embedding is the first.
 
     Attributes:
         X: (n, d), float32.
-        names: of the blocks.
-        widths: columns of each block.
+        blocks: their names and widths.
     """
 
     X: Rows
-    names: tuple[str, ...]
-    widths: tuple[int, ...]
+    blocks: Blocks
 
     @property
-    def blocks(self) -> list[slice]:
-        """The columns of each block."""
-        ends = np.cumsum((0, *self.widths)).tolist()
-        return [slice(start, end) for start, end in itertools.pairwise(ends)]
+    def columns(self) -> dict[str, Rows]:
+        """The columns of each block, (n, width) by name; views."""
+        return self.blocks.of(self.X)
 
     def rows(self, chosen: NDArray[np.intp]) -> "Table":
         """The same columns of some of the texts."""
-        return Table(self.X[chosen], self.names, self.widths)
+        return Table(self.X[chosen], self.blocks)
 
     def weighed(self, factors: Sequence[float]) -> Rows:
         """X with every block times its factor."""
         if all(factor == 1 for factor in factors):
             return self.X
-        weighed: Rows = self.X * np.repeat(np.asarray(factors, dtype=self.X.dtype), self.widths)
+        weighed: Rows = self.X * self.blocks.spread(factors).astype(self.X.dtype)
         return weighed
 
     def only(self, names: Sequence[str]) -> "Table":
         """Some of the blocks, in the order of this table."""
-        if tuple(names) == self.names:
+        if tuple(names) == self.blocks.names:
             return self
-        kept = [number for number, name in enumerate(self.names) if name in names]
-        columns = np.concatenate([self.X[:, self.blocks[number]] for number in kept], axis=1)
-        return Table(
-            columns, tuple(self.names[number] for number in kept), tuple(self.widths[number] for number in kept)
-        )
+        kept, columns = self.blocks.only(names), self.columns
+        return Table(np.concatenate([columns[name] for name in kept.names], axis=1), kept)

@@ -12,7 +12,7 @@ import numpy as np
 
 from dspy_qvl import ridge
 from dspy_qvl.errors import InputError, check_number, is_list, shown
-from dspy_qvl.features import EMBEDDING, PAIRED, Table
+from dspy_qvl.features import EMBEDDING, PAIRED, Blocks, Table
 from dspy_qvl.ridge import LEVELS, WIDE, Folds, block_scales, choose_weights
 from dspy_qvl.vectors import Array, Rows, Vectors
 
@@ -30,8 +30,7 @@ class Fitted:
 
     Attributes:
         line: coefficients of the columns as they are, their factors within.
-        names: the blocks.
-        widths: their columns.
+        blocks: names and widths of the blocks.
         factors: what the columns of each block were multiplied with for the fit.
         bounds: of each narrow block the lowest and the highest value of every column among the rated texts, (2, k);
             None for a wide one. What lies beyond counts as the bound: nothing was learned there, and a line through
@@ -39,8 +38,7 @@ class Fitted:
     """
 
     line: ridge.Linear
-    names: tuple[str, ...]
-    widths: tuple[int, ...]
+    blocks: Blocks
     factors: tuple[float, ...]
     bounds: tuple[Vectors | None, ...]
 
@@ -49,22 +47,22 @@ class Fitted:
         if not any(bound is not None for bound in self.bounds):
             return X
         bounded = X.copy()
-        for block, bound in zip(Table(X, self.names, self.widths).blocks, self.bounds, strict=True):
+        for block, bound in zip(self.blocks.slices.values(), self.bounds, strict=True):
             if bound is not None:
                 np.clip(X[:, block], bound[0], bound[1], out=bounded[:, block])
         return bounded
 
     def weighed(self, X: Rows) -> Rows:
         """Columns of these blocks as a fit sees them: within their bounds, times their factors, (n, d)."""
-        return Table(self.within(X), self.names, self.widths).weighed(self.factors)
+        return Table(self.within(X), self.blocks).weighed(self.factors)
 
     def plain(self, line: ridge.Linear) -> ridge.Linear:
         """A line over weighed columns as one over the columns as they are."""
-        return ridge.Linear(line.coef * np.repeat(self.factors, self.widths), float(line.intercept))
+        return ridge.Linear(line.coef * self.blocks.spread(self.factors), float(line.intercept))
 
     def predict(self, table: Table) -> Array:
         """Values of texts, (n,)."""
-        return ridge.predict(self.within(table.only(self.names).X), self.line)
+        return ridge.predict(self.within(table.only(self.blocks.names).X), self.line)
 
 
 @dataclass(frozen=True)
@@ -108,11 +106,12 @@ def tune(
     adds: dict[str, float] = {}
     if weights is None:
         weights = prior_weights(table)
-        if len(table.names) > 1:
-            starts = list(weights.values())
-            found = choose_weights(table.X, table.blocks, y, alphas, folds, optional=optional, starts=starts)
-            weights = {name: w for name, w in zip(table.names, found.weights, strict=True) if w > 0}
-            adds = dict(zip(table.names[1:], found.adds, strict=True))
+        names = table.blocks.names
+        if len(names) > 1:
+            starts, slices = list(weights.values()), list(table.blocks.slices.values())
+            found = choose_weights(table.X, slices, y, alphas, folds, optional=optional, starts=starts)
+            weights = {name: w for name, w in zip(names, found.weights, strict=True) if w > 0}
+            adds = dict(zip(names[1:], found.adds, strict=True))
     used = table.only(list(weights))
     factors = _factors(used, weights)
     search = ridge.search(used.weighed(factors), y, alphas, folds)
@@ -127,10 +126,11 @@ def tune(
 
 def prior_weights(table: Table) -> dict[str, float]:
     """The weights of blocks that stand until ratings speak for others, by name."""
-    paired = any(name in PAIRED for name in table.names)
+    (embedding, *names), (_, *widths) = table.blocks.names, table.blocks.widths
+    paired = any(name in PAIRED for name in names)
     narrow, wide = START_OF_PAIRED if paired else LEVELS[False][0], LEVELS[True][0]
-    others = zip(table.names[1:], table.widths[1:], strict=True)
-    return {table.names[0]: 1.0, **{name: wide if width >= WIDE else narrow for name, width in others}}
+    others = zip(names, widths, strict=True)
+    return {embedding: 1.0, **{name: wide if width >= WIDE else narrow for name, width in others}}
 
 
 def weighed(table: Table, weights: Mapping[str, float]) -> Rows:
@@ -147,19 +147,20 @@ def refit(table: Table, y: Array, alpha: float, weights: Mapping[str, float]) ->
 
 
 def _factors(table: Table, weights: Mapping[str, float]) -> tuple[float, ...]:
-    scales = block_scales(table.X, table.blocks) if len(table.names) > 1 else np.ones(1)
-    return tuple(weights[name] * float(scale) for name, scale in zip(table.names, scales, strict=True))
+    blocks = table.blocks.slices
+    scales = block_scales(table.X, list(blocks.values())) if len(blocks) > 1 else np.ones(1)
+    return tuple(weights[name] * float(scale) for name, scale in zip(blocks, scales, strict=True))
 
 
 def _plain(line: ridge.Linear, table: Table, factors: tuple[float, ...]) -> Fitted:
-    coef = line.coef * np.repeat(factors, table.widths)
+    coef = line.coef * table.blocks.spread(factors)
     bounds = tuple(
-        np.stack([table.X[:, block].min(axis=0), table.X[:, block].max(axis=0)]).astype(np.float32)
-        if name != EMBEDDING and width < WIDE
+        np.stack([columns.min(axis=0), columns.max(axis=0)]).astype(np.float32)
+        if name != EMBEDDING and columns.shape[1] < WIDE
         else None
-        for name, width, block in zip(table.names, table.widths, table.blocks, strict=True)
+        for name, columns in table.columns.items()
     )
-    return Fitted(ridge.Linear(coef, line.intercept), table.names, table.widths, factors, bounds)
+    return Fitted(ridge.Linear(coef, line.intercept), table.blocks, factors, bounds)
 
 
 def block_report(tuned: Tuned) -> dict[str, dict[str, float]]:

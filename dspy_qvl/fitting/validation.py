@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl import measures, ridge
-from dspy_qvl.features import Table
+from dspy_qvl.features import EMBEDDING, Table
 from dspy_qvl.fitting.baselines import length_baseline, nearest_baseline
 from dspy_qvl.fitting.folds import Members, hold_out, make_folds, sample
 from dspy_qvl.fitting.permutation import LEVEL, permutation_test
@@ -67,11 +67,10 @@ def validate(
     fold_mse = tuned.errors[alpha]
     fitted = tuned.fitted.predict(known)
     lengths = np.log1p([len(text) for text in texts])
-    embedding = table.blocks[0]
     guesses = {
         "mean": np.full(len(held), y[seen].mean()),
         "length": length_baseline(lengths[seen], y[seen], lengths[held]),
-        "nearest": nearest_baseline(known.X[:, embedding], y[seen], new.X[:, embedding]),
+        "nearest": nearest_baseline(known.columns[EMBEDDING], y[seen], new.columns[EMBEDDING]),
     }
     groups = [members[row] for row in held]
     metrics = {

@@ -37,7 +37,7 @@ from dspy_qvl.errors import (
     check_text,
     shown,
 )
-from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, PRODUCT, WIDTHS, Table
+from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, PRODUCT, WIDTHS, Blocks
 from dspy_qvl.fitting import LEVEL, Fitted, check_alpha, check_scores_differ
 from dspy_qvl.learner.memo import Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
@@ -128,12 +128,12 @@ class Fit:
     @property
     def blocks(self) -> tuple[str, ...]:
         """The blocks beside the embedding."""
-        return self.fitted.names[1:]
+        return self.fitted.blocks.names[1:]
 
     def own_columns(self, X: Any) -> dict[str, Vectors]:
         """Of features, (n, n_features), those of each block that is the caller's own, (n, k)."""
-        blocks = zip(self.fitted.names, Table(X, self.fitted.names, self.fitted.widths).blocks, strict=True)
-        return {name: X[:, block] for name, block in blocks if name not in (EMBEDDING, *BUILT_IN, *PAIRED)}
+        columns: dict[str, Any] = self.fitted.blocks.of(X)
+        return {name: columns[name] for name in columns if name not in (EMBEDDING, *BUILT_IN, *PAIRED)}
 
     def remember(self, rows: Iterable[int] | None = None) -> None:
         """Keep in memory the columns it learned its texts by, or some rows: what makes them is not asked again."""
@@ -143,11 +143,12 @@ class Fit:
         texts = [self.rated[row].text for row in chosen]
         embedding = self.vectorizer.embedding
         if self.vectors is not None:
-            embedding.remember(texts, [self.vectors[row] for row in chosen], instruct=not self.paired)
+            encoder = embedding.encoder(instruct=not self.paired)
+            encoder.remember(texts, [self.vectors[row] for row in chosen])
         if self.queried is not None:
             asked = dict.fromkeys(self.rated[row].query for row in chosen)
             known = {query: vector for query, vector in self.queried.items() if query in asked}
-            embedding.remember(list(known), list(known.values()))
+            embedding.encoder().remember(list(known), list(known.values()))
         self.vectorizer.blocks.remember(texts, {name: [kept[row] for row in chosen] for name, kept in self.own.items()})
 
     def predict(self, X: Rows) -> Array:
@@ -191,7 +192,7 @@ def dumped(fit: Fit, *, keep_examples: bool) -> dict[str, Any]:
                 "bounds": None if bound is None else encode_array(bound),
             }
             for name, width, factor, bound in zip(
-                fit.fitted.names, fit.fitted.widths, fit.fitted.factors, fit.fitted.bounds, strict=True
+                fit.fitted.blocks.names, fit.fitted.blocks.widths, fit.fitted.factors, fit.fitted.bounds, strict=True
             )
         ],
         "n_texts": fit.n_texts if keep_examples else 0,
@@ -304,7 +305,7 @@ def _checked_fit(entry: Mapping[str, Any], examples: Sequence[RankingExample]) -
     if p is not None and not 0 < check_number(p, "permutation_p") <= 1:
         raise StateError(f"permutation_p in {what} must lie between 0 and 1, but is {shown(p)}.")
     return Fit(
-        Fitted(ridge.Linear(coef, intercept), names, widths, factors, bounds),
+        Fitted(ridge.Linear(coef, intercept), Blocks(names, widths), factors, bounds),
         identity,
         probe,
         check_alpha(take(entry, "alpha", (int, float), what), f"alpha in {what}"),

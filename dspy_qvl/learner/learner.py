@@ -216,7 +216,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             validation_split=fraction,
             cv_folds=n_folds,
             random_state=self.random_state,
-            weights=weights if weights is not None and set(weights) <= set(table.names) else None,
+            weights=weights if weights is not None and set(weights) <= set(table.blocks.names) else None,
             optional=vectorizer.blocks.auto,
         )
         metrics["alpha_saw_validation"] = before.alpha_tuned
@@ -396,7 +396,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         queries = [example.query or "" for example in examples]
         # Of texts for queries it is a query that never stands on two sides: an answer may be given to many of them.
         by_query = len(set(queries)) > 1
-        copied = copies(queries) if by_query else copies(texts, table.X[:, table.blocks[0]])
+        copied = copies(queries) if by_query else copies(texts, table.columns[EMBEDDING])
         return table, np.array(y), copied if groups is None else members_of(groups, copied), vectorizer
 
     def _adopt(
@@ -410,7 +410,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
         **parts: Any,
     ) -> None:
         """Keep the fit of rated texts with these columns, and what a saved state needs."""
-        columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
+        columns: dict[str, Any] = table.columns
         embedding = vectorizer.embedding
         keeps = embedding.keeps_vectors and not self._overridden()
         self.ridge.adopt(
@@ -420,7 +420,11 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             identity=embedding.identity,
             probe=embedding.probe(),
             vectors=columns[EMBEDDING].copy() if keeps else None,
-            own={name: columns[name].copy() for name in fitted.names if name not in (EMBEDDING, *BUILT_IN, *PAIRED)},
+            own={
+                name: columns[name].copy()
+                for name in fitted.blocks.names
+                if name not in (EMBEDDING, *BUILT_IN, *PAIRED)
+            },
             queried=_queried(before.examples, vectorizer),
             permutation_p=report["permutation_p"],
             made_by=vectorizer,

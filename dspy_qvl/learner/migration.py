@@ -154,11 +154,10 @@ def _saved_columns(fit: Fit) -> Rows | None:
     vectors, queries = _saved_vectors(fit)
     others = [name for name in fit.blocks if name not in fit.own]
     features = Features(None, beside_lexical=True)
-    if vectors is None or vectors.shape[1] != fit.fitted.widths[0] or features.missing(others):
+    if vectors is None or vectors.shape[1] != fit.fitted.blocks.widths[0] or features.missing(others):
         return None
     table = features(fit.texts, vectors, others, queries)
-    columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
-    columns |= {name: np.stack(rows) for name, rows in fit.own.items()}
+    columns = table.columns | {name: np.stack(rows) for name, rows in fit.own.items()}
     X: Rows = np.concatenate([columns[name] for name in (EMBEDDING, *fit.blocks)], axis=1)
     return X
 
@@ -181,4 +180,5 @@ def _saved_vectors(fit: Fit) -> tuple[Vectors | None, Queries | None]:
     )
     if model.identity != identity:  # of another version
         return None, None
-    return model(fit.texts, instruct=not fit.paired), Queries(asked, model(asked)) if fit.paired else None
+    vectors = model.encoder(instruct=not fit.paired)(fit.texts)
+    return vectors, Queries(asked, model(asked)) if fit.paired else None

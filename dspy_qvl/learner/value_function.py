@@ -16,7 +16,16 @@ from typing import Any
 import dspy
 import numpy as np
 
-from dspy_qvl.embedding import DEFAULT_MODEL, Embedding, EmbeddingCache, ModelSpec, Probe, check_options, other_model
+from dspy_qvl.embedding import (
+    DEFAULT_MODEL,
+    Embedding,
+    EmbeddingCache,
+    Encoder,
+    ModelSpec,
+    Probe,
+    check_options,
+    other_model,
+)
 from dspy_qvl.errors import (
     EmbeddingError,
     InputError,
@@ -46,10 +55,10 @@ CACHE_DIR = ".qwen3_embeddings"
 LEFT_OUT = {"precision": "float32", "long_text": "cut"}  # what an identity means that does not name them
 
 
-# The texts of the call in progress, their model, and what that must give for the probe texts: a subclass that asks for
-# vectors one by one finds all of them embedded in one batch.
-_Batch = tuple[tuple[str, ...], Embedding | None, Probe | None, bool]
-_batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None, None, True))
+# The texts of the call in progress, and what embeds them: a subclass that asks for vectors one by one finds all of them
+# embedded in one batch.
+_Batch = tuple[tuple[str, ...], Encoder | None]
+_batch: contextvars.ContextVar[_Batch] = contextvars.ContextVar("_batch", default=((), None))
 
 
 class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
@@ -231,9 +240,9 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             fit = await asyncio.to_thread(self._ready)  # it may ask the model what it is
         item, embedding = _item(text, query, fit), self._vectorizer_of(fit).embedding
         if not self._overridden():
-            await embedding.acall([text], instruct=not fit.paired, expect=fit.probe)
+            await embedding.encoder(fit.probe, instruct=not fit.paired).acall([text])
             if query is not None:
-                await embedding.acall([query], expect=fit.probe)
+                await embedding.encoder(fit.probe).acall([query])
         return await asyncio.to_thread(self._answer, item, fit)
 
     def batch(self, examples: Sequence[Any], *args: Any, **settings: Any) -> Any:
@@ -252,13 +261,13 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
         While many texts are valued, the first call embeds all of them in one batch.
         """
-        texts, embedding, expect, instruct = _batch.get()
-        if embedding is None:
-            embedding = self._embedding
+        texts, encoder = _batch.get()
+        if encoder is None:
+            encoder = self._embedding.encoder()
         if text in texts:
-            embedding(texts, expect=expect, instruct=instruct)
-            _batch.set(((), embedding, expect, instruct))
-        return embedding.vector(text, expect=expect, instruct=instruct)
+            encoder(texts)
+            _batch.set(((), encoder))
+        return encoder.vector(text)
 
     # How sure, and why
 
@@ -317,7 +326,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     def _inspection(self, fit: Fit) -> Inspection:
         def asked(queries: Sequence[str], fit: Fit) -> Vectors:
-            return self._vectorizer_of(fit).embedding(queries, expect=fit.probe)
+            return self._vectorizer_of(fit).embedding.encoder(fit.probe)(queries)
 
         return Inspection(fit, self._vectors, self._columns, asked=asked, keep=not self._overridden())
 
@@ -345,12 +354,12 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             instruct: whether the instruction is put before them.
             expect: what the model must give for the probe texts.
         """
-        return self._embedding(check_texts(texts), expect=expect, instruct=check_flag(instruct, "instruct"))
+        return self._embedding.encoder(expect, instruct=check_flag(instruct, "instruct"))(check_texts(texts))
 
     async def aembed(self, texts: Sequence[str], *, instruct: bool = True, expect: Probe | None = None) -> Vectors:
         """As `embed`, off the event loop."""
-        instruct = check_flag(instruct, "instruct")
-        return await self._embedding.acall(check_texts(texts), expect=expect, instruct=instruct)
+        encoder = self._embedding.encoder(expect, instruct=check_flag(instruct, "instruct"))
+        return await encoder.acall(check_texts(texts))
 
     @property
     def identity(self) -> dict[str, str] | None:
@@ -441,8 +450,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         queries: Queries | None = None
         if paired:
             asked = [item.query for item in items if isinstance(item, Pair)]
-            queries = Queries(asked, vectorizer.embedding(asked, expect=expect))
-        embedded = self._embedded(texts, vectorizer.embedding, expect, instruct=not paired)
+            queries = Queries(asked, vectorizer.embedding.encoder(expect)(asked))
+        embedded = self._embedded(texts, vectorizer.embedding.encoder(expect, instruct=not paired))
         return vectorizer.blocks(texts, embedded, names, queries)
 
     def _features_of(self, fit: Fit) -> Callable[[Sequence[RankingExample]], Rows]:
@@ -470,14 +479,14 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Of a query and a text it is the query that the instruction stands before.
         """
         if fit is None:
-            return self._embedded(texts, self._embedding, None, instruct=True)
-        return self._embedded(texts, self._vectorizer_of(fit).embedding, fit.probe, instruct=not fit.paired)
+            return self._embedded(texts, self._embedding.encoder())
+        return self._embedded(texts, self._vectorizer_of(fit).embedding.encoder(fit.probe, instruct=not fit.paired))
 
-    def _embedded(self, texts: Sequence[str], embedding: Embedding, expect: Probe | None, *, instruct: bool) -> Vectors:
+    def _embedded(self, texts: Sequence[str], encoder: Encoder) -> Vectors:
         """The embedding of texts, (n_texts, dim): their vectors, or what a subclass makes of them."""
         if not self._overridden():
-            return embedding(texts, expect=expect, instruct=instruct)
-        token = _batch.set((tuple(texts), embedding, expect, instruct))
+            return encoder(texts)
+        token = _batch.set((tuple(texts), encoder))
         try:
             rows = [np.asarray(self._get_embedding_vector(text), dtype=np.float32) for text in texts]
         except QVLError:

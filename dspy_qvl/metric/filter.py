@@ -20,4 +20,4 @@ class ValueFilter:
         self, example: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
     ) -> bool:
         """Tell whether the score reaches the threshold."""
-        return self.metric.score(example, pred) >= self.threshold
+        return bool(self.metric.score(example, pred) >= self.threshold)

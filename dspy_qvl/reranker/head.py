@@ -9,7 +9,7 @@ from dspy.predict.parameter import Parameter
 
 from dspy_qvl.embedding import Probe, checked_identity, checked_probe, dumped_probe
 from dspy_qvl.errors import QVLError, StateError, check_count, check_text, shown
-from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT
+from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT, Blocks
 from dspy_qvl.reranker.judged import RANK, SCORE
 from dspy_qvl.reranker.sketch import FOLDED
 from dspy_qvl.state import SCHEMA, check_schema, decode_array, encode_array, opened, sealed, take
@@ -31,8 +31,7 @@ class Order:
 
     Attributes:
         coef: over the columns of the blocks, (d,); read-only.
-        names: of the blocks.
-        widths: their columns.
+        blocks: names and widths of the blocks.
         identity: what makes the embedding model's vectors its own; None for an anonymous callable.
         probe: what that model gave for the probe texts.
         n_queries: queries it was learned from.
@@ -40,8 +39,7 @@ class Order:
     """
 
     coef: Array
-    names: tuple[str, ...]
-    widths: tuple[int, ...]
+    blocks: Blocks
     identity: Mapping[str, str] | None
     probe: Probe
     n_queries: int
@@ -53,12 +51,8 @@ class Order:
 
     def coef_of(self, name: str) -> Array:
         """The coefficients of one block; zeros where it is not used."""
-        start = 0
-        for other, width in zip(self.names, self.widths, strict=True):
-            if other == name:
-                return self.coef[start : start + width]
-            start += width
-        return np.zeros(1)
+        block = self.blocks.slices.get(name)
+        return np.zeros(1) if block is None else self.coef[block]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Order":
         return self
@@ -94,7 +88,8 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             "order": {
                 "coef": encode_array(order.coef),
                 "blocks": [
-                    {"name": name, "width": width} for name, width in zip(order.names, order.widths, strict=True)
+                    {"name": name, "width": width}
+                    for name, width in zip(order.blocks.names, order.blocks.widths, strict=True)
                 ],
                 "identity": None if order.identity is None else dict(order.identity),
                 "probe": dumped_probe(order.probe),
@@ -142,8 +137,7 @@ def _checked(state: object) -> Order | None:
     value_of = take(entry, "value_of", (str, type(None)), what)
     return Order(
         coef,
-        names,
-        widths,
+        Blocks(names, widths),
         checked_identity(entry, what),
         probe,
         check_count(take(entry, "n_queries", int, what), "n_queries", 0),

@@ -10,7 +10,6 @@ first stage, where passages come in one, and only as far as labels ask for it.
 
 import asyncio
 import copy
-import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import dspy
 import numpy as np
 
 from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_text, is_list, shown
-from dspy_qvl.features import AUTO, COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Features, Queries
+from dspy_qvl.features import AUTO, COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Blocks, Features, Queries
 from dspy_qvl.fitting import copies, make_folds
 from dspy_qvl.learner import ValueFunction
 from dspy_qvl.reranker.head import BLOCKS, TEXT, VALUE, Order, RankingHead, width_of
@@ -208,7 +207,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             given = given - given.mean()
         values = np.empty(len(texts))
         for part in slices(len(texts), AT_ONCE):
-            names = (COSINE,) if order is None else order.names
+            names = (COSINE,) if order is None else order.blocks.names
             X = self._columns(query, texts[part], names, part.start, None if given is None else given[part])
             values[part] = X[:, 0] if order is None else order.scores(X)
         return values
@@ -292,23 +291,21 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         if VALUE in names and not now._may_use_value([text for one in useful for text in one.passages]):
             names = tuple(name for name in names if name != VALUE)
         d = now.learner.embed([useful[0].query]).shape[1]
-        widths = tuple(width_of(name, d) for name in names)
-        ends = np.cumsum((0, *widths)).tolist()
-        blocks = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        blocks = Blocks(names, tuple(width_of(name, d) for name in names))
         priors = [number for number, name in enumerate(names) if name in (COSINE, *FIRST_STAGE)]
         fitted = fit_ranking(
             lambda number: now._columns(
                 useful[number].query, useful[number].passages, names, 0, _centred(useful[number].scores)
             ),
             [one.relevance for one in useful],
-            blocks,
+            list(blocks.slices.values()),
             make_folds(copies([one.query for one in useful]), cv, np.random.default_rng(random_state)),
             priors=priors,
             optional=priors[1:] if self.auto else (),
             k=k,
         )
         used = [name for name, factor in zip(names, fitted.factors, strict=True) if factor > 0]
-        self.ridge.fitted = now._order(fitted.coef, blocks, names, used, len(useful))
+        self.ridge.fitted = now._order(fitted.coef, blocks, used, len(useful))
         return {
             "n_queries": len(useful),
             "n_passages": sum(len(one.passages) for one in useful),
@@ -321,21 +318,18 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             "features": used,
         }
 
-    def _order(
-        self, coef: Array, blocks: Sequence[slice], names: Sequence[str], used: Sequence[str], n_queries: int
-    ) -> Order:
-        """What was learned; a first stage that is not used is left out, so that nobody is asked for it."""
-        kept = [number for number, name in enumerate(names) if name in used or name not in FIRST_STAGE]
-        coef = np.concatenate([coef[blocks[number]] for number in kept])
+    def _order(self, coef: Array, blocks: Blocks, used: Sequence[str], n_queries: int) -> Order:
+        """The learned order; a first stage that is not used is left out, so that nobody is asked for it."""
+        kept = blocks.only([name for name in blocks.names if name in used or name not in FIRST_STAGE])
+        coef = np.concatenate([coef[blocks.slices[name]] for name in kept.names])
         coef.setflags(write=False)
         return Order(
             coef,
-            tuple(names[number] for number in kept),
-            tuple(blocks[number].stop - blocks[number].start for number in kept),
+            kept,
             self.learner.identity,
             self.learner.probe(),
             n_queries,
-            self.learner.current_fit().digest if VALUE in names else None,
+            self.learner.current_fit().digest if VALUE in blocks.names else None,
         )
 
     def judge(self, judged: Sequence[JudgedQuery], *, k: int | None = None) -> dict[str, Any]:
@@ -395,12 +389,12 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         order = self.ridge.fitted
         if order is not None:
             self.learner.check_model(order)
-            if VALUE in order.names and self.learner.ridge.fitted is None:
+            if VALUE in order.blocks.names and self.learner.ridge.fitted is None:
                 raise StateError(
                     "this reranker was fitted with the learner's value as a feature, but the learner has learned "
                     "nothing; load it as well, or fit the reranker again."
                 )
-            if VALUE in order.names and self._other_value(order):
+            if VALUE in order.blocks.names and self._other_value(order):
                 warnings.warn(
                     "the learner has learned anew since this reranker was fitted with its value as a feature; fit the "
                     "reranker again.",
@@ -411,7 +405,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     def _names(self) -> tuple[str, ...]:
         """The features of the learned order, or those to learn from."""
-        return self.features if self.ridge.fitted is None else self.ridge.fitted.names
+        return self.features if self.ridge.fitted is None else self.ridge.fitted.blocks.names
 
     def _other_value(self, order: Order) -> bool:
         """Tell whether the learner is not the one that the order was learned with, the first time that is seen."""
@@ -452,7 +446,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         embedded, asked = self._embedded(texts), self._asked(query, len(texts))
         made = [name for name in names if name in OF_PAIRS]
         table = self._blocks(texts, embedded, made, Queries([query] * len(texts), asked))
-        columns: dict[str, Any] = dict(zip(table.names, (table.X[:, block] for block in table.blocks), strict=True))
+        columns: dict[str, Any] = table.columns
         columns[TEXT] = folded(columns[EMBEDDING])
         if PRODUCT in names:
             columns[PRODUCT] = folded(columns[PRODUCT])
