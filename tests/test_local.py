@@ -23,7 +23,7 @@ import dspy_qvl
 from dspy_qvl import EmbeddingError, InputError, ModelUnavailableError
 from dspy_qvl.embedding.embedding import Embedding
 from dspy_qvl.embedding.instruction import instructed
-from dspy_qvl.embedding.models.local import local as local_model
+from dspy_qvl.embedding.models.local import precision
 from dspy_qvl.embedding.models.local.forward import PROCESS
 from dspy_qvl.embedding.models.local.loading import unavailable
 from dspy_qvl.embedding.models.local.local import Lengths, LocalModel
@@ -112,11 +112,11 @@ def test_the_processor_says_whether_it_has_bfloat16(cpuinfo, has):
 
 
 def test_the_precision_is_what_was_asked_for_or_what_is_fast(monkeypatch):
-    monkeypatch.setattr(local_model, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert chosen_precision(None, None, "torch") == "float32"
     assert chosen_precision("float16", None, "torch") == "float16"
-    monkeypatch.setattr(local_model, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
     assert [chosen_precision(None, device, "torch") for device in (None, "cpu", "mps", "cuda:1")] == [
         "bfloat16", "bfloat16", "float32", "float32",
     ]  # fmt: skip
