@@ -36,7 +36,12 @@ STEPS = (
     ("ridge regression", "penalty and feature\nweights chosen by\ncross-validation"),
     ("value ± std", "on the raters' scale;\nthe same text always\nhas the same value"),
 )
-USES = ("metric for DSPy's optimizers", "best of N drafts, Refine", "order of retrieved passages", "score inside a program")
+USES = (
+    "metric for DSPy's optimizers",
+    "best of N drafts, Refine",
+    "order of retrieved passages",
+    "score inside a program",
+)
 
 
 def out_of_fold() -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
@@ -82,9 +87,7 @@ def draw_steps(ax: Any, colours: dict[str, str]) -> None:
         edge = colours["blue"] if last else "none"
         ax.add_patch(FancyBboxPatch((left, 0.45), 1.62, 1.4, facecolor=colours["box"], edgecolor=edge, **shape))
         ax.text(left + 0.81, 1.6, title, ha="center", va="center", size=10.5, weight="bold", color=colours["ink"])
-        ax.text(
-            left + 0.81, 0.97, text, ha="center", va="center", size=8.2, color=colours["grey"], linespacing=1.45
-        )
+        ax.text(left + 0.81, 0.97, text, ha="center", va="center", size=8.2, color=colours["grey"], linespacing=1.45)
         if not last:
             draw_arrow(ax, (left + 1.66, 1.15), (left + 1.9, 1.15), colours["grey"])
     for number, use in enumerate(USES):
