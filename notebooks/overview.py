@@ -114,7 +114,7 @@ def draw_values(ax: Any, colours: dict[str, str], scores: np.ndarray, values: np
 
 
 def draw_agreement(ax: Any, colours: dict[str, str], agreement: dict[str, tuple[float, float]]) -> None:
-    """How far each agrees with the ratings."""
+    """Bars of the Spearman correlations with the ratings, with their standard errors."""
     for row, (name, (spearman, error)) in enumerate(reversed(agreement.items())):
         colour = colours["blue"] if name == "value function" else colours["grey"]
         ax.barh(row, spearman, height=0.5, color=colour, alpha=0.9)
