@@ -29,7 +29,7 @@ QWEN3 = "Qwen/Qwen3-Embedding-0.6B"
 
 
 class SupportDesk(dspy.Module):
-    """A program that answers a question, and knows what its answer is worth."""
+    """A program that answers a question and values its answer."""
 
     def __init__(self, value: Qwen3EmbeddingValueLearner) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class SupportDesk(dspy.Module):
         self.value = value
 
     def forward(self, question: str) -> dspy.Prediction:
-        """The reply, what people would rate it, and how sure that is."""
+        """The reply, its value on the raters' scale, and the standard deviation of that."""
         reply = self.answer(question=question).reply
         worth = self.value(text=reply)
         return dspy.Prediction(reply=reply, worth=worth.score, std=worth.std)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def run(rated: list[dspy.Example], lm: dspy.LM, model: str, optimizer: str, folder: Path) -> None:
-    """The whole way with one set of ratings."""
+    """Fit on one set of ratings, optimize, judge on other questions, save and load."""
     dspy.configure(lm=lm)
     questions = list(dict.fromkeys(row.question for row in rated))
     seen, unseen = questions[::2], questions[1::2]
@@ -142,7 +142,7 @@ def run(rated: list[dspy.Example], lm: dspy.LM, model: str, optimizer: str, fold
 
 
 def quietly(call: Any, *args: Any, **kwargs: Any) -> Any:
-    """A call whose progress bars are not shown."""
+    """Call without showing progress bars."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return call(*args, **kwargs)
 

@@ -94,14 +94,14 @@ def main() -> None:
 
 
 def run(ratings: list[tuple[str, float]], model: str, folder: Path, *, new_texts: list[str], save: Path | None) -> None:
-    """The whole way with one set of ratings.
+    """Train on one set of ratings, rank, save, load again, and value inside a DSPy program.
 
     Args:
         ratings: (text, score) pairs.
         model: an embedding model.
-        folder: where vectors are kept, and the value function where it is not saved.
+        folder: for the vectors, and for the value function where it is not saved.
         new_texts: the texts to rank; none for the rated ones themselves.
-        save: where to keep the value function.
+        save: the file to keep the value function in, or None.
     """
     learner = Qwen3EmbeddingValueLearner(model, cache_dir=folder / "cache")
     learner.add_training_examples(ratings)
@@ -150,7 +150,7 @@ def run(ratings: list[tuple[str, float]], model: str, folder: Path, *, new_texts
 
 
 def print_figures(metrics: Mapping[str, Any], p: float) -> None:
-    """How good the value function is, beside what it must beat, and whether it is more than noise."""
+    """Print the figures of the value function, those of the baselines, and the verdict of the permutation test."""
     print(f"\n{'':25}      R²         Spearman    (± standard error)")
     if metrics["n_val"] < 2:
         print("too few texts to hold some out")
@@ -173,7 +173,7 @@ def print_figures(metrics: Mapping[str, Any], p: float) -> None:
 
 
 def print_row(label: str, figures: Mapping[str, float], prefix: str) -> None:
-    """One row of the table; a dash where a figure is not defined."""
+    """Print one row of the table; a dash stands for a figure that is not defined."""
     cells = [f"  {label:<18}"]
     for name in (f"{prefix}_r2", f"{prefix}_spearman"):
         value, error = round(figures[name], 2) + 0.0, figures[f"{name}_se"]  # + 0.0: no -0.00
@@ -183,7 +183,7 @@ def print_row(label: str, figures: Mapping[str, float], prefix: str) -> None:
 
 
 def print_ranking(ranked: list[tuple[str, float, float | None]], low: float, high: float) -> None:
-    """Values, ratings and texts, best first; of many the two ends. Values that no rating reaches are marked."""
+    """Print values, ratings and texts, best first; of many texts only the two ends. Mark values beyond all ratings."""
     digits = max(0, 2 - math.floor(math.log10(high - low)))
     lines, beyond = [], False
     for text, value, rating in ranked:
@@ -203,7 +203,7 @@ def print_ranking(ranked: list[tuple[str, float, float | None]], low: float, hig
 
 
 def one_line(text: str) -> str:
-    """A text in one line, cut where it is long."""
+    """The text in one line, cut to `WIDTH` characters."""
     words = " ".join(text.split())
     return f"{words[: WIDTH - 1]}…" if len(words) > WIDTH else words or "(an empty text)"
 

@@ -58,10 +58,10 @@ class Rag(dspy.Module):
 
 
 class FirstSentence:
-    """Stands in for a language model, and is none: the answer is the first sentence of the first passage."""
+    """A stand-in for a language model: its answer is the first sentence of the first passage."""
 
     def complete(self, request: Request) -> Response:
-        """What DSPy asks of an engine."""
+        """Answer with the first sentence of the first passage; DSPy calls this."""
         context = re.search(r"## context ## \]\]\n(\[.*\])\n", request.messages[-1].text or "")
         passage = json.loads(context.group(1))[0] if context else ""
         sentence = re.split(r"(?<=[.!?])\s", passage)[0]
@@ -110,18 +110,18 @@ def main() -> None:
 
 
 def ndcg_at_5(order: list[str], judged: dspy.Example) -> float:
-    """NDCG@5 of the judged passages of a search in an order; those that are not in it come last."""
+    """NDCG@5 of the judged passages of a search in the given order; passages missing from it come last."""
     return ndcg(judged.relevance, [-order.index(text) if text in order else -len(order) for text in judged.passages], 5)
 
 
 def n_best(firsts: list[str], judged: list[dspy.Example]) -> int:
-    """For how many searches the first passage is one that was judged best; one that was not judged counts as wrong."""
+    """Count the searches whose first passage was judged best; a passage that was not judged counts as wrong."""
     best = [{one.passages[row] for row in np.flatnonzero(one.relevance == np.max(one.relevance))} for one in judged]
     return sum(first in texts for first, texts in zip(firsts, best, strict=True))
 
 
 def run(passages: list[str], judged: list[dspy.Example], model: str, folder: Path) -> None:
-    """The whole way with one set of passages and searches."""
+    """Learn from one set of passages and searches, judge, answer, save, load, and rank an index."""
     seen, unseen = judged[::2], judged[1::2]
     queries = [one.query for one in unseen]
     make_learner = partial(Qwen3EmbeddingValueLearner, model, instruction=None if model == "lexical" else INSTRUCTION)

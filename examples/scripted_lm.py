@@ -84,7 +84,7 @@ TOPICS = (  # (pattern in the question, the thing asked about, the concrete step
 
 WANTED = re.compile(r"`(?:\[\[ ## )?(\w+)(?: ## \]\])?`(?: \(must be formatted as a valid Python (.+?)\))?(?=, |\.)")
 FIELD = re.compile(r"\[\[ ## (\w+) ## \]\]\n(.*?)(?=\n+\[\[ ## |\n+Respond with |\Z)", re.S)
-JUDGED = re.compile(r"(?:because|rated|rater|reason|feedback)\b[^}\n]{0,300}", re.I)  # where somebody judges
+JUDGED = re.compile(r"(?:because|rated|rater|reason|feedback)\b[^}\n]{0,300}", re.I)  # sentences that judge a reply
 Draw = Callable[[str], float]
 _rollout: ContextVar[tuple[Any, Iterator[int]]] = ContextVar("rollout")  # of this call: its id, its completions
 
@@ -95,7 +95,7 @@ def named(text: str, pattern: str) -> set[str]:
 
 
 def quality(reply: str) -> float:
-    """How good the stand-in itself finds a reply, in (0, 1)."""
+    """The stand-in's own score of a reply, in (0, 1): good parts raise it, bad ones lower it."""
     found = named(reply, "mark")
     return 1 / (1 + math.exp(1.0 - sum(1 if PARTS[name].good else -1 for name in found)))
 
@@ -175,7 +175,7 @@ def schema_of(name: str, kind: str, system: str) -> dict[str, Any]:
 
 
 class ScriptedEngine:
-    """What DSPy 3.4 asks of a custom engine: `complete(Request) -> Response`, and a state that can be saved."""
+    """A custom engine as DSPy 3.4 wants it: `complete(Request) -> Response`, and a state that can be saved."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -226,12 +226,12 @@ class ScriptedEngine:
         return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
 
     def dump_state(self) -> dict[str, Any]:
-        """What `load_state` needs."""
+        """The state that `load_state` restores."""
         return {"seed": self.seed}
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> "ScriptedEngine":
-        """The engine that was saved."""
+        """Restore an engine that was saved."""
         return cls(**state)
 
 

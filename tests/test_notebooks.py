@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def shown(notebook):
-    """What each code cell prints, and how many pictures it draws."""
+    """The printed text and the number of pictures of each code cell."""
     cells = []
     for cell in notebook.cells:
         outputs = cell.get("outputs", [])

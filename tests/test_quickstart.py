@@ -1,6 +1,8 @@
 """The quickstart is run on its own reviews and on a user's ratings, and what it prints is held against them."""
 
 import csv
+import gzip
+import json
 import random
 import re
 import runpy
@@ -125,6 +127,24 @@ def test_the_quickstart_reads_columns_of_any_name(quickstart):
     columns = ("Review Text", "Stars (1-5)")
     printed = quickstart("--text-column", columns[0], "--score-column", columns[1], rows=FIVE, columns=columns)
     assert sorted((text, rating) for _, rating, text in ranking(printed)) == sorted(FIVE)
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "mine.csv.gz", "mine.jsonl", "mine.jsonl.gz"])
+def test_the_quickstart_takes_the_users_own_ratings(quickstart, capsys, name):
+    rows = [{"body": text, "stars": score} for text, score in REVIEWS[:60]]
+    with (gzip.open if name.endswith(".gz") else open)(name, "wt", encoding="utf-8", newline="") as file:
+        if "csv" in name:
+            writer = csv.DictWriter(file, ["body", "stars"])
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    printed = quickstart("--data", name, "--text-column", "body", "--score-column", "stars")
+    assert printed.startswith("60 rated texts, model lexical")
+    with pytest.raises(SystemExit, match="2"):
+        quickstart("--data", name)
+    told = "has the columns: body, stars; name yours with --text-column and --score-column"
+    assert told in capsys.readouterr().err
 
 
 def test_a_saved_value_function_loads_by_the_line_that_is_printed(quickstart):
