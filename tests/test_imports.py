@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 ORDER = {
     "dspy_qvl": "errors vectors measures plots state text ridge embedding features fitting learner reranker metric "
     "optimizer",
-    "dspy_qvl.state": "bounded_json drafts entries files",
+    "dspy_qvl.state": "bounded_json drafts entries fields files",
     "dspy_qvl.text": "quoting typed metadata ratings reading rendering",
     "dspy_qvl.ridge": "moments line solve primal dual regression updates bounds posterior banded",
     "dspy_qvl.embedding": "loops instruction probe cache models embedder callers batching source embedding",
@@ -27,7 +27,7 @@ ORDER = {
     "dspy_qvl.embedding.models.local": "precision folder loading forward long_text local",
     "dspy_qvl.features": "table overlap features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
-    "dspy_qvl.learner": "memo vectorizer fit learned head inspection migration value_function learner",
+    "dspy_qvl.learner": "memo vectorizer fit learned fit_state head inspection migration value_function learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head reranker",
     "dspy_qvl.metric": "scale judgement feedback reward agreement filter metric",
     "dspy_qvl.optimizer": "modules lessons optimizer",

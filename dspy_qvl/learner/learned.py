@@ -4,16 +4,14 @@ Whoever changes it makes another one and puts that in its place in one step; who
 one of after, and can take its time.
 """
 
-import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
 from dspy_qvl.errors import NotFittedError
-from dspy_qvl.learner.fit import Fit, dumped
+from dspy_qvl.learner.fit import Fit
 from dspy_qvl.learner.memo import Lock
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.state import SCHEMA
 from dspy_qvl.text import RankingExample
 
 _adding = Lock()
@@ -98,23 +96,3 @@ class Learned:
                 "nothing was learned yet; add rated texts and call train(), or load a saved value function."
             )
         return self.fitted
-
-    def content(self, *, keep_examples: bool) -> dict[str, Any]:
-        """What is saved of it, as JSON; arrays as base64."""
-        rated = self.examples[:]
-        examples = {
-            "texts": [example.text for example in rated],
-            "scores": [example.score for example in rated],
-            "metadata": [copy.deepcopy(example.metadata) for example in rated],
-            "queries": [example.query for example in rated],
-        }
-        return {
-            "schema": SCHEMA,
-            "alpha": self.alpha,
-            "alpha_tuned": self.alpha_tuned,
-            "weights": self.weights,
-            "template": self.template,
-            "query_template": self.query_template,
-            "examples": examples if keep_examples else None,
-            "fit": None if self.fitted is None else dumped(self.fitted, keep_examples=keep_examples),
-        }

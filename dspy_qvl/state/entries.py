@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import StateError, shown
-from dspy_qvl.state.bounded_json import from_json, to_json
+from dspy_qvl.state.bounded_json import to_json
 
 SCHEMA = 4
 READABLE = (3, SCHEMA)  # 4: the p-value of the permutation test; parts of DSPy's state are `Sealed`
@@ -109,35 +109,6 @@ def sealed(content: Mapping[str, Any] | None, about: str) -> Sealed | None:
     if content is None:
         return None
     return Sealed(to_json(content, "the state"), about)
-
-
-def opened(state: object, name: str, what: str) -> Mapping[str, Any] | None:
-    """A part of a state that was `sealed`, or that lies open, as states of old and files do.
-
-    Raises:
-        StateError: it is missing, neither, or too large.
-    """
-    entry = take(state, name, (Mapping, str, type(None)), what)
-    if not isinstance(entry, str):
-        return entry  # type: ignore[no-any-return]
-    return from_json(entry, f"{name!r} in {what}")
-
-
-def take(state: object, name: str, kind: type | tuple[type, ...], what: str) -> Any:
-    """An entry of a state, of one of the given types.
-
-    Raises:
-        StateError: the state is no dict, the entry is missing or of another type.
-    """
-    if not isinstance(state, Mapping):
-        raise StateError(f"{what} must be a dict, but is {type(state).__name__}.")
-    if name not in state:
-        raise StateError(f"{what} has no {name!r}; it is damaged or was not written by dspy_qvl.")
-    value = state[name]
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise StateError(f"{name!r} in {what} has the wrong type: {shown(value)}.")
-    return value
 
 
 def check_schema(schema: int, what: str) -> None:
