@@ -67,8 +67,8 @@ class EmbeddingCache:
 
         Args:
             texts: the texts, without the instruction.
-            vectors: one row a text, (n_texts, d), before any cut to `embedding_dim`; of any length. They are read in
-                pieces, so a memory-mapped file may be larger than the memory.
+            vectors: one row a text, (n_texts, d), before any cut to `embedding_dim`, not necessarily of unit length.
+                They are read in pieces, so a memory-mapped file may be larger than the memory.
             instruct: whether the texts were embedded with the learner's instruction before them, as rated texts are.
                 False for texts that are valued for a query, and for passages of a reranker: of a query and a text
                 it is the query that the instruction stands before. Without an instruction it makes no difference.

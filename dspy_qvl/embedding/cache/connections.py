@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dspy_qvl.embedding.cache import database
-from dspy_qvl.state import draft_of, sweep
+from dspy_qvl.state import replacing
 
 PAGES_KIB = 2**14  # of pages that are in the journal and not in the mapped file yet; a tenth off a single read
 JOURNAL_PAGES = 2000  # 64 MiB; a single write costs a quarter less than with half of it, and a batch a third
@@ -121,18 +121,17 @@ class ThreadConnection:
 def _create(path: Path) -> None:
     """Make a file of vectors under another name and move it into place whole, unless another process was faster."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = draft_of(path)
-    try:
+    with replacing(path, move=_link) as draft:
         database.make_file(draft, "WAL").close()
-        sweep(path, draft)
-        try:
-            os.link(draft, path)  # unlike a rename, never replaces another process's file
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(draft, path)
-    finally:
-        database.remove_draft(draft)
+
+
+def _link(draft: Path, path: Path) -> None:
+    try:
+        os.link(draft, path)  # unlike a rename, never replaces another process's file
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(draft, path)
 
 
 def _before_fork() -> None:

@@ -39,12 +39,6 @@ def make_file(path: Path, journal_mode: str) -> sqlite3.Connection:
     return connection
 
 
-def remove_draft(draft: Path) -> None:
-    """Remove a draft, and the files that SQLite puts beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{draft}{suffix}").unlink(missing_ok=True)
-
-
 def connect(path: Path, options: str, lock_seconds: float) -> sqlite3.Connection:
     """A connection in autocommit mode: transactions are begun by `transaction` only.
 

@@ -22,7 +22,7 @@ from dspy_qvl.embedding.cache.pruning import Layers, models_called
 from dspy_qvl.embedding.cache.rows import Row, decode
 from dspy_qvl.embedding.cache.store import VectorStore
 from dspy_qvl.errors import InputError, shown
-from dspy_qvl.state import checked_path, checked_target, draft_of, sweep
+from dspy_qvl.state import checked_path, checked_target, replacing
 
 ROWS_AT_ONCE = 1000  # in memory; fewer where their vectors come to
 BYTES_AT_ONCE = 2**24
@@ -59,19 +59,17 @@ def export(cache: Layers, path: str | os.PathLike[str], *, model: str | None = N
     if _same_file(target, store.path) or _is_cache(target):
         raise InputError(f"{target} is a cache, which an export would destroy; give another path.")
     chosen = models_called(store, model)
-    draft = draft_of(target)
     try:
-        with contextlib.closing(database.make_file(draft, "DELETE")) as copy, database.transaction(copy):
+        with (
+            replacing(target) as draft,
+            contextlib.closing(database.make_file(draft, "DELETE")) as copy,
+            database.transaction(copy),
+        ):
             n_rows = store.attempt(_copy, copy, chosen, otherwise=None) if store.path.exists() else 0
-        if n_rows is None:
-            raise InputError(f"{store.path} could not be read, so nothing was exported; try again.")
-        sweep(target, draft)
-        os.replace(draft, target)
+            if n_rows is None:
+                raise InputError(f"{store.path} could not be read, so nothing was exported; try again.")
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{target} cannot be written ({error}); give another path.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            database.remove_draft(draft)
     return n_rows
 
 
