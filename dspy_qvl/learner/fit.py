@@ -1,4 +1,4 @@
-"""One finished fit of rated texts."""
+"""One finished fit of rated texts: coefficients, what they were learned from, and with which embedding model."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,22 +22,22 @@ TWENTIETHS = np.linspace(0.0, 1.0, 21)
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One finished fit; replaced as a whole, shared by copies, never changed.
+    """One finished fit; immutable, and shared by copies of a program.
 
     Attributes:
         fitted: coefficients (n_features,) and intercept, in the units of the scores, and the blocks they are of.
-        identity: what makes the embedding model's vectors its own, or None for an anonymous callable.
-        probe: what that model gave for the probe texts.
+        identity: the settings that make the embedding model's vectors comparable; None for an anonymous callable.
+        probe: the vectors of that model for the probe texts.
         alpha: its penalty.
-        rated: the rated texts it was learned from, the first ones of the head's; none where they were not kept.
+        rated: the rated texts it was learned from, the first ones of the head's; none if they were not kept.
         quantiles: of their scores, ascending, (21,): the lowest, each twentieth, the highest.
         vectors: their unit vectors, (dim,) each, or None if they are not kept.
         own: their columns of each block that is the caller's own, (k,) each.
-        queried: unit vectors of their queries, (dim,) each, where texts were rated for queries; else None.
+        queried: unit vectors of their queries, (dim,) each, by query; None if texts were rated by themselves.
         paired: whether a text is valued for a query.
-        permutation_p: of the permutation test (`permutation.py`) when it was last trained; None where there was none.
-        memo: what follows from the fit; not saved.
-        vectorizer: what makes the columns of texts, once it is known that the fit belongs to it; not saved.
+        permutation_p: p-value of the permutation test when it was last trained; None without a test.
+        memo: results computed from the fit; not saved.
+        vectorizer: makes the columns of texts, once it is known that the fit belongs to it; not saved.
     """
 
     fitted: Fitted
@@ -56,7 +56,7 @@ class Fit:
 
     @property
     def n_texts(self) -> int:
-        """How many rated texts it was learned from, as far as they were kept."""
+        """Number of rated texts it was learned from, or 0 if they were not kept."""
         return len(self.rated)
 
     @property
@@ -66,7 +66,7 @@ class Fit:
 
     @property
     def items(self) -> list[Item]:
-        """What was rated: texts, or texts for their queries."""
+        """The rated texts, each with its query if it has one."""
         return [example.item for example in self.rated]
 
     @property
@@ -76,7 +76,7 @@ class Fit:
 
     @property
     def digest(self) -> str:
-        """A short stand-in for the coefficients."""
+        """Hash of the coefficients."""
         return self.memo.once("digest", lambda: hashlib.blake2b(self.line.coef.tobytes(), digest_size=16).hexdigest())
 
     @property
@@ -86,7 +86,7 @@ class Fit:
 
     @property
     def is_noise(self) -> bool:
-        """The permutation test could not tell it from a fit to shuffled ratings."""
+        """True if the permutation test could not tell it from a fit to shuffled ratings."""
         return self.permutation_p is not None and self.permutation_p > LEVEL
 
     @property
@@ -95,12 +95,12 @@ class Fit:
         return self.fitted.blocks.names[1:]
 
     def own_columns(self, X: Any) -> dict[str, Vectors]:
-        """Of features, (n, n_features), those of each block that is the caller's own, (n, k)."""
+        """The columns of the caller's own blocks, (n, k) each, among features, (n, n_features)."""
         columns: dict[str, Any] = self.fitted.blocks.of(X)
         return {name: columns[name] for name in columns if name not in (EMBEDDING, *BUILT_IN, *PAIRED)}
 
     def remember(self, rows: Iterable[int] | None = None) -> None:
-        """Keep in memory the columns it learned its texts by, or some rows: what makes them is not asked again."""
+        """Keep the saved columns of its texts, or of some rows, in memory, so that they are not computed again."""
         if self.vectorizer is None:
             return
         chosen = list(range(self.n_texts) if rows is None else rows)

@@ -104,7 +104,7 @@ def _stacked(rows: Iterable[Vectors]) -> dict[str, Any]:
 
 
 def read(saved: object) -> Learned:
-    """What a dumped state has learned, without a vectorizer.
+    """The content of a dumped state, without a vectorizer.
 
     Raises:
         StateError: another schema, or anything in it that cannot be used.

@@ -87,7 +87,7 @@ def check_size(n_bytes: int, what: str) -> None:
 def _refuse(what: str, beyond: str | None, limit: str) -> None:
     if beyond is not None:
         raise StateError(
-            f"{what} has {beyond}. Where you trust it and have the memory, raise dspy_qvl.bounded_json.{limit}."
+            f"{what} has {beyond}. Where you trust it and have the memory, raise dspy_qvl.state.bounded_json.{limit}."
         )
 
 
