@@ -109,6 +109,6 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
                 with pytest.raises(InputError, match=message):
                     save(tmp_path / name)
             assert (tmp_path / "m").read_bytes() == good
-            with pytest.raises(StateError, match=rf"raise dspy_qvl\.bounded_json\.{limit}"):
+            with pytest.raises(StateError, match=rf"raise dspy_qvl\.state\.bounded_json\.{limit}"):
                 Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None).load_model(tmp_path / "m")
         Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None).load_model(tmp_path / "m")

@@ -247,24 +247,29 @@ def at(content, *where):
 @pytest.mark.parametrize(
     ("where", "forged", "message"),
     [
-        (("coef",), encode_array(np.full(11, 1e308)), r"has a coefficient beyond ±1e\+140"),
-        (("intercept",), -1e308, r"the intercept in .* must lie between -1e\+140 and 1e\+140, but is -1e\+308"),
-        (("identity", "model"), "\ud800", "identity holds a lone surrogate"),
+        (("coef",), encode_array(np.full(11, 1e308)), r"'coef' in the saved fit holds a number beyond ±1e\+140"),
+        (
+            ("intercept",),
+            -1e308,
+            r"'intercept' in .* must lie between -1e\+140 and 1e\+140, but is -1e\+308",
+        ),
+        (("identity", "model"), "\ud800", "'model' of 'identity' in the saved fit holds a lone surrogate"),
         (("blocks", 1, "name"), "lexical", "'lexical' has 2 columns, but what is called so has 8192"),
         (("blocks", 0, "width"), 7, "has 10 columns of blocks, but 11 coefficients"),
-        (("blocks", 1, "factor"), 1e308, r"a factor in .* must lie between .* and 1e\+37"),
+        (("blocks", 1, "factor"), 1e308, r"'factor' in a saved block must lie between .* and 1e\+37"),
         (
             ("blocks", 1, "factor"),
             1e16,
             r"multiplies the columns of 'judge' with 1e\+16, which makes them up to 9.2e\+17, and 2e\+17 apart",
         ),
-        (("blocks", 2, "bounds"), encode_array(np.float32([[9], [3]])), "are not a lowest and a highest value"),
-        (("quantiles",), encode_array(np.zeros(21)), "the saved quantiles of scores do not ascend"),
-        (("coef", "shape"), [0, 2**63], r"coef must be float64 of shape \(None,\)"),
-        (("vectors", "shape"), [0, 2**63], r"the saved vectors must be float32 of shape \(9, 8\)"),
+        (("blocks", 2, "bounds"), encode_array(np.float32([[9], [3]])), "'bounds' in a saved block must ascend"),
+        (("quantiles",), encode_array(np.arange(21.0)[::-1]), "'quantiles' in the saved fit must ascend"),
+        (("quantiles",), encode_array(np.zeros(21)), "has quantiles of scores that are all the same"),
+        (("coef", "shape"), [0, 2**63], r"'coef' in the saved fit must be float64 of shape \(None,\)"),
+        (("vectors", "shape"), [0, 2**63], r"'vectors' in the saved fit must be float32 of shape \(9, 8\)"),
         (("own", "judge", "shape"), [2**63, 0], r"the columns of 'judge' must be float32 of shape \(9, 2\)"),
         (("queried",), {"texts": [], "vectors": encode_array(np.zeros((0, 8), np.float32))}, "vectors of queries, but"),
-        (("n_texts",), 1, "at least 2 rated texts, but there are 1"),
+        (("n_texts",), 1, r"'vectors' in the saved fit must be float32 of shape \(1, 8\), but is .* of shape \[9, 8\]"),
     ],
 )
 def test_what_would_fail_later_is_refused_when_it_is_loaded(where, forged, message):
@@ -273,6 +278,14 @@ def test_what_would_fail_later_is_refused_when_it_is_loaded(where, forged, messa
     parent, last = at(state["fit"], *where)
     parent[last] = forged
     with pytest.raises(StateError, match=message):
+        learner.ridge.load_state(state)
+
+
+def test_a_fit_of_one_text_is_refused_when_it_is_loaded():
+    learner = make([judge, "length"])
+    state = learner.ridge.content()
+    state["fit"].update(n_texts=1, vectors=None, own={})
+    with pytest.raises(StateError, match="at least 2 rated texts, but there are 1"):
         learner.ridge.load_state(state)
 
 

@@ -199,7 +199,7 @@ def _fill_the_disk(path: Path) -> None:
     store.write(keys(range(480, 500)), some[480:])
     assert rows_of(path) == before  # not tried again so soon
     store.RETRY_SECONDS = 0.0
-    store._written_from = time.monotonic()
+    store._paused_until[True] = time.monotonic()
     store.write(keys(range(480, 500)), some[480:])
     assert rows_of(path) == before + 20
 

@@ -1,12 +1,11 @@
 """Is this the model that something was learned with? Vectors of a few texts tell."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dspy_qvl.errors import StateError, check_text
-from dspy_qvl.state import decode_array, encode_array, take
+from dspy_qvl.errors import StateError
+from dspy_qvl.state import STRING, Record, array, encode_array, listed, named, optional
 from dspy_qvl.vectors import Vectors, is_unit
 
 # Embedded with every fit and saved with it, so that another model is noticed whatever it calls itself.
@@ -49,19 +48,12 @@ def dumped_probe(probe: Probe) -> dict[str, Any]:
     return {"texts": list(probe.texts), "vectors": encode_array(probe.vectors)}
 
 
-def checked_identity(entry: Mapping[str, Any], what: str) -> dict[str, str] | None:
-    """What made the embedding model's vectors its own."""
-    identity = take(entry, "identity", (Mapping, type(None)), what)
-    if identity is None:
-        return None
-    return {check_text(name, "identity"): check_text(value, "identity") for name, value in identity.items()}
-
-
-def checked_probe(entry: Mapping[str, Any], what: str) -> Probe:
-    """What the embedding model gave for the probe texts."""
-    probe = take(entry, "probe", Mapping, what)
-    texts = take(probe, "texts", list, "the saved probe")
-    vectors = decode_array(probe.get("vectors"), "the vectors of the probe", "float32", (len(texts), None))
+def _probe(texts: list[str], vectors: Vectors) -> Probe:
     if not texts or not is_unit(vectors).all():
         raise StateError("the saved probe has no unit vectors; without them another model would go unnoticed.")
-    return Probe(tuple(check_text(text, "a probe text") for text in texts), vectors)
+    return Probe(tuple(texts), vectors)
+
+
+# Readers of a state's embedding model: its identity, None for an anonymous callable, and its vectors of probe texts.
+IDENTITY = optional(named(STRING))
+PROBE = Record("the saved probe", {"texts": listed(STRING), "vectors": array("float32", "texts", "d")}, _probe)

@@ -19,9 +19,10 @@ from dspy.predict.parameter import Parameter
 
 from dspy_qvl import ridge
 from dspy_qvl.embedding import Probe
-from dspy_qvl.errors import InputError, QVLError, StateError
+from dspy_qvl.errors import InputError
 from dspy_qvl.fitting import Fitted
-from dspy_qvl.learner.fit import Fit, checked, quantiles
+from dspy_qvl.learner.fit import Fit, quantiles
+from dspy_qvl.learner.fit_state import dumped, read
 from dspy_qvl.learner.learned import Examples, Learned
 from dspy_qvl.learner.memo import Lock, Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
@@ -343,7 +344,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Everything that is saved, as DSPy saves it: the rated texts and the fit are one entry each (`Sealed`)."""
         now = self.now
-        state, fit = now.content(keep_examples=self.keep_examples), now.fitted
+        state, fit = dumped(now, keep_examples=self.keep_examples), now.fitted
         state["examples"] = sealed(state["examples"], f"{len(now.examples)} rated texts")
         state["fit"] = sealed(
             state["fit"], "" if fit is None else f"{len(fit.line.coef)} coefficients, alpha {fit.alpha:g}"
@@ -352,7 +353,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 
     def content(self) -> dict[str, Any]:
         """Everything that is saved, as JSON; arrays as base64."""
-        return self.now.content(keep_examples=self.keep_examples)
+        return dumped(self.now, keep_examples=self.keep_examples)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over a dumped state; a state that cannot be used changes nothing.
@@ -360,14 +361,9 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         Raises:
             StateError: another schema, or anything in it that cannot be used.
         """
-        try:
-            alpha, tuned, weights, templates, examples, fit = checked(state)
-        except StateError:
-            raise
-        except QVLError as error:
-            raise StateError(f"the saved value function cannot be used: {error}") from error
+        learned = read(state)
         with self.changing.held:
-            self.take_over(Learned(Examples(examples), alpha, tuned, weights, *templates, fit, self.now.vectorizer))
+            self.take_over(replace(learned, vectorizer=self.now.vectorizer))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RidgeHead":
         """A copy that goes its own way; what is learned now is shared, since it never changes."""

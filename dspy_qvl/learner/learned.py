@@ -1,28 +1,27 @@
-"""All that a value function has learned, at one moment.
+"""Everything that a value function has learned, as one immutable object.
 
-Whoever changes it makes another one and puts that in its place in one step; whoever reads has the one of before or the
-one of after, and can take its time.
+A change makes another `Learned` and puts it in the place of the first in one step. So a reader on any thread has the
+one from before the change or the one from after it, for as long as it likes.
 """
 
-import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
 from dspy_qvl.errors import NotFittedError
-from dspy_qvl.learner.fit import Fit, dumped
+from dspy_qvl.learner.fit import Fit
 from dspy_qvl.learner.memo import Lock
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.state import SCHEMA
 from dspy_qvl.text import RankingExample
 
 _adding = Lock()
 
 
 class Examples(Sequence[RankingExample]):
-    """Rated texts in the order they were added: never changed, though what comes of `plus` shares their storage.
+    """An immutable sequence of rated texts, in the order they were added.
 
-    So a hundred thousand may be added one by one, and copies of a program cost nothing.
+    The result of `plus` shares the storage of its source, so a hundred thousand may be added one by one, and copies
+    of a program cost nothing.
     """
 
     def __init__(self, examples: Iterable[RankingExample] = ()) -> None:
@@ -30,17 +29,17 @@ class Examples(Sequence[RankingExample]):
         self._n = len(self._stored)
 
     def plus(self, added: Sequence[RankingExample]) -> "Examples":
-        """These and some more."""
+        """A sequence of these and some more."""
         longer = Examples()
         with _adding.held:
-            # What a copy added, or an addition that was interrupted, lies behind these, and must not come along.
+            # Behind these, the storage may hold additions of a copy, or interrupted ones, which must not come along.
             longer._stored = self._stored if len(self._stored) == self._n else self._stored[: self._n]
             longer._stored.extend(added)
         longer._n = self._n + len(added)
         return longer
 
     def without(self, rows: Collection[int]) -> "Examples":
-        """These but for some, by their positions."""
+        """A sequence of these without those at some positions."""
         return Examples(example for row, example in enumerate(self) if row not in rows)
 
     def __len__(self) -> int:
@@ -65,17 +64,17 @@ class Examples(Sequence[RankingExample]):
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """All that a value function has learned, at one moment; shared by copies, never changed.
+    """Everything that a value function has learned; immutable, and shared by copies of a program.
 
     Attributes:
-        examples: the rated texts, in the order they were added. The fit's come first, the others wait for the next.
+        examples: the rated texts, in the order they were added: first those of the fit, then those for the next one.
         alpha: penalty of the next fit.
         alpha_tuned: whether cross-validation chose it.
         weights: of the blocks of the next fit, by name, if cross-validation chose them with alpha; else None.
-        template: how the rated texts were rendered from examples, if a field or a format string says so (`FitValue`).
-        query_template: the same of their queries.
+        template: the field name or format string by which `FitValue` rendered the rated texts; None for neither.
+        query_template: the same for their queries.
         fitted: the current fit, or None.
-        vectorizer: what makes the columns of texts, if that is not what the learner was made with but what was loaded.
+        vectorizer: makes the columns of texts, if it was loaded; None for the one that the learner was made with.
     """
 
     examples: Examples = field(default_factory=Examples)
@@ -98,23 +97,3 @@ class Learned:
                 "nothing was learned yet; add rated texts and call train(), or load a saved value function."
             )
         return self.fitted
-
-    def content(self, *, keep_examples: bool) -> dict[str, Any]:
-        """What is saved of it, as JSON; arrays as base64."""
-        rated = self.examples[:]
-        examples = {
-            "texts": [example.text for example in rated],
-            "scores": [example.score for example in rated],
-            "metadata": [copy.deepcopy(example.metadata) for example in rated],
-            "queries": [example.query for example in rated],
-        }
-        return {
-            "schema": SCHEMA,
-            "alpha": self.alpha,
-            "alpha_tuned": self.alpha_tuned,
-            "weights": self.weights,
-            "template": self.template,
-            "query_template": self.query_template,
-            "examples": examples if keep_examples else None,
-            "fit": None if self.fitted is None else dumped(self.fitted, keep_examples=keep_examples),
-        }

@@ -39,6 +39,7 @@ from dspy_qvl.fitting import (
     validate,
 )
 from dspy_qvl.learner.fit import Fit
+from dspy_qvl.learner.fit_state import dumped
 from dspy_qvl.learner.head import RidgeHead
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.migration import Migration, check_texts_kept, compared, saved_values
@@ -458,7 +459,7 @@ class Qwen3EmbeddingValueLearner(ValueFunction):
             "embedding_dim": embedding.dim,
             "instruction": embedding.instruction,
         }
-        write_file(path, {"settings": settings, "head": now.content(keep_examples=self.ridge.keep_examples)})
+        write_file(path, {"settings": settings, "head": dumped(now, keep_examples=self.ridge.keep_examples)})
         logger.debug("saved to %s", path)
 
     def load_model(self, path: str | os.PathLike[str], *, trust_model: bool = False) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from dspy.predict.parameter import Parameter
 
-from dspy_qvl.embedding import Probe, checked_identity, checked_probe, dumped_probe
-from dspy_qvl.errors import QVLError, StateError, check_count, check_text, shown
+from dspy_qvl.embedding import IDENTITY, PROBE, Probe, dumped_probe
+from dspy_qvl.errors import StateError, shown
 from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT, Blocks
 from dspy_qvl.reranker.judged import RANK, SCORE
 from dspy_qvl.reranker.sketch import FOLDED
-from dspy_qvl.state import SCHEMA, check_schema, decode_array, encode_array, opened, sealed, take
+from dspy_qvl.state import SCHEMA, STRING, Record, array, count, encode_array, listed, load, opened, optional, sealed
 from dspy_qvl.vectors import Array, Rows, dot_rows
 
 TEXT, VALUE = "text", "value"
@@ -104,42 +104,37 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         Raises:
             StateError: another schema, or anything in it that cannot be used.
         """
-        try:
-            self.fitted = _checked(state)
-        except StateError:
-            raise
-        except QVLError as error:
-            raise StateError(f"the saved reranker cannot be used: {error}") from error
+        self.fitted = load(state, STATE)["order"]
 
     def __repr__(self) -> str:
         order = self.fitted
         return f"RankingHead({'not fitted' if order is None else f'{order.n_queries} queries'})"
 
 
-def _checked(state: object) -> Order | None:
-    what = "the saved reranker"
-    check_schema(take(state, "schema", int, what), what)
-    entry = opened(state, "order", what)
-    if entry is None:
-        return None
-    blocks = take(entry, "blocks", list, what)
-    names = tuple(check_text(take(block, "name", str, what)) for block in blocks)
-    widths = tuple(check_count(take(block, "width", int, what), "width", 1) for block in blocks)
-    probe = checked_probe(entry, what)
+def _order(blocks: list[dict[str, Any]], probe: Probe, coef: Array, **parts: Any) -> Order:
+    """The order that a state holds, if its parts agree with each other.
+
+    Raises:
+        StateError: they do not.
+    """
+    names, widths = (tuple(block[part] for block in blocks) for part in ("name", "width"))
     d = probe.vectors.shape[1]
     if names[:1] != (COSINE,) or names != tuple(name for name in BLOCKS if name in names):
-        raise StateError(f"{what} has the blocks {shown(names)}; there are {', '.join(BLOCKS)}, in this order.")
-    if widths != tuple(width_of(name, d) for name in names):
-        raise StateError(f"{what} has blocks of {shown(widths)} columns, which do not go with vectors of {d}.")
-    coef = decode_array(take(entry, "coef", Mapping, what), "coef", "float64", (sum(widths),))
-    if np.abs(coef).max() > LARGEST_COEF:
-        raise StateError(f"{what} has a coefficient beyond ±{LARGEST_COEF:g}.")
-    value_of = take(entry, "value_of", (str, type(None)), what)
-    return Order(
-        coef,
-        Blocks(names, widths),
-        checked_identity(entry, what),
-        probe,
-        check_count(take(entry, "n_queries", int, what), "n_queries", 0),
-        None if value_of is None else check_text(value_of, "value_of"),
-    )
+        raise StateError(f"{WHAT} has the blocks {shown(names)}; there are {', '.join(BLOCKS)}, in this order.")
+    if widths != tuple(width_of(name, d) for name in names) or sum(widths) != len(coef):
+        raise StateError(
+            f"{WHAT} has {len(coef)} coefficients and vectors of {d} for blocks of {shown(widths)} columns."
+        )
+    return Order(coef, Blocks(names, widths), probe=probe, **parts)
+
+
+WHAT = "the saved reranker"
+ORDER: Mapping[str, Any] = {
+    "blocks": listed(Record("a saved block", {"name": STRING, "width": count(1)})),
+    "identity": IDENTITY,
+    "probe": PROBE,
+    "coef": array("float64", None, largest=LARGEST_COEF),
+    "n_queries": count(0),
+    "value_of": optional(STRING),
+}
+STATE = Record(WHAT, {"order": optional(opened(Record(WHAT, ORDER, _order)))})

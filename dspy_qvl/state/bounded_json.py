@@ -1,10 +1,11 @@
-"""JSON that somebody else may have written, parsed only where memory is sure to hold it.
+"""JSON that may come from anyone, parsed only if memory is sure to hold it.
 
-A file is small beside what it may become: an empty list is three characters and 72 bytes, a dict of one entry eight
-characters and 200 bytes, so that 60 MB fill 2 GB. Every list, dict, key and entry has a mark before or behind it, one
-of , : [ or { outside of strings. The marks are counted before anything is parsed; a mark comes to 70 bytes at most.
+Parsed JSON takes far more memory than its text: an empty list is three characters and 72 bytes, a dict of one entry
+eight characters and 200 bytes, so that 60 MB fill 2 GB. Every list, dict, key and entry has a mark before or behind
+it, one of , : [ or { outside of strings. They are counted before anything is parsed: one stands for at most 70 bytes.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError, StateError
 
-# Vectors are the bulk of what is saved, 4 bytes a column and a third more as base64: 2 GiB hold those of 390,000 texts
+# Vectors are most of a state, 4 bytes a column and a third more as base64: 2 GiB hold those of 390,000 texts
 # with 1,024 columns, or of 98,000 with 4,096.
 LARGEST_JSON = 2**31
 # A rated text has four marks of its own and two for each entry of its metadata: enough for a million texts with three
@@ -28,14 +29,14 @@ _IS_MARK = np.isin(np.arange(256), list(MARKS.encode()))
 
 
 def to_json(content: Mapping[str, Any], what: str) -> str:
-    """Content as JSON that `from_json` takes back.
+    """Write content as JSON that `from_json` reads.
 
     Args:
-        content: what JSON can hold.
-        what: how an error names it.
+        content: dicts, lists, strings, finite numbers, booleans and None.
+        what: its name in errors.
 
     Raises:
-        InputError: NaN, infinity, a lone surrogate, what JSON cannot hold, or more than is read again.
+        InputError: NaN, infinity, a lone surrogate, another type, or more than `from_json` reads.
     """
     try:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -52,19 +53,17 @@ def to_json(content: Mapping[str, Any], what: str) -> str:
 
 
 def from_json(text: str, what: str) -> dict[str, Any]:
-    """The dict that a JSON text holds.
+    """Parse a JSON text that holds a dict.
 
     Args:
-        text: what was read.
-        what: how an error names it.
+        text: the text.
+        what: its name in errors.
 
     Raises:
         StateError: no JSON, no dict, or more than memory is sure to hold.
     """
     check_size(len(text), what)
-    beyond = _too_many(text)
-    if beyond is not None:
-        raise _refused(what, beyond, "MOST_MARKS")
+    _refuse(what, _too_many(text), "MOST_MARKS")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -82,15 +81,14 @@ def check_size(n_bytes: int, what: str) -> None:
     Raises:
         StateError: it has more than 2 GiB.
     """
-    beyond = _too_large(n_bytes)
+    _refuse(what, _too_large(n_bytes), "LARGEST_JSON")
+
+
+def _refuse(what: str, beyond: str | None, limit: str) -> None:
     if beyond is not None:
-        raise _refused(what, beyond, "LARGEST_JSON")
-
-
-def _refused(what: str, beyond: str, limit: str) -> StateError:
-    return StateError(
-        f"{what} has {beyond}. Where you trust it and have the memory, raise dspy_qvl.bounded_json.{limit}."
-    )
+        raise StateError(
+            f"{what} has {beyond}. Where you trust it and have the memory, raise dspy_qvl.state.bounded_json.{limit}."
+        )
 
 
 def _too_large(n_bytes: int) -> str | None:
@@ -98,22 +96,19 @@ def _too_large(n_bytes: int) -> str | None:
 
 
 def _too_many(text: str) -> str | None:
-    if sum(map(text.count, MARKS)) <= MOST_MARKS:  # those within strings as well: nearly always enough to know
+    if sum(map(text.count, MARKS)) <= MOST_MARKS:  # within strings too: nearly always enough to know
         return None
-    n_marks = 0
-    for number in _marks_outside(text):
-        n_marks += number
-        if n_marks > MOST_MARKS:
-            return f"more than {MOST_MARKS:,} lists, dicts and entries, the most that are read"
-    return None
+    if all(n_marks <= MOST_MARKS for n_marks in itertools.accumulate(_marks_outside(text))):
+        return None
+    return f"more than {MOST_MARKS:,} lists, dicts and entries, the most that are read"
 
 
 def _marks_outside(text: str) -> Iterator[int]:
-    """How many marks stand outside of strings, chunk by chunk; takes memory for one chunk only."""
+    """Count the marks outside of strings, chunk by chunk; takes memory for one chunk only."""
     start, inside = 0, False
     while start < len(text):
         chunk = text[start : start + CHUNK]
-        if (len(chunk) - len(chunk.rstrip("\\"))) % 2:  # what a backslash stands before belongs to it
+        if (len(chunk) - len(chunk.rstrip("\\"))) % 2:  # the character after a backslash belongs to it
             chunk = text[start : start + CHUNK + 1]
         start += len(chunk)
         plain = chunk.replace("\\\\", "  ").replace('\\"', "  ").encode("latin-1", "replace")

@@ -1,14 +1,8 @@
-"""What is written down: arrays inside JSON, and one file that is whole or refused.
-
-    dspy_qvl 4 <blake2b of what follows, hex>
-    {"settings": …, "head": …}
-
-The digest tells damage, not malice: whoever reads a state checks every value in it all the same. How large a file may
-be is said in `bounded_json.py`.
-"""
+"""Parts of a state: arrays as JSON, parts sealed as one string, and the schemas that can be read."""
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import StateError, shown
-from dspy_qvl.state.bounded_json import from_json, to_json
+from dspy_qvl.state.bounded_json import to_json
 
 SCHEMA = 4
 READABLE = (3, SCHEMA)  # 4: the p-value of the permutation test; parts of DSPy's state are `Sealed`
-LONGEST_SIDE = 2**31  # of an array; its bytes are in the file, but where another side is 0
+LONGEST_SIDE = 2**31  # of an array; its bytes must be in the state, unless another side is 0
 
 
 def encode_array(array: NDArray[Any]) -> dict[str, Any]:
@@ -37,8 +31,8 @@ def decode_array(entry: object, what: str, dtype: str, shape: tuple[int | None, 
     """A read-only array from `encode_array`'s form.
 
     Args:
-        entry: what was read.
-        what: how an error names it.
+        entry: the entry.
+        what: its name in errors.
         dtype: the type it must have.
         shape: the shape it must have; None for any length.
 
@@ -63,11 +57,9 @@ def decode_array(entry: object, what: str, dtype: str, shape: tuple[int | None, 
     except (TypeError, ValueError, binascii.Error) as error:
         raise StateError(f"{what} is not valid base64: {error}.") from None
     kind = np.dtype(dtype).newbyteorder("<")
-    n_items = 1
-    for length in lengths:
-        n_items *= length
-    if len(raw) != n_items * kind.itemsize:
-        raise StateError(f"{what} has {len(raw)} bytes, but its shape {lengths} needs {n_items * kind.itemsize}.")
+    n_bytes = math.prod(lengths) * kind.itemsize
+    if len(raw) != n_bytes:
+        raise StateError(f"{what} has {len(raw)} bytes, but its shape {lengths} needs {n_bytes}.")
     array = np.frombuffer(raw, dtype=kind).reshape(lengths).astype(np.dtype(dtype), copy=False)
     if not np.isfinite(array).all():
         raise StateError(f"{what} holds NaN or infinity.")
@@ -76,16 +68,16 @@ def decode_array(entry: object, what: str, dtype: str, shape: tuple[int | None, 
 
 
 class Sealed(str):
-    """An entry of a state as JSON: the whole of it as a string, and one entry to whoever takes a state apart.
+    """A part of a state as one string of JSON, whose `str()` is a short description.
 
-    MLflow's autolog writes every leaf of a program's state down as a parameter of the run, and cuts long ones: rated
-    texts among them. Of this one `str()` says what it is; json, orjson and pickle have the characters.
+    MLflow's autolog logs `str()` of every leaf of a program's state as a parameter of the run, and cuts long ones: so
+    it does not log rated texts one by one. json, orjson and pickle write the characters.
     """
 
     about: str
 
     def __new__(cls, characters: str, about: str) -> "Sealed":
-        """Keep what `str()` is to say beside the characters."""
+        """Keep the description, `about`, beside the characters."""
         entry = super().__new__(cls, characters)
         entry.about = about
         return entry
@@ -101,7 +93,7 @@ class Sealed(str):
 
 
 def sealed(content: Mapping[str, Any] | None, about: str) -> Sealed | None:
-    """A part of a state as one entry, None where there is none.
+    """A part of a state as one string, or None for None.
 
     Raises:
         InputError: it is too large to be read again.
@@ -109,35 +101,6 @@ def sealed(content: Mapping[str, Any] | None, about: str) -> Sealed | None:
     if content is None:
         return None
     return Sealed(to_json(content, "the state"), about)
-
-
-def opened(state: object, name: str, what: str) -> Mapping[str, Any] | None:
-    """A part of a state that was `sealed`, or that lies open, as states of old and files do.
-
-    Raises:
-        StateError: it is missing, neither, or too large.
-    """
-    entry = take(state, name, (Mapping, str, type(None)), what)
-    if not isinstance(entry, str):
-        return entry  # type: ignore[no-any-return]
-    return from_json(entry, f"{name!r} in {what}")
-
-
-def take(state: object, name: str, kind: type | tuple[type, ...], what: str) -> Any:
-    """An entry of a state, of one of the given types.
-
-    Raises:
-        StateError: the state is no dict, the entry is missing or of another type.
-    """
-    if not isinstance(state, Mapping):
-        raise StateError(f"{what} must be a dict, but is {type(state).__name__}.")
-    if name not in state:
-        raise StateError(f"{what} has no {name!r}; it is damaged or was not written by dspy_qvl.")
-    value = state[name]
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise StateError(f"{name!r} in {what} has the wrong type: {shown(value)}.")
-    return value
 
 
 def check_schema(schema: int, what: str) -> None:

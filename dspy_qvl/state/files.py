@@ -1,6 +1,11 @@
-"""One file that is whole or refused."""
+"""One file for a state, written whole or not at all, and refused if it is not whole.
 
-import contextlib
+    dspy_qvl 4 <blake2b of the rest, hex>
+    {"settings": …, "head": …}
+
+The checksum tells damage, not malice: every value in the file is checked all the same (`fields.py`).
+"""
+
 import hashlib
 import os
 import re
@@ -11,7 +16,7 @@ from typing import Any, BinaryIO
 
 from dspy_qvl.errors import InputError, StateError, shown
 from dspy_qvl.state.bounded_json import check_size, from_json, to_json
-from dspy_qvl.state.drafts import draft_of, sweep
+from dspy_qvl.state.drafts import replacing
 from dspy_qvl.state.entries import SCHEMA, check_schema
 
 _HEADER = re.compile(rb"dspy_qvl ([0-9]{1,9}) ([0-9a-f]{32})\n")
@@ -19,7 +24,7 @@ _LONGEST_HEADER = 64
 
 
 def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write a state to one file: all of it, or nothing and what was there before stays.
+    """Write a state to one file, whole, or not at all; then a file that was there stays.
 
     Raises:
         InputError: a path that is a folder or cannot be written, or content that is too large to be read again.
@@ -27,31 +32,27 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     target = checked_target(path)
     body = to_json(content, "the value function").encode()
     header = f"dspy_qvl {SCHEMA} {hashlib.blake2b(body, digest_size=16).hexdigest()}\n".encode()
-    draft, advice = draft_of(target), "give another path"
+    advice = "give another path"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "xb") as file:
-            advice = "nothing was changed"
-            usual = os.stat(target if target.exists() else draft).st_mode & 0o777
-            os.chmod(draft, 0o600)  # while it is empty: nobody else may read it unless they may read the target
-            file.write(header + body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(draft, usual)
-        sweep(target, draft)
-        os.replace(draft, target)
+        with replacing(target) as draft:
+            with open(draft, "xb") as file:
+                advice = "nothing was changed"
+                usual = os.stat(target if target.exists() else draft).st_mode & 0o777
+                os.chmod(draft, 0o600)  # while it is empty: nobody else may read it unless they may read the target
+                file.write(header + body)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(draft, usual)
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror or error}); {advice}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
 
 
 def checked_path(path: object) -> Path:
-    """A path that a file could have.
+    """A path that a file can have.
 
     Raises:
-        InputError: no path, or one with characters no file name can hold.
+        InputError: no path, or one with characters that no file name can hold.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"path must be a string or a path, but got {type(path).__name__}: {shown(path)}.")
@@ -68,10 +69,10 @@ def checked_path(path: object) -> Path:
 
 
 def checked_target(path: object) -> Path:
-    """Where a file is to be written, whole, in place of what is there; a link is followed.
+    """The path of a file to be written, in place of one that is there; links are followed.
 
     Raises:
-        InputError: no path of a file, or of something that is no plain file: a folder, a device, a pipe.
+        InputError: no path of a file, or that of a folder, a device, a pipe.
     """
     target = Path(os.path.realpath(checked_path(path)))
     if target.is_dir():
@@ -82,9 +83,9 @@ def checked_target(path: object) -> Path:
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content `write_file` wrote.
+    """Read the content that `write_file` wrote.
 
-    Kind of file, header and size are looked at before the rest is read, and the checksum before anything is parsed.
+    Kind of file, header and size are checked before the rest is read, and the checksum before anything is parsed.
 
     Raises:
         InputError: there is no such file, or it is no plain one.
@@ -107,7 +108,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _plain_only(path: str, flags: int) -> int:
-    """Open a file for `open`, without waiting for one that is none: a pipe, a device.
+    """Opener for `open` that takes regular files only, and does not wait for a pipe or a device.
 
     Raises:
         OSError: it is no regular file.
@@ -120,7 +121,7 @@ def _plain_only(path: str, flags: int) -> int:
 
 
 def _checked_body(file: BinaryIO, target: Path) -> bytes:
-    """What follows the header, as it was written."""
+    """The bytes after the header, with the right checksum."""
     start = file.read(_LONGEST_HEADER)
     if start[:1] == b"\x80":
         raise StateError(f"{target} is a pickle; dspy_qvl never loads pickles, since they can run any code.")

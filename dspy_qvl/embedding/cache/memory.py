@@ -1,4 +1,4 @@
-"""Vectors in memory, the ones used last."""
+"""The upper layer of the cache: vectors in memory, those used last."""
 
 import contextlib
 import threading
@@ -9,7 +9,13 @@ from dspy_qvl.vectors import Vector
 
 
 class MemoryCache:
-    """Key -> read-only vector, bounded in bytes of memory; the least recently used leave first."""
+    """Key -> read-only vector, bounded in bytes of memory; the least recently used leave first.
+
+    Threads may share one.
+
+    Args:
+        max_bytes: how much memory the vectors may take.
+    """
 
     ENTRY_BYTES = 236  # of a vector beside its numbers: the array, the key, the place in the dict (measured)
 
@@ -28,7 +34,7 @@ class MemoryCache:
         return vector
 
     def put(self, key: bytes, vector: Vector) -> Vector:
-        """Keep a copy of the vector unless there is one already; returns the one that is kept."""
+        """Keep a copy of the vector unless the key has one already; returns the one that is kept."""
         with self._lock:
             first = self._vectors.get(key)
             if first is not None:
@@ -42,7 +48,7 @@ class MemoryCache:
             return kept
 
     def drop(self, keys: Iterable[bytes]) -> None:
-        """Forget some."""
+        """Forget the vectors of some keys."""
         with self._lock:
             for key in keys:
                 vector = self._vectors.pop(key, None)

@@ -1,12 +1,13 @@
-"""The SQLite file of vectors: made, opened, written in transactions."""
+"""The SQLite file of vectors: its tables, transactions on it, and rows that are added to it."""
 
 import contextlib
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dspy_qvl.embedding.cache.rows import Row
 from dspy_qvl.errors import QVLWarning
 
 APPLICATION_ID = 0x71766C31  # "qvl1": the schema's number is its last character
@@ -24,7 +25,7 @@ FILE_SCHEMA = {
 
 
 def make_file(path: Path, journal_mode: str) -> sqlite3.Connection:
-    """A new file of vectors without any, open."""
+    """Make a file of vectors, without any yet; returns a connection to it."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
@@ -38,22 +39,22 @@ def make_file(path: Path, journal_mode: str) -> sqlite3.Connection:
     return connection
 
 
-def remove_draft(draft: Path) -> None:
-    """Leave nothing of a draft, nor of what SQLite puts beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{draft}{suffix}").unlink(missing_ok=True)
-
-
 def connect(path: Path, options: str, lock_seconds: float) -> sqlite3.Connection:
-    """A connection that leaves transactions to us."""
+    """A connection in autocommit mode: transactions are begun by `transaction` only.
+
+    Args:
+        path: the file.
+        options: of SQLite's URI, for instance "mode=ro".
+        lock_seconds: how long to wait for other writers.
+    """
     uri = f"{path.absolute().as_uri()}?{options}"
-    # The connection belongs to one thread; garbage collection may close it from another.
+    # One thread uses the connection; garbage collection may close it from another.
     return sqlite3.connect(uri, uri=True, timeout=lock_seconds, isolation_level=None, check_same_thread=False)
 
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of it or nothing; waits for other writers."""
+    """Commit the statements of a block together, or none of them; waits for other writers."""
     try:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -64,14 +65,14 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
-    """End a transaction that came to nothing, if there is one: others wait for its end."""
+    """End an unfinished transaction, if there is one: other writers wait for its end."""
     with contextlib.suppress(sqlite3.OperationalError):  # a full disk has rolled back already
         if connection.in_transaction:
             connection.execute("ROLLBACK")
 
 
 def is_damage(error: Exception) -> bool:
-    """Tell whether the file is at fault, rather than a full disk, a read-only folder or a lock that was never released.
+    """True if the file itself is at fault, not a full disk, a read-only folder or a lock that is never released.
 
     SQLite reports damage as a plain DatabaseError and the others as its subclass OperationalError, but for a
     schema that lost a table or column.
@@ -82,13 +83,25 @@ def is_damage(error: Exception) -> bool:
 
 
 def warn(message: str) -> None:
-    """Say that something was lost, while the call goes on."""
+    """Warn that something was lost, while the call goes on."""
     warnings.warn(message, QVLWarning, stacklevel=2)
 
 
 def bytes_at(path: str) -> int:
-    """Size of a file; 0 where there is none."""
+    """Size of a file; 0 if there is none."""
     try:
         return os.stat(path).st_size
     except OSError:
         return 0
+
+
+def insert(connection: sqlite3.Connection, identity: str, rows: Sequence[Row]) -> int:
+    """Add rows of a model, within a transaction, but for keys that are stored already; returns how many were new."""
+    known = connection.execute("SELECT id FROM models WHERE identity = ?", (identity,)).fetchone()
+    (model,) = known or (connection.execute("INSERT INTO models(identity) VALUES (?)", (identity,)).lastrowid,)
+    before = connection.total_changes
+    connection.executemany(
+        "INSERT OR IGNORE INTO vectors(model, key, created, checksum, vector) VALUES (?, ?, ?, ?, ?)",
+        [(model, *row) for row in rows],
+    )
+    return connection.total_changes - before
