@@ -27,7 +27,7 @@ def embedded(learner, texts):
 def weighed(learner, texts):
     """The columns of texts as the fit saw them: every block times its factor."""
     fit = learner.ridge.fitted
-    return fit.fitted.weighed(learner._columns(texts, fit).X).astype(np.float64)
+    return fit.fitted.weighed(learner._columns(fit)(texts).X).astype(np.float64)
 
 
 @pytest.mark.parametrize("features", [None, "auto", ["lexical", "length"]])
@@ -447,10 +447,11 @@ def test_an_override_that_fails_in_any_way_is_named():
         def _get_embedding_vector(self, text):
             return {}["x"] if text == "key" else np.zeros(0)
 
-    learner = Broken("lexical", 64, cache_dir=None)
-    learner.add_training_examples([("key", 1.0), ("b", 2.0)])
-    with pytest.raises(EmbeddingError, match="_get_embedding_vector failed or gave no vector"):
-        learner.train()
-    learner.unfit()
-    with pytest.raises(EmbeddingError, match=r"gave shapes \[\(0,\)\]"):
-        learner._vectors(["b"])
+    for texts, message in {
+        ("key", "b"): "_get_embedding_vector failed or gave no vector",
+        ("a", "b"): r"gave shapes \[\(0,\)\]",
+    }.items():
+        learner = Broken("lexical", 64, cache_dir=None)
+        learner.add_training_examples(zip(texts, (1.0, 2.0), strict=True))
+        with pytest.raises(EmbeddingError, match=message):
+            learner.train()

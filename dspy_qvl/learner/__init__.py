@@ -6,4 +6,3 @@ from dspy_qvl.learner.inspection import Inspection
 from dspy_qvl.learner.learned import Examples
 from dspy_qvl.learner.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.learner.memo import KeptTexts
-from dspy_qvl.learner.value_function import ValueFunction

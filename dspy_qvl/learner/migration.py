@@ -13,12 +13,12 @@ import numpy as np
 
 from dspy_qvl import measures
 from dspy_qvl.embedding import LEXICAL, Embedding, ModelSpec
-from dspy_qvl.errors import InputError, shown
-from dspy_qvl.features import EMBEDDING, Features, Queries
+from dspy_qvl.errors import shown
+from dspy_qvl.features import Features, Queries
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.ridge import posterior_of
 from dspy_qvl.text import RankingExample
-from dspy_qvl.vectors import Array, Rows, Vectors
+from dspy_qvl.vectors import Array, Vectors
 
 FIGURES = ("mse", "r2", "pearson", "spearman")
 N_MOVES = 10
@@ -94,19 +94,6 @@ def _told(figures: dict[str, float]) -> str:
     return f"Spearman {figures['spearman']:.2f}, R² {figures['r2']:.2f}"
 
 
-def check_texts_kept(fit: Fit, what: str) -> None:
-    """Refuse a fit without its rated texts.
-
-    Raises:
-        InputError: names it as `what`.
-    """
-    if fit.n_texts == 0:
-        raise InputError(
-            f"{what} was saved without its rated texts (keep_examples=False), so no other model can learn from them; "
-            "use the model it was fitted with, or rate texts anew and train."
-        )
-
-
 def compared(rated: Sequence[RankingExample], old: Array, new: Array, chosen: dict[str, Any]) -> Migration:
     """Old and new values of rated texts, (n_texts,) each, side by side."""
     ratings = np.array([example.score for example in rated])
@@ -142,24 +129,16 @@ def saved_values(fit: Fit) -> Array:
 
     NaN where its model is not built in and no vectors were kept, as of a subclass that makes its own.
     """
-    X = _saved_columns(fit)
-    if X is None:
-        return np.full(fit.n_texts, np.nan)
-    values: Array = fit.scores - posterior_of(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
-    return values
-
-
-def _saved_columns(fit: Fit) -> Rows | None:
-    """The columns of its rated texts that a fit was learned from, (n_texts, d); None where they cannot be had."""
     vectors, queries = _saved_vectors(fit)
     others = [name for name in fit.blocks if name not in fit.own]
     features = Features(None, beside_lexical=True)
     if vectors is None or vectors.shape[1] != fit.fitted.blocks.widths[0] or features.missing(others):
-        return None
-    table = features(fit.texts, vectors, others, queries)
-    columns = table.columns | {name: np.stack(rows) for name, rows in fit.own.items()}
-    X: Rows = np.concatenate([columns[name] for name in (EMBEDDING, *fit.blocks)], axis=1)
-    return X
+        return np.full(fit.n_texts, np.nan)
+    columns = features(fit.texts, vectors, others, queries).columns
+    columns |= {name: np.stack(rows) for name, rows in fit.own.items()}
+    X = np.concatenate([columns[name] for name in fit.fitted.blocks.names], axis=1)
+    values: Array = fit.scores - posterior_of(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
+    return values
 
 
 def _saved_vectors(fit: Fit) -> tuple[Vectors | None, Queries | None]:
