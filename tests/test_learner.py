@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import logging
 import math
+import pydoc
+import re
 import time
 import unicodedata
 import warnings
@@ -440,6 +442,19 @@ def test_a_small_group_is_held_out_where_there_is_one(sizes):
     for seed in range(5):
         seen, held = hold_out(100, 0.05, groups, np.random.default_rng(seed))
         assert (len(seen), len(held)) == (95, 5)
+
+
+def test_help_shows_and_describes_every_argument_of_the_constructor():
+    class Named(Qwen3EmbeddingValueLearner):
+        def __init__(self, name: str) -> None:
+            super().__init__("lexical", cache_dir=None)
+
+    names = list(inspect.signature(Qwen3EmbeddingValueLearner).parameters)
+    described = re.findall(r"^    (\w+): ", inspect.getdoc(Qwen3EmbeddingValueLearner), re.M)
+    assert described[:-1] == names == list(inspect.signature(Qwen3EmbeddingValueLearner.__init__).parameters)[1:]
+    assert "max_concurrency: int | None = None" in pydoc.plain(pydoc.render_doc(Qwen3EmbeddingValueLearner))
+    assert list(inspect.signature(Named).parameters) == ["name"]
+    assert list(inspect.signature(Named("x")).parameters) == ["args", "kwargs"]
 
 
 def test_an_override_that_fails_in_any_way_is_named():

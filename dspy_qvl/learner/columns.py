@@ -21,13 +21,13 @@ from dspy_qvl.learner.vectorizer import Vectorizer
 from dspy_qvl.text import Item, Pair, text_of
 from dspy_qvl.vectors import Vectors
 
-# The texts that a subclass is making vectors of, and their encoder: its first call embeds all of them in one batch.
+# The texts whose vectors a subclass is making, and their encoder: its first call embeds all of them in one batch.
 _batch: ContextVar[tuple[tuple[str, ...], Encoder | None]] = ContextVar("_batch", default=((), None))
 
 
 @dataclass(eq=False)
 class Columns:
-    """Items -> rows of X, all that holds for every row said once; made anew for a call, nothing is kept in it.
+    """Items -> rows of X; made for one call and never changed (not frozen, which would double the cost of making it).
 
     Attributes:
         vectorizer: the embedding model and the features.

@@ -3,7 +3,8 @@
     model and features ─► Qwen3EmbeddingValueLearner ─► TrainableValueFunction ─► ValueFunction
                           made, saved, loaded           learns                    values texts
 
-One class would be 900 lines, so the concerns are three classes, each over the one to its right.
+A single class would be 900 lines, so each concern is a class over the one to its right: what reads a fit takes no lock,
+what changes it holds one, and here are the settings and the files that both depend on.
 """
 
 import inspect
@@ -31,7 +32,7 @@ CACHE_DIR = ".qwen3_embeddings"
 
 
 class _Signature:
-    """The constructor's signature as a class attribute: DSPy's metaclass hides it from `help` and `inspect`."""
+    """The signature of a class's constructor, which DSPy's metaclass hides from `help` and `inspect.signature`."""
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         if instance is not None:
@@ -66,13 +67,13 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
         api_key: key of a hosted model. Default: the provider's environment variable. Never saved or logged.
         embedder: in place of a model name, a `dspy.Embedder`, or a callable (plain or async) from a list of texts to
             vectors. Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
-            The default arguments of a `dspy.Embedder` count as well, but for secrets and limits such as `timeout`.
-            For vectors that exist already: `Precomputed(texts, vectors)`.
+            The default arguments of a `dspy.Embedder` tell vectors apart too, except secrets and limits such as
+            `timeout`. For vectors that exist already: `Precomputed(texts, vectors)`.
         instruction: Qwen's task instruction, in English, put before every text, or before the query where texts are
             rated for queries.
         api_base: address of a hosted model, where it is not the provider's own. Default: the provider's environment
             variable, read whenever the model is asked. Servers at different addresses never share vectors.
-        batch_size: most texts in one call of the model. Default: 256 in process, a provider's own limit elsewhere.
+        batch_size: most texts in one call of the model. Default: what suits the model.
         random_state: seed of every split and shuffle.
         keep_examples: True if saved files hold the rated texts, their scores, metadata and vectors.
         features: columns beside the embedding (`features.py`). "auto": hashed words and the length of a text, each
@@ -92,8 +93,8 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
         storage: numbers in the file of vectors: "float32", or "float16" for half the size.
         provider_options: of a hosted model: arguments sent with each request, as litellm's route takes them, for
             instance {"input_type": "passage", "extra_body": {…}, "extra_headers": {…}}. They belong to the model: with
-            others, a saved value function is refused. All but what looks like a secret (a key, a token, the headers of
-            a login), which is never saved, logged or pickled.
+            other options, a saved value function is refused. Options that look like secrets (a key, a token, the
+            headers of a login) do not count for that, and are never saved, logged or pickled.
 
     Raises:
         InputError: a setting that cannot be used or has no effect on this model, a chat model, or more columns than
@@ -162,7 +163,7 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
         self._made_with = Vectorizer(told, embedding, blocks, batch_size)
         self.ridge = RidgeHead(alpha, keep_examples=check_flag(keep_examples, "keep_examples"))
 
-    # Persistence
+    # Files
 
     def save_model(self, path: str | os.PathLike[str]) -> None:
         """Write the value function to one file, atomically, without pickle; any suffix.
@@ -180,21 +181,21 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
         logger.debug("saved to %s", path)
 
     def load_model(self, path: str | os.PathLike[str], *, trust_model: bool = False) -> None:
-        """Take over a file of `save_model`: settings left at their defaults, the fit, and the rated texts.
+        """Load a file of `save_model`: the fit, the rated texts, and the settings that were left at their defaults.
 
-        A file names its embedding model, and a learner made without one takes it over. One in process is as good as
-        another: texts stay here. A hosted one is sent every text that is valued, with the key of the environment, so
-        whoever writes the file would decide where they go: name it to the constructor, or trust the file.
+        A learner made without a model takes the one that the file names. A model in process keeps texts here. A hosted
+        one is sent every text that is valued, with the key of the environment, so the author of the file would decide
+        where they go: give its name to the constructor, or trust the file.
 
         Args:
             path: the file.
-            trust_model: whether a hosted model may be taken over that this learner was not made with.
+            trust_model: True to accept a hosted model that only the file names.
 
         Raises:
             InputError: there is no such file.
             StateError: a pickle, a damaged file, another schema, another embedding model (see `migrate`), a hosted
-                one that nobody named here, or a setting given to the constructor that the file contradicts. The
-                learner stays as it was.
+                one that only the file names, or a setting given to the constructor that the file contradicts. The
+                learner is unchanged.
         """
         trust_model = check_flag(trust_model, "trust_model")
         content, learned = read(path)
@@ -212,25 +213,25 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
     ) -> Migration:
         """Learn the rated texts of a value function of another embedding model anew, with this learner's model.
 
-        Texts, scores, metadata, queries and how they were rendered are taken over, in the place of those that are
-        here; the penalty, and the weights of blocks, are chosen as `optimize_hyperparameters` does. Features and
-        other settings are this learner's. A value function of the same model is learned anew as well.
+        Its texts, scores, metadata, queries and templates replace those of this learner; the penalty, and the weights
+        of blocks, are chosen as `optimize_hyperparameters` does. Features and other settings are this learner's. A
+        value function of the same model is learned anew as well.
 
         Args:
-            path: a file of `save_model`; left out, what was loaded here, for instance with a program by DSPy.
+            path: a file of `save_model`. Default: the value function loaded here, for instance with a DSPy program.
             alpha_range: as in `optimize_hyperparameters`.
             cv_folds: as there.
             groups: as there.
 
         Returns:
-            How values moved (`migration.py`): correlation of old and new values, how either agree with the ratings,
-            the largest moves; printed, it is a short report.
+            A report on how values moved (`migration.py`): the correlation of old and new values, how either agree with
+            the ratings, the largest moves. Print it to read it.
 
         Raises:
             InputError: no such file, a value function saved without its texts, or an argument that cannot be used.
             StateError: a pickle, a damaged file or another schema.
             NotFittedError: no path, and nothing was learned.
-            EmbeddingError, FeatureError: the model or a block failed. Whatever is raised, the learner stays as it was.
+            EmbeddingError, FeatureError: the model or a block failed. Whatever is raised, the learner is unchanged.
         """
         with self.ridge.changing.held:
             before, vectorizer = self.ridge.now, self._vectorizer

@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from dspy_qvl.errors import InputError, QVLWarning, check_count, check_flat, check_fraction, check_text, shown
-from dspy_qvl.fitting import LEVEL, check_alphas, noise_warning
+from dspy_qvl.fitting import LEVEL, check_alphas, check_groups, check_scores_differ, noise_warning
 from dspy_qvl.learner.learned import Examples, Learned
-from dspy_qvl.learner.training import TrainingSet, check_queries, checked_groups, training_set, with_usage
+from dspy_qvl.learner.training import TrainingSet, training_set, with_usage
 from dspy_qvl.learner.updating import changed
 from dspy_qvl.learner.value_function import ValueFunction
 from dspy_qvl.text import RankingExample, rated_text
@@ -47,8 +47,8 @@ class TrainableValueFunction(ValueFunction):
             text: the text; it may be empty (see `embedding.py`).
             score: its rating, a finite number on any scale.
             metadata: anything JSON can hold.
-            query: what the text was rated for, where its worth depends on another text (an answer's question, a
-                summary's article). Either all rated texts have one, or none.
+            query: the text that it was rated for, where its score depends on one (an answer's question, a summary's
+                article). Either all rated texts have a query, or none.
 
         Raises:
             InputError: a text, score, metadata or query that cannot be used; nothing is added.
@@ -79,12 +79,12 @@ class TrainableValueFunction(ValueFunction):
 
     @property
     def training_scores(self) -> list[float]:
-        """Their scores."""
+        """The scores of the rated texts."""
         return [example.score for example in self.ridge.now.examples]
 
     @property
     def training_metadata(self) -> list[dict[str, Any] | None]:
-        """What was kept with each; a copy."""
+        """The metadata of each rated text, or None; a copy."""
         return [copy.deepcopy(example.metadata) for example in self.ridge.now.examples]
 
     # Training
@@ -92,35 +92,35 @@ class TrainableValueFunction(ValueFunction):
     def train(
         self, validation_split: float = 0.2, cv_folds: int = 5, groups: Sequence[Any] | str | None = None
     ) -> dict[str, Any]:
-        """Learn from all rated texts, and say how well that works on texts not learned from.
+        """Fit all rated texts, and report how good such a fit is on texts that it has not seen.
 
-        A part is held out; the metrics come from a model that never saw it, cross-validation runs on the rest.
-        The model that is kept is then fitted on everything. No text stands on both sides, nor does a copy of it.
+        A part is held out; the metrics come from a fit that never saw it, cross-validation runs on the rest. The fit
+        that is kept is then made of all rated texts. No text is on both sides, nor is a copy of it.
 
         The same texts in the same order give the same bits on one machine. With another number of BLAS threads, or on
-        another processor, coefficients differ by rounding (`ridge.py`); a saved value function is the same everywhere.
+        another processor, coefficients differ by rounding; a saved value function is the same everywhere.
 
         Args:
             validation_split: fraction of the texts to hold out, in [0, 1).
             cv_folds: folds of the cross-validation, at least 2.
-            groups: one entry a text (a document, a prompt, a user), or the name of a metadata entry; what is in
-                one group is never split. Nor are copies of a text (equal but for letter case, white space and Unicode
-                form, or with equal vectors): those that stand in several groups are a group of their own.
+            groups: one entry a text (a document, a prompt, a user), or the name of a metadata entry; a group is never
+                split. Nor are copies of a text (equal but for letter case, white space and Unicode form, or with equal
+                vectors): copies in several groups become a group of their own.
 
         Returns:
             train_mse, train_r2: on the rows the validated model learned from.
             val_mse, val_r2, val_pearson, val_spearman: on the rows held out; NaN for fewer than 2.
             val_mse_se, …: the standard error of each, over bootstrap draws of whole groups.
-            oof_mse, …, oof_mse_se, …: the same of all rows, each valued by the fold models that did not see it; of at
-                most 1,000 rated texts, where a fifth of them says little.
-            permutation_p: how often the ratings, shuffled at random, are learned as well (`permutation.py`). Above .05
-                the value function cannot be told from noise, and a warning says so.
+            oof_mse, …, oof_mse_se, …: the same over all rows, each valued by the fit of the folds without it; only for
+                at most 1,000 rated texts, of which a held-out fifth says little.
+            permutation_p: share of random shuffles of the ratings that are learned as well (`permutation.py`); above
+                .05 the value function cannot be told from noise, and a warning says so.
             cv_mse_mean, cv_mse_std: over the folds.
-            n_train, n_val, cv_folds, alpha: what was used.
+            n_train, n_val, cv_folds, alpha: the rows of both sides, the folds and the penalty that were used.
             alpha_saw_validation: True if cross-validation over all rows chose alpha (and the weights of blocks), which
                 makes the validation figures a little too good.
-            blocks: for the embedding and each block of features its weight and, where cross-validation measured it,
-                what it adds: the share of the cross-validated error that it takes away.
+            blocks: of the embedding and each block of features its "weight" and, where cross-validation measured it,
+                "adds": the share of the cross-validated error that it takes away.
             baselines: the same val_ figures of "mean", "length" and "nearest" (5 nearest neighbours).
             usage: of a hosted model only: requests, texts, tokens and cost (US dollars, or None where litellm does not
                 know the price) of this call; `embedder.usage` has the sum.
@@ -135,7 +135,7 @@ class TrainableValueFunction(ValueFunction):
     def optimize_hyperparameters(
         self, alpha_range: Sequence[float] = ALPHA_RANGE, cv_folds: int = 5, groups: Sequence[Any] | str | None = None
     ) -> dict[str, Any]:
-        """Choose `ridge_alpha`, and how much each block of features counts, by cross-validation; train with them.
+        """Choose `ridge_alpha` and the weights of blocks of features by cross-validation, and fit with them.
 
         Args:
             alpha_range: penalties to choose from, each > 0.
@@ -169,11 +169,11 @@ class TrainableValueFunction(ValueFunction):
     def _learn(
         self, groups: Sequence[Any] | str | None, learn: Callable[[TrainingSet], tuple[dict[str, Any], Learned]]
     ) -> dict[str, Any]:
-        """Learn from all rated texts by `learn`, and return its report; of noise the caller of the caller is warned."""
+        """Learn from all rated texts by `learn`, and return its report; a warning names the caller's caller."""
         with self.ridge.changing.held:
             before, embedding = self.ridge.now, self._embedding
             usage = embedding.usage
-            groups = checked_groups(before.examples, groups)
+            groups = _checked_groups(before.examples, groups)
             columns = self._training_columns(before)
             report, after = learn(training_set(before, columns, groups, self.random_state))
             self.ridge.swap(before, self._with(columns.vectorizer, after))
@@ -190,15 +190,14 @@ class TrainableValueFunction(ValueFunction):
     ) -> None:
         """Learn one more rated text at once: the fit that training on all of them would give, without training.
 
-        Rated texts that were added since the last fit are learned with it. The penalty, and what the columns of a
-        block are multiplied with, stay until the next `train()` or `optimize_hyperparameters()`. A copy made
-        before is not touched.
+        Rated texts that were added since the last fit are learned with it. The penalty and the factors of blocks stay
+        until the next `train()` or `optimize_hyperparameters()`. Copies made before are not changed.
 
         Args:
             text: the text.
             score: its rating.
             metadata: anything JSON can hold.
-            query: what it was rated for, where the others were rated for queries.
+            query: the query it was rated for, where the others were rated for queries.
 
         Raises:
             NotFittedError: nothing was learned yet.
@@ -209,7 +208,7 @@ class TrainableValueFunction(ValueFunction):
         with self.ridge.changing.held:
             before, fit = self.ridge.now, self._with_examples()
             arriving = [*before.examples[fit.n_texts :], example]
-            check_queries(arriving, paired=fit.paired, first=fit.n_texts)
+            _check_queries(arriving, paired=fit.paired, first=fit.n_texts)
             columns = self._columns(fit)
             fitted, solver = changed(self.ridge, fit, columns, coming=arriving)
             after = replace(before, examples=Examples((*fit.rated, *arriving)), fitted=fitted)
@@ -217,10 +216,10 @@ class TrainableValueFunction(ValueFunction):
         logger.debug("learned rated text %d, score %s", fit.n_texts + len(arriving), score)
 
     def forget(self, text: str, query: str | None = None) -> None:
-        """Take back every rating of a text (for one query), and what it taught: the fit the others alone would give.
+        """Remove every rating of a text (for one query) and its effect: the fit that the others alone would give.
 
-        As in `update`, the penalty and what the columns of a block are multiplied with stay, and so do the bounds of a
-        narrow block: those of the texts of the last training, this one among them where it was trained on.
+        As in `update`, the penalty and the factors of blocks stay, and so do the bounds of narrow blocks: those of the
+        texts of the last training, this one among them if it was trained on.
 
         Vectors of the text stay in the cache: they hold no rating. Where fewer than two different scores are left
         there is nothing to learn from: the value function is unfitted, and a warning says so.
@@ -260,5 +259,43 @@ class TrainableValueFunction(ValueFunction):
             )
 
     def unfit(self) -> None:
-        """Forget what was learned, not the rated texts."""
+        """Forget the fit, not the rated texts."""
         self.ridge.unfit()
+
+
+def _checked_groups(examples: Sequence[RankingExample], groups: Sequence[Any] | str | None) -> Sequence[Any] | None:
+    """The group of each rated text, or None; refuses rated texts that nothing can be learned from.
+
+    Args:
+        examples: the rated texts.
+        groups: one entry a text, the name of a metadata entry, or None.
+
+    Raises:
+        InputError: fewer than 2 texts, equal scores, some with a query and some without, or unusable groups.
+    """
+    check_scores_differ([example.score for example in examples])
+    _check_queries(examples, paired=examples[0].query is not None)
+    if isinstance(groups, str):
+        named = [(example.metadata or {}).get(groups) for example in examples]
+        if None in named:
+            raise InputError(
+                f"groups={shown(groups)} names a metadata entry that text {named.index(None)} does not have; "
+                "give every rated text that entry, or pass a list."
+            )
+        groups = named
+    return None if groups is None else check_groups(groups, len(examples))
+
+
+def _check_queries(examples: Sequence[RankingExample], *, paired: bool, first: int = 0) -> None:
+    """Refuse rated texts of which some have a query and some have not.
+
+    Raises:
+        InputError: with the position of the first that differs, counted from `first`.
+    """
+    for row, example in enumerate(examples, start=first):
+        if (example.query is not None) != paired:
+            has, others = ("no", "have one") if paired else ("a", "have none")
+            raise InputError(
+                f"rated text {row} has {has} query, but the others {others}; either all texts are rated for a query, "
+                "or none."
+            )

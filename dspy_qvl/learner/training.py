@@ -12,23 +12,12 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.embedding import Embedding, Usage
-from dspy_qvl.errors import InputError, shown
 from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, Table
-from dspy_qvl.fitting import (
-    Fitted,
-    check_groups,
-    check_scores_differ,
-    choose_alpha,
-    copies,
-    members_of,
-    refit,
-    validate,
-)
+from dspy_qvl.fitting import Fitted, choose_alpha, copies, members_of, refit, validate
 from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit, quantiles
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.updating import queried_vectors
-from dspy_qvl.text import RankingExample
 from dspy_qvl.vectors import Array, Rows
 
 logger = logging.getLogger("dspy_qvl")
@@ -119,44 +108,6 @@ def training_set(before: Learned, columns: Columns, groups: Sequence[Any] | None
     y = np.array([example.score for example in examples])
     members = copied if groups is None else members_of(groups, copied)
     return TrainingSet(before, columns, table, y, members, random_state)
-
-
-def checked_groups(examples: Sequence[RankingExample], groups: Sequence[Any] | str | None) -> Sequence[Any] | None:
-    """The group of each rated text, or None; refuses rated texts that nothing can be learned from.
-
-    Args:
-        examples: the rated texts.
-        groups: one entry a text, the name of a metadata entry, or None.
-
-    Raises:
-        InputError: fewer than 2 texts, equal scores, some with a query and some without, or unusable groups.
-    """
-    check_scores_differ([example.score for example in examples])
-    check_queries(examples, paired=examples[0].query is not None)
-    if isinstance(groups, str):
-        named = [(example.metadata or {}).get(groups) for example in examples]
-        if None in named:
-            raise InputError(
-                f"groups={shown(groups)} names a metadata entry that text {named.index(None)} does not have; "
-                "give every rated text that entry, or pass a list."
-            )
-        groups = named
-    return None if groups is None else check_groups(groups, len(examples))
-
-
-def check_queries(examples: Sequence[RankingExample], *, paired: bool, first: int = 0) -> None:
-    """Refuse rated texts of which some have a query and some have not.
-
-    Raises:
-        InputError: with the position of the first that differs, counted from `first`.
-    """
-    for row, example in enumerate(examples, start=first):
-        if (example.query is not None) != paired:
-            has, others = ("no", "have one") if paired else ("a", "have none")
-            raise InputError(
-                f"rated text {row} has {has} query, but the others {others}; either all texts are rated for a query, "
-                "or none."
-            )
 
 
 def with_usage(report: Mapping[str, Any], embedding: Embedding, before: Usage | None) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit, quantiles
 from dspy_qvl.learner.head import RidgeHead, Solver
 from dspy_qvl.learner.memo import Memo
-from dspy_qvl.ridge import begin
 from dspy_qvl.text import RankingExample
 from dspy_qvl.vectors import Rows, Vectors
 
@@ -55,7 +54,7 @@ def changed(
     solver = _moved(head, fit, columns, coming, [fit.rated[row] for row in sorted(leaving)])
     if solver is None:
         X = fit.fitted.weighed(_rows(columns, rated))
-        solver = begin(X, scores[:, None], fit.alpha)
+        solver = ridge.begin(X, scores[:, None], fit.alpha)
     if solver is None:
         line = ridge.fit(X, scores, fit.alpha)
     else:

@@ -85,9 +85,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def forward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """The value of a text as `dspy.Prediction(score=…, std=…)`, both on the scale of the scores.
 
-        An empty text is valued too, and may be worth as much as an average one (`embedding.py`); `ValueMetric` takes an
-        empty answer for a failure.
-        `std` is as `predict_std` gives it, or None where the rated texts were not kept.
+        An empty text is valued too, and its value may be average (`embedding.py`); `ValueMetric` takes an empty answer
+        for a failure. `std` is as `predict_std` gives it, or None where the rated texts were not kept.
         """
         text, fit = check_text(text), self.current_fit()
         return self._answer(item_of(text, query, paired=fit.paired), fit)
@@ -258,7 +257,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return (known and known.vectorizer) or now.vectorizer or self._made_with
 
     def _with(self, vectorizer: Vectorizer, learned: Learned) -> Learned:
-        """What is learned with a vectorizer, which is named where it is not the constructor's."""
+        """The same, learned with a vectorizer; it is stored only where it is not the constructor's."""
         return replace(learned, vectorizer=None if vectorizer is self._made_with else vectorizer)
 
     @property
@@ -289,7 +288,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     @property
     def identity(self) -> dict[str, str] | None:
-        """What makes vectors comparable with saved ones: the model and its settings; None for an anonymous callable."""
+        """The model and the settings that change its vectors, as saved with a fit; None for an anonymous callable."""
         return self._embedding.identity
 
     def probe(self) -> Probe:
@@ -323,7 +322,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     @property
     def embedding_dim(self) -> int | None:
-        """Columns of a vector; None until the first vector tells."""
+        """Columns of a vector; None until the first vector is known."""
         return self._embedding.dim
 
     @property
@@ -344,7 +343,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     @property
     def ridge_alpha(self) -> float:
-        """Penalty of the next fit; to set it drops the weights of blocks that were chosen with another."""
+        """Penalty of the next fit; setting it drops the weights of blocks, which were chosen with another one."""
         return self.ridge.now.alpha
 
     @ridge_alpha.setter
@@ -353,7 +352,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     @property
     def embedder(self) -> Embedding:
-        """Texts -> vectors: `usage` says what a hosted model was asked and what it cost."""
+        """Texts -> vectors; `usage` counts the requests, texts, tokens and cost of a hosted model."""
         return self._embedding
 
     @property
