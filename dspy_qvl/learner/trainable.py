@@ -24,7 +24,6 @@ from dspy_qvl.text import RankingExample, rated_text
 logger = logging.getLogger("dspy_qvl")
 
 ALPHA_RANGE = (0.01, 0.1, 1.0, 10.0, 100.0)
-FIGURES = ("val_r2", "cv_mse_mean", "best_mse")  # of a report, for the log
 
 
 class TrainableValueFunction(ValueFunction):
@@ -177,8 +176,6 @@ class TrainableValueFunction(ValueFunction):
             columns = self._training_columns(before)
             report, after = learn(training_set(before, columns, groups, self.random_state))
             self.ridge.swap(before, self._with(columns.vectorizer, after))
-        figures = ", ".join(f"{name} {report[name]:.4g}" for name in FIGURES if name in report)
-        logger.info("trained on %d texts with alpha %g: %s", len(after.examples), after.alpha, figures)
         if report["permutation_p"] > LEVEL:
             warnings.warn(noise_warning(report["permutation_p"]), QVLWarning, stacklevel=3)
         return with_usage(report, embedding, usage)

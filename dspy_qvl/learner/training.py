@@ -53,12 +53,15 @@ class TrainingSet:
             self.table, self.y, texts, before.alpha, validation_split=validation_split, weights=weights, **folds
         )
         metrics["alpha_saw_validation"] = before.alpha_tuned
+        told = "trained on %d texts with alpha %g: cross-validated MSE %.4g, validation R² %.3f"
+        logger.info(told, len(self.y), before.alpha, metrics["cv_mse_mean"], metrics["val_r2"])
         fitted = refit(self.table, self.y, before.alpha, tuned.weights)
         return metrics, replace(before, fitted=self._fit(fitted, before.alpha, metrics["permutation_p"]))
 
     def tuned(self, alphas: Sequence[float], cv_folds: int) -> tuple[dict[str, Any], Learned]:
         """The report of `optimize_hyperparameters`, and what is learned with the penalty and weights it chose."""
         chosen, tuned = choose_alpha(self.table, self.y, alphas, **self._split(cv_folds))
+        logger.info("chose alpha %g of %s over %d texts", tuned.alpha, alphas, len(self.y))
         fit = self._fit(tuned.fitted, tuned.alpha, chosen["permutation_p"])
         return chosen, replace(self.before, alpha=tuned.alpha, alpha_tuned=True, weights=tuned.weights, fitted=fit)
 
