@@ -225,7 +225,7 @@ def test_a_text_is_valued_by_one_fit_whatever_is_loaded_meanwhile(tmp_path):
         lambda one: one.predict_many(NEW),
         lambda one: [one.predict(NEW[0])],
         lambda one: [one(text=NEW[0]).score],
-        lambda one: [one.inspection().fit.predict(one._columns(NEW[:1], one.current_fit()).X)[0]],
+        lambda one: [one.inspection().fit.predict(one._columns(one.current_fit())(NEW[:1]).X)[0]],
     ]
     for read in reads:
         one = copy.deepcopy(learner)

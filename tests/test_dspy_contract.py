@@ -215,7 +215,7 @@ def test_12_two_instances_of_one_class_never_share_a_vector(tmp_path):
     one, other = CountingModel("one"), Rotated("two")
     for _ in range(2):  # the second time from disk
         vectors = [
-            Qwen3EmbeddingValueLearner(embedder=model, cache_dir=tmp_path)._vectors(["a text"])[0]
+            Qwen3EmbeddingValueLearner(embedder=model, cache_dir=tmp_path).embed(["a text"])[0]
             for model in (one, other)
         ]
         assert np.array_equal(np.roll(vectors[0], 7), vectors[1])
@@ -230,7 +230,7 @@ def test_13_what_a_model_answers_is_checked(tmp_path, answer):
     embed.name = "broken"
     learner = Qwen3EmbeddingValueLearner(embedder=embed, cache_dir=tmp_path)
     with pytest.raises(EmbeddingError, match=r"the embedder 'broken' (gave|failed)"):
-        learner._vectors(["a text"])
+        learner.embed(["a text"])
 
 
 def test_14_an_error_of_the_provider_arrives_as_ours_with_its_cause(tmp_path):
@@ -240,7 +240,7 @@ def test_14_an_error_of_the_provider_arrives_as_ours_with_its_cause(tmp_path):
     embed.name = "slow"
     learner = Qwen3EmbeddingValueLearner(embedder=embed, cache_dir=tmp_path)
     with pytest.raises(EmbeddingError, match="'slow' failed: TimeoutError: no answer in 60 s") as caught:
-        learner._vectors(["a text"])
+        learner.embed(["a text"])
     assert isinstance(caught.value.__cause__, TimeoutError)
 
 

@@ -109,7 +109,7 @@ def test_values_are_an_inner_product_with_the_columns_side_by_side():
     assert fitted.blocks.names == ("embedding", "lexical", "length", "judge")
     assert fitted.blocks.widths == (16, LEXICAL_COLUMNS, 1, 2)
     assert set(metrics["blocks"]) == set(fitted.blocks.names)
-    columns = learner._columns(NEW, learner.ridge.fitted).X.astype(np.float64)
+    columns = learner._columns(learner.ridge.fitted)(NEW).X.astype(np.float64)
     lengths = np.log1p([len(text) for text in learner.training_texts])
     columns[:, -3] = np.clip(columns[:, -3], np.float32(lengths.min()), np.float32(lengths.max()))
     by_hand = columns @ learner.ridge.coef_ + learner.ridge.intercept_
@@ -152,7 +152,7 @@ def test_a_length_beyond_the_rated_ones_counts_as_the_nearest_rated_one():
     learner.train()
     fit = learner.ridge.fitted
     low, high = fit.fitted.bounds[1][:, 0]
-    row = learner._columns(["x"], fit).X
+    row = learner._columns(fit)(["x"]).X
     for length, counted in [(0.0, low), (50.0, high), (float(low + high) / 2, (low + high) / 2)]:
         row[0, -1] = length
         bounded = row.copy()
@@ -287,7 +287,7 @@ def assert_fitted_from_scratch(learner):
     from sklearn.linear_model import Ridge
 
     fit = learner.ridge.fitted
-    X = fit.fitted.weighed(learner._columns(learner.training_texts, fit).X).astype(np.float64)
+    X = fit.fitted.weighed(learner._columns(fit)(learner.training_texts).X).astype(np.float64)
     peer = Ridge(alpha=fit.alpha, solver="svd").fit(X, learner.training_scores)
     want = peer.coef_ * np.repeat(fit.fitted.factors, fit.fitted.blocks.widths)
     assert np.linalg.norm(learner.ridge.coef_ - want) <= 1e-9 * np.linalg.norm(want)

@@ -27,7 +27,8 @@ ORDER = {
     "dspy_qvl.embedding.models.local": "precision folder loading forward long_text local",
     "dspy_qvl.features": "table overlap features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
-    "dspy_qvl.learner": "memo vectorizer fit learned fit_state head inspection migration value_function learner",
+    "dspy_qvl.learner": "memo vectorizer fit learned fit_state columns head updating training inspection migration "
+    "saving value_function trainable learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head reranker",
     "dspy_qvl.metric": "scale judgement feedback reward agreement filter metric",
     "dspy_qvl.optimizer": "modules lessons optimizer",

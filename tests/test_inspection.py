@@ -109,7 +109,7 @@ def test_left_out_values_are_those_of_learning_without_each_text(tmp_path, featu
     assert np.allclose(left.values + left.residuals, learner.training_scores)
     fit = learner.current_fit()
     for row in range(0, 40, 7):
-        table = learner._columns(fit.texts, fit)
+        table = learner._columns(fit)(fit.texts)
         others = np.delete(np.arange(40), row)
         X = fit.fitted.weighed(table.X).astype(float)
         mean, y = X[others].mean(axis=0), fit.scores
@@ -123,7 +123,7 @@ def test_left_out_values_are_those_of_learning_without_each_text(tmp_path, featu
 
 def test_the_nearest_rated_texts_are_those_with_the_highest_cosine(trained):
     found = trained.nearest(NEW[0], 3)
-    cosines = trained._vectors(trained.training_texts) @ trained._vectors([NEW[0]])[0]
+    cosines = trained.embed(trained.training_texts) @ trained.embed([NEW[0]])[0]
     best = np.argsort(-cosines)[:3]
     assert [example.text for example, _ in found] == [trained.training_texts[row] for row in best]
     assert [cosine for _, cosine in found] == pytest.approx(cosines[best].tolist(), abs=1e-6)
@@ -248,7 +248,7 @@ def test_a_model_of_ones_own_is_as_sure_after_loading(tmp_path):
 
 
 def test_the_nearest_other_text_is_found_for_each(trained):
-    vectors = trained._vectors(trained.training_texts).astype(float)
+    vectors = trained.embed(trained.training_texts).astype(float)
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
     assert trained.inspection().nearest_other() == pytest.approx(np.sort(cosines.max(axis=1)), abs=1e-5)
@@ -256,7 +256,7 @@ def test_the_nearest_other_text_is_found_for_each(trained):
 
 def test_of_many_rated_texts_some_tell_how_near_is_usual(tmp_path):
     learner = make(tmp_path, examples=rated(2300), features=None)
-    vectors = learner._vectors(learner.training_texts).astype(float)
+    vectors = learner.embed(learner.training_texts).astype(float)
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
     assert learner.inspection().nearest_other() == pytest.approx(np.sort(cosines.max(axis=1)[::3]), abs=1e-5)

@@ -4,6 +4,8 @@ import asyncio
 import inspect
 import logging
 import math
+import pydoc
+import re
 import time
 import unicodedata
 import warnings
@@ -27,7 +29,7 @@ def embedded(learner, texts):
 def weighed(learner, texts):
     """The columns of texts as the fit saw them: every block times its factor."""
     fit = learner.ridge.fitted
-    return fit.fitted.weighed(learner._columns(texts, fit).X).astype(np.float64)
+    return fit.fitted.weighed(learner._columns(fit)(texts).X).astype(np.float64)
 
 
 @pytest.mark.parametrize("features", [None, "auto", ["lexical", "length"]])
@@ -442,15 +444,29 @@ def test_a_small_group_is_held_out_where_there_is_one(sizes):
         assert (len(seen), len(held)) == (95, 5)
 
 
+def test_help_shows_and_describes_every_argument_of_the_constructor():
+    class Named(Qwen3EmbeddingValueLearner):
+        def __init__(self, name: str) -> None:
+            super().__init__("lexical", cache_dir=None)
+
+    names = list(inspect.signature(Qwen3EmbeddingValueLearner).parameters)
+    described = re.findall(r"^    (\w+): ", inspect.getdoc(Qwen3EmbeddingValueLearner), re.M)
+    assert described[:-1] == names == list(inspect.signature(Qwen3EmbeddingValueLearner.__init__).parameters)[1:]
+    assert "max_concurrency: int | None = None" in pydoc.plain(pydoc.render_doc(Qwen3EmbeddingValueLearner))
+    assert list(inspect.signature(Named).parameters) == ["name"]
+    assert list(inspect.signature(Named("x")).parameters) == ["args", "kwargs"]
+
+
 def test_an_override_that_fails_in_any_way_is_named():
     class Broken(Qwen3EmbeddingValueLearner):
         def _get_embedding_vector(self, text):
             return {}["x"] if text == "key" else np.zeros(0)
 
-    learner = Broken("lexical", 64, cache_dir=None)
-    learner.add_training_examples([("key", 1.0), ("b", 2.0)])
-    with pytest.raises(EmbeddingError, match="_get_embedding_vector failed or gave no vector"):
-        learner.train()
-    learner.unfit()
-    with pytest.raises(EmbeddingError, match=r"gave shapes \[\(0,\)\]"):
-        learner._vectors(["b"])
+    for texts, message in {
+        ("key", "b"): "_get_embedding_vector failed or gave no vector",
+        ("a", "b"): r"gave shapes \[\(0,\)\]",
+    }.items():
+        learner = Broken("lexical", 64, cache_dir=None)
+        learner.add_training_examples(zip(texts, (1.0, 2.0), strict=True))
+        with pytest.raises(EmbeddingError, match=message):
+            learner.train()

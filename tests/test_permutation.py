@@ -13,6 +13,7 @@ from dspy_qvl import FitValue, QVLWarning, Qwen3EmbeddingValueLearner, ValueMetr
 from dspy_qvl.fitting.folds import make_folds, sample
 from dspy_qvl.fitting.permutation import permutation_test, shuffles
 from dspy_qvl.fitting.tuning import prior_weights, weighed
+from dspy_qvl.learner.columns import Columns
 from tests.conftest import rated
 from tests.human_data import human_data, rows_of
 
@@ -209,7 +210,7 @@ def test_figures_carry_their_standard_error_and_those_of_all_rows_stand_beside()
         assert metrics["baselines"]["nearest"][f"val_{name}_se"] > 0
     assert all(type(figure) is float for name, figure in metrics.items() if name.startswith(("val_", "oof_", "perm")))
     chosen = learner.optimize_hyperparameters([1.0])
-    table = learner._columns(learner.training_texts, learner.ridge.fitted)
+    table = learner._columns(learner.ridge.fitted)(learner.training_texts)
     X, y = learner.ridge.fitted.fitted.weighed(table.X).astype(float), np.array(learner.training_scores)
     values = np.empty(60)
     for fold in make_folds(learner.training_texts, 5, np.random.default_rng(0)):
@@ -225,11 +226,12 @@ def test_figures_carry_their_standard_error_and_those_of_all_rows_stand_beside()
 def test_shuffled_ratings_of_people_are_told_from_their_own():
     rows = rows_of("vader_amazon", "train")
     learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=None)
+    columns = Columns(learner._vectorizer, ("length",), paired=False)
     untold, told = 0, 0
     for draw in range(50):
         rng = np.random.default_rng(draw)
         some = [rows[row] for row in rng.choice(len(rows), 240, replace=False)]
-        table = learner._table([row["text"] for row in some], ("length",), learner._vectorizer, None, paired=False)
+        table = columns([row["text"] for row in some])
         X, y = weighed(table, prior_weights(table)), np.array([row["score"] for row in some])
         members = [row["group"] for row in some]
         told += permutation_test(X, y, ALPHAS, members=members, n_shuffles=99).p <= 0.05

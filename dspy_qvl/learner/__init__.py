@@ -1,4 +1,20 @@
-"""The value function as a DSPy module."""
+"""`Qwen3EmbeddingValueLearner`: a value function learned from rated texts, as a DSPy module.
+
+    rated texts ─► Columns ─► training ─► Fit ─┬─► predict: a row of X times the coefficients
+                                               └─► Inspection: standard deviation, neighbours, left-out values
+
+Reading order:
+
+    learner, trainable, value_function   the public class: made and saved; learns; values texts
+    columns, vectorizer                  items -> rows of X, by an embedding model and blocks of features
+    training, updating                   a fit of all rated texts; the same fit after some came or went
+    head, learned, fit, fit_state        the DSPy Parameter, all it has learned at one moment, one fit, its saved form
+    inspection, migration, saving        certainty; another embedding model; files
+    memo                                 a lock and a memo that survive deepcopy and pickle
+
+Contract: `Fit` and `Learned` never change. A reader takes `RidgeHead.now` once and answers by that, without waiting; a
+change holds `RidgeHead.changing` from reading `now` until `swap`, which happens in one step or not at all.
+"""
 
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.learner.head import RidgeHead
@@ -6,4 +22,3 @@ from dspy_qvl.learner.inspection import Inspection
 from dspy_qvl.learner.learned import Examples
 from dspy_qvl.learner.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.learner.memo import KeptTexts
-from dspy_qvl.learner.value_function import ValueFunction

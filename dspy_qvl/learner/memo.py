@@ -1,7 +1,7 @@
-"""What copies of a program share, and what each has for itself.
+"""A lock and a memo that survive deepcopy and pickle.
 
-DSPy's optimizers copy programs by the hundred, and pickle them. What was worked out once is shared by all copies; a
-lock belongs to one object, and a copy has a fresh one.
+DSPy's optimizers copy programs by the hundred, and pickle them. A memo is shared by all copies, so that nothing is
+computed twice; a lock belongs to one object, and each copy gets a new one.
 """
 
 import os
@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-KEPT_TEXTS = 50_000  # texts of which something is kept
-KEPT_BYTES = 128 * 2**20  # of memory that they may take
-ENTRY_BYTES = 500  # of what is kept of a text, and of its place in a dict
+KEPT_TEXTS = 50_000  # texts whose results are kept
+KEPT_BYTES = 128 * 2**20  # memory of the texts and their results
+ENTRY_BYTES = 500  # memory of one result and its place in a dict
 
 
 class Lock:
-    """A re-entrant lock that a copy or a pickle has a fresh one of, and a forked process does not find locked.
+    """A re-entrant lock; copies and pickles get a new one, and a forked process never finds it locked.
 
-    It is taken by `with lock.held:`, since no interrupt falls between a lock of Python's own being taken and the block
-    that will give it back; in methods of ours it could.
+    Take it by `with lock.held:`. Python lets no interrupt fall between taking its own lock and entering the block that
+    releases it; between two lines of a method of ours one could.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ _alive: "set[weakref.ref[Lock]]" = set()  # a WeakSet forgets by a function in P
 
 
 def _free_after_fork() -> None:
-    """Make locks anew that threads hold which only the parent has."""
+    """Replace the locks held by threads of the parent process, which a fork does not copy."""
     for lock in [reference() for reference in list(_alive)]:
         if lock is not None and lock.held.acquire(blocking=False):
             lock.held.release()
@@ -52,9 +52,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class KeptTexts(dict[Hashable, T]):
-    """What is known of texts: of 50,000 of them at most, and of 128 MiB; the first that came leave first.
+    """A dict of results by text, of at most 50,000 texts and 128 MiB; the oldest leave first.
 
-    Read it as a dict, and put into it with `keep` alone.
+    Read it as a dict; write with `keep` only.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class KeptTexts(dict[Hashable, T]):
         self._lock = threading.Lock()
 
     def keep(self, item: Hashable, known: T) -> T:
-        """Keep what is known of a text, or of a text for a query."""
+        """Keep the result of a text, or of a text for a query, and return it."""
         with self._lock:
             if item not in self:
                 self._n_bytes += _size(item)
@@ -79,19 +79,19 @@ class KeptTexts(dict[Hashable, T]):
 
 
 def _size(item: Hashable) -> int:
-    """Bytes that a text and what is known of it take at most."""
+    """The most bytes that a text and its result take."""
     parts: Iterable[Any] = item if isinstance(item, tuple) else (item,)
     return ENTRY_BYTES + sum(len(part) * (1 if part.isascii() else 4) for part in parts)
 
 
 class Memo:
-    """What follows from something that never changes, worked out once; shared by copies, left out of a pickle.
+    """Results that follow from an immutable object, computed once; shared by copies, left out of pickles.
 
     Attributes:
-        values: of texts that were valued one by one, so that a text is an inner product only once.
-        variances: the same for how unlike the rated texts a text is.
-        bounds: between which numbers that lies, of texts that were looked at together.
-        accepted: the same fit, as one that is known to belong to what makes the columns of texts; by that.
+        values: the values of texts, so that each text costs one inner product only once.
+        variances: `Posterior.fit_variance` of texts, how unlike the rated texts they are.
+        bounds: a lower and an upper bound of that, of texts that were examined together.
+        accepted: by vectorizer, the same fit with that vectorizer, once it is known to belong to it.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Memo:
         self._known: dict[str, Any] = {}
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, made at the first call of that name; other threads wait for it."""
+        """The result of `make`, called at the first call with that name only; other threads wait for it."""
         if name not in self._known:
             with self._lock.held:
                 if name not in self._known:

@@ -1,7 +1,11 @@
-"""What becomes of values when rated texts are learned anew with another embedding model.
+"""Old and new values side by side, where rated texts are learned anew with another embedding model.
 
-Both models are asked for the value of every rated text under the fit of all the others: a fitted value holds the text's
-own rating, which would make any two models agree. The old ones follow from what was saved, without the old model.
+    saved fit ─► values of left-out texts, old ─┐
+                                                ├─► Migration: correlations, figures, largest moves
+    new fit ─► values of left-out texts, new ───┘
+
+Each rated text is valued by the fit of all the others: a fitted value holds the text's own rating, which would make any
+two models agree. The old values follow from what was saved, without asking the old model.
 """
 
 import math
@@ -13,12 +17,12 @@ import numpy as np
 
 from dspy_qvl import measures
 from dspy_qvl.embedding import LEXICAL, Embedding, ModelSpec
-from dspy_qvl.errors import InputError, shown
-from dspy_qvl.features import EMBEDDING, Features, Queries
+from dspy_qvl.errors import shown
+from dspy_qvl.features import Features, Queries
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.ridge import posterior_of
 from dspy_qvl.text import RankingExample
-from dspy_qvl.vectors import Array, Rows, Vectors
+from dspy_qvl.vectors import Array, Vectors
 
 FIGURES = ("mse", "r2", "pearson", "spearman")
 N_MOVES = 10
@@ -26,11 +30,11 @@ N_MOVES = 10
 
 @dataclass(frozen=True)
 class Move:
-    """A rated text, and its value under either model, from the other rated texts.
+    """A rated text with its old and its new value, both from the other rated texts.
 
     Attributes:
         text: the text.
-        query: what it was rated for, or None.
+        query: the query it was rated for, or None.
         score: its rating.
         old: its value before.
         new: its value now.
@@ -55,7 +59,7 @@ class Migration:
             are no better than the mean.
         new: the same of the new values. The penalty was chosen on the same ratings.
         moves: the texts whose value moved most, at most 10, the largest move first.
-        old_values: (n_texts,), in the order of the texts; NaN where they cannot be told, and then the figures are.
+        old_values: (n_texts,), in the order of the texts; NaN, as are the figures, where they are unknown.
         new_values: (n_texts,).
         chosen: the penalty, the weights of blocks and so on, as `optimize_hyperparameters` gives them.
     """
@@ -94,21 +98,8 @@ def _told(figures: dict[str, float]) -> str:
     return f"Spearman {figures['spearman']:.2f}, R² {figures['r2']:.2f}"
 
 
-def check_texts_kept(fit: Fit, what: str) -> None:
-    """Refuse a fit without its rated texts.
-
-    Raises:
-        InputError: names it as `what`.
-    """
-    if fit.n_texts == 0:
-        raise InputError(
-            f"{what} was saved without its rated texts (keep_examples=False), so no other model can learn from them; "
-            "use the model it was fitted with, or rate texts anew and train."
-        )
-
-
 def compared(rated: Sequence[RankingExample], old: Array, new: Array, chosen: dict[str, Any]) -> Migration:
-    """Old and new values of rated texts, (n_texts,) each, side by side."""
+    """The report on old and new values of rated texts, (n_texts,) each."""
     ratings = np.array([example.score for example in rated])
     both, of_new = np.flatnonzero(np.isfinite(old) & np.isfinite(new)), np.isfinite(new)
     largest = both[np.argsort(-np.abs(new - old)[both], kind="stable")][:N_MOVES].tolist()
@@ -131,39 +122,31 @@ def compared(rated: Sequence[RankingExample], old: Array, new: Array, chosen: di
 def _figures(ratings: Array, values: Array) -> dict[str, float]:
     """Figures of values of left-out texts; no correlation where they are no better than the mean of the others.
 
-    That mean is the lower the higher the text that is left out, so that nothing learned would correlate at -1.
+    That mean is lower where the text left out was rated higher, so a fit that learned nothing would correlate at -1.
     """
     figures = {name: getattr(measures, name)(ratings, values) for name in FIGURES}
     return figures if figures["r2"] > 0 else {**figures, "pearson": math.nan, "spearman": math.nan}
 
 
 def saved_values(fit: Fit) -> Array:
-    """The value of each rated text of a fit under the fit of all others, (n_texts,), from what was saved with it.
+    """The value of each rated text of a fit by the fit of all others, (n_texts,), from what was saved with it.
 
-    NaN where its model is not built in and no vectors were kept, as of a subclass that makes its own.
+    NaN where no vectors were kept (a subclass makes its own) and the model is not built in.
     """
-    X = _saved_columns(fit)
-    if X is None:
-        return np.full(fit.n_texts, np.nan)
-    values: Array = fit.scores - posterior_of(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
-    return values
-
-
-def _saved_columns(fit: Fit) -> Rows | None:
-    """The columns of its rated texts that a fit was learned from, (n_texts, d); None where they cannot be had."""
     vectors, queries = _saved_vectors(fit)
     others = [name for name in fit.blocks if name not in fit.own]
     features = Features(None, beside_lexical=True)
     if vectors is None or vectors.shape[1] != fit.fitted.blocks.widths[0] or features.missing(others):
-        return None
-    table = features(fit.texts, vectors, others, queries)
-    columns = table.columns | {name: np.stack(rows) for name, rows in fit.own.items()}
-    X: Rows = np.concatenate([columns[name] for name in (EMBEDDING, *fit.blocks)], axis=1)
-    return X
+        return np.full(fit.n_texts, np.nan)
+    columns = features(fit.texts, vectors, others, queries).columns
+    columns |= {name: np.stack(rows) for name, rows in fit.own.items()}
+    X = np.concatenate([columns[name] for name in fit.fitted.blocks.names], axis=1)
+    values: Array = fit.scores - posterior_of(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
+    return values
 
 
 def _saved_vectors(fit: Fit) -> tuple[Vectors | None, Queries | None]:
-    """The vectors of the rated texts of a fit and of their queries: those that were kept, or of the built-in model."""
+    """The vectors of a fit's rated texts and of their queries: those that were kept, or the built-in model's."""
     asked = [example.query or "" for example in fit.rated]
     if fit.vectors is not None:
         known = fit.queried or {}

@@ -22,7 +22,7 @@ import numpy as np
 from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_text, is_list, shown
 from dspy_qvl.features import AUTO, COSINE, EMBEDDING, LENGTH, OVERLAP, PRODUCT, Blocks, Features, Queries
 from dspy_qvl.fitting import copies, make_folds
-from dspy_qvl.learner import ValueFunction
+from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.reranker.head import BLOCKS, TEXT, VALUE, Order, RankingHead, width_of
 from dspy_qvl.reranker.judged import (
     RANK,
@@ -94,9 +94,11 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     auto = False  # of one that was pickled before there was "auto"
 
-    def __init__(self, learner: ValueFunction, *, k: int | None = None, features: Sequence[str] = AUTO) -> None:
+    def __init__(
+        self, learner: Qwen3EmbeddingValueLearner, *, k: int | None = None, features: Sequence[str] = AUTO
+    ) -> None:
         super().__init__()
-        if not isinstance(learner, ValueFunction):
+        if not isinstance(learner, Qwen3EmbeddingValueLearner):
             raise InputError(f"learner must be a Qwen3EmbeddingValueLearner, but got {type(learner).__name__}.")
         self.k = None if k is None else check_count(k, "k", 1)
         self.auto = isinstance(features, str) and features == AUTO

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner
 from dspy_qvl.fitting.permutation import LEVEL, permutation_test
 from dspy_qvl.fitting.tuning import prior_weights, weighed
-from dspy_qvl.learner.learner import ALPHA_RANGE
+from dspy_qvl.learner.columns import Columns
+from dspy_qvl.learner.trainable import ALPHA_RANGE
 from tests.benchmarks.human_ratings import data_folder
 from tests.human_data import ABSENT, rows_of
 
@@ -28,11 +29,12 @@ def flagged(model: str, cache: str | None, n_draws: int) -> tuple[int, int]:
     """How many draws of 240 ratings cannot be told from noise, and how many of the same ones shuffled."""
     rows = rows_of("vader_amazon", "train")
     learner = Qwen3EmbeddingValueLearner(model, cache_dir=cache)
-    names, own, shuffled = learner._vectorizer.blocks.candidates(paired=False), 0, 0
+    vectorizer, own, shuffled = learner._vectorizer, 0, 0
+    columns = Columns(vectorizer, vectorizer.blocks.candidates(paired=False), paired=False)
     for draw in range(n_draws):
         rng = np.random.default_rng(1000 + draw)
         some = [rows[row] for row in rng.choice(len(rows), 240, replace=False)]
-        table = learner._table([row["text"] for row in some], names, learner._vectorizer, None, paired=False)
+        table = columns([row["text"] for row in some])
         X, y = weighed(table, prior_weights(table)), np.array([row["score"] for row in some])
         own += permutation_test(X, y, ALPHA_RANGE, members=range(240)).p > LEVEL
         shuffled += permutation_test(X, rng.permutation(y), ALPHA_RANGE, members=range(240)).p > LEVEL

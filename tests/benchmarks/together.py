@@ -47,11 +47,11 @@ def is_the_fit_of_its_texts(learner: Qwen3EmbeddingValueLearner) -> bool:
     fit = learner.current_fit()
     examples = learner.ridge.examples[: fit.n_texts]
     assert list(fit.rated) == list(examples)
-    X = learner._columns([example.item for example in examples], fit).X
+    X = learner._columns(fit)([example.item for example in examples]).X
     peer = Ridge(alpha=fit.alpha, solver="svd").fit(
         fit.fitted.weighed(X).astype(np.float64), [example.score for example in examples]
     )
-    values = peer.predict(fit.fitted.weighed(learner._columns(NEW, fit).X).astype(np.float64))
+    values = peer.predict(fit.fitted.weighed(learner._columns(fit)(NEW).X).astype(np.float64))
     return np.allclose(learner.predict_many(NEW), values, atol=1e-5)  # float32 columns
 
 
