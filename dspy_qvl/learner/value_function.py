@@ -18,7 +18,16 @@ import dspy
 import numpy as np
 
 from dspy_qvl.embedding import Embedding, EmbeddingCache, Probe
-from dspy_qvl.errors import InputError, QVLError, check_count, check_flag, check_text, check_texts
+from dspy_qvl.errors import (
+    InputError,
+    NotFittedError,
+    QVLError,
+    StateError,
+    check_count,
+    check_flag,
+    check_text,
+    check_texts,
+)
 from dspy_qvl.fitting import check_alpha
 from dspy_qvl.learner.columns import Columns, item_of, items_of, vector_of
 from dspy_qvl.learner.fit import Fit
@@ -242,7 +251,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def _training_columns(self, before: Learned) -> Columns:
         """Items -> all columns that may be learned from, of a fit's own model while there is one."""
         expect = None
-        with contextlib.suppress(QVLError):  # a fit of another model will be replaced
+        with contextlib.suppress(NotFittedError, StateError):  # a fit of another model will be replaced
             expect = self.current_fit().probe  # a loaded fit brings the vectors of its texts
         vectorizer, paired = self._vectorizer_at(before), before.examples[0].query is not None
         return Columns(vectorizer, vectorizer.blocks.candidates(paired=paired), paired, expect, self._owner)
