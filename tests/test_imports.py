@@ -28,7 +28,7 @@ ORDER = {
     "dspy_qvl.features": "table overlap features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned head inspection migration value_function learner",
-    "dspy_qvl.reranker": "passages judged sketch ranking head reranker",
+    "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
     "dspy_qvl.metric": "scale judgement feedback reward agreement filter metric",
     "dspy_qvl.optimizer": "modules lessons optimizer",
 }

@@ -197,10 +197,8 @@ class RankingLesson:
             if len(numbers) != len(passages):
                 raise InputError(f"{at} has {len(passages)} passages but {len(numbers)} relevances; each needs one.")
             given = example.get(SCORES) if scored else None
-            if scored and given is None and retrieved:
-                given = found.get(SCORES)
             if scored and given is None:
-                given = scores_within(passages)
+                given = scores_within(found, passages)
             judged.append(
                 JudgedQuery(
                     query,
