@@ -30,7 +30,7 @@ ORDER = {
     "dspy_qvl.learner": "memo vectorizer fit learned head inspection migration value_function learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
     "dspy_qvl.metric": "scale judgement feedback reward agreement filter metric",
-    "dspy_qvl.optimizer": "modules lessons optimizer",
+    "dspy_qvl.optimizer": "modules readers optimizer",
 }
 # Narrower than the order: all that these may import of the package.
 ONLY = {
