@@ -1,6 +1,8 @@
 """Readers of examples: rated texts for value functions, judged passages for rerankers.
 
-trainset, valset ─► reader.read ─► fit ─► for each module that is meant: fit(module) ─► its report
+    trainset, valset ─► reader.read ─► fit ─► for each module that is meant: fit(module) ─► its report
+
+A reader checks every example before it returns; what it returns fits one module and reports on it.
 """
 
 import warnings
@@ -15,17 +17,9 @@ from dspy_qvl.errors import InputError, QVLWarning, check_count, check_flag, che
 from dspy_qvl.fitting import LEVEL, check_alphas, check_scores_differ, noise_warning
 from dspy_qvl.learner import Examples, Qwen3EmbeddingValueLearner
 from dspy_qvl.reranker import SCORE, SCORES, JudgedQuery, Reranker, as_list, checked_scores, passage_text, scores_within
-from dspy_qvl.text import (
-    REASON,
-    RankingExample,
-    Rendering,
-    check_metadata,
-    checked_examples,
-    taken,
-)
+from dspy_qvl.text import REASON, RankingExample, Rendering, check_metadata, checked_examples, taken
 
 Fit = Callable[[Any], dict[str, Any]]  # fits one module on the examples that were read, and returns its report
-
 Rated = list[RankingExample]
 
 
@@ -179,7 +173,7 @@ class JudgedPassageReader:
             at = f"{what}[{row}]"
             query = _query(self.query, example, at)
             given = taken(self.passages, example, "passages", at)
-            passages, retrieved = as_list(given, f"the passages of {at}"), isinstance(given, dspy.Prediction)
+            passages = as_list(given, f"the passages of {at}")
             relevance = taken(self.relevance, example, "relevance", at)
             if not is_list(relevance):
                 raise InputError(f"the relevance of {at} must be a list of numbers, but got {shown(relevance)}.")
@@ -192,15 +186,11 @@ class JudgedPassageReader:
             scores = example.get(SCORES) if scored else None
             if scored and scores is None:
                 scores = scores_within(given, passages)
-            judged.append(
-                JudgedQuery(
-                    query,
-                    [passage_text(passage, f"a passage of {at}") for passage in passages],
-                    np.array(numbers, dtype=np.float64),
-                    checked_scores(scores, len(passages), f"the scores of {at}"),
-                    True if self.first_stage is None and retrieved else self.first_stage,
-                )
-            )
+            texts = [passage_text(passage, f"a passage of {at}") for passage in passages]
+            scores = checked_scores(scores, len(passages), f"the scores of {at}")
+            retrieved = isinstance(given, dspy.Prediction) or None
+            first_stage = retrieved if self.first_stage is None else self.first_stage
+            judged.append(JudgedQuery(query, texts, np.array(numbers, dtype=np.float64), scores, first_stage))
         return judged
 
 

@@ -33,14 +33,21 @@ class PassageColumns:
     Attributes:
         learner: lends its embedding model, and values the passages where "value" is among the blocks.
         order: the learned order; None before anything was learned.
-        names: blocks of the learned order, else those that are to be learned from.
-        features: makes the blocks of a query and a passage.
+        features: blocks to learn an order from.
+        auto: True to learn from what is known of a first stage, too, where cross-validation is not against it.
+        pair_features: makes the blocks of a query and a passage.
     """
 
     learner: Qwen3EmbeddingValueLearner
     order: Order | None
-    names: tuple[str, ...]
-    features: Features
+    features: tuple[str, ...]
+    auto: bool
+    pair_features: Features
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The blocks of the learned order, else those to learn from."""
+        return self.features if self.order is None else self.order.blocks.names
 
     def __call__(
         self, query: str, texts: list[str], names: Sequence[str], scores: Array | None, rows: slice | None = None
@@ -61,7 +68,7 @@ class PassageColumns:
         some = texts[rows]
         embedded, vector = self.embed(some), self.query_embedding(query)
         asked = Queries([query] * len(some), np.broadcast_to(vector, (len(some), len(vector))))
-        made = self.features(some, embedded, [name for name in names if name in OF_PAIRS], asked)
+        made = self.pair_features(some, embedded, [name for name in names if name in OF_PAIRS], asked)
         columns: dict[str, Any] = made.columns
         columns[TEXT] = folded(columns[EMBEDDING])
         if PRODUCT in names:
@@ -82,8 +89,7 @@ class PassageColumns:
 
     def cosines(self, query: str, texts: list[str]) -> Vectors:
         """Cosine of the query with each passage, (n,)."""
-        cosines: Vectors = self(query, texts, (COSINE,), None)[:, 0]
-        return cosines
+        return np.asarray(self(query, texts, (COSINE,), None)[:, 0])
 
     def scores(self, query: str, texts: list[str], scores: Array | None) -> Array:
         """Scores of passages by the learned order, or by cosine where there is none, (n,); higher is better."""

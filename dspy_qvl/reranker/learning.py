@@ -1,6 +1,8 @@
 """Learning an order from judged queries, and reporting how good an order is.
 
-judged queries ─► informative ones ─► blocks to learn from ─► columns ─► fit_ranking ─► Order, report
+    judged queries ─► informative ones ─► blocks to learn from ─► columns ─► fit_ranking ─► Order, report
+
+A report gives mean nDCG and mean reciprocal rank of the order, of cosine, and of the first stage where one is known.
 """
 
 import warnings
@@ -21,22 +23,13 @@ ALIKE = 0.9  # of the queries
 
 
 def learn_order(
-    columns: PassageColumns,
-    judged: Sequence[JudgedQuery],
-    features: Sequence[str],
-    *,
-    auto: bool,
-    cv: int,
-    random_state: int,
-    k: int | None,
+    columns: PassageColumns, judged: Sequence[JudgedQuery], *, cv: int, random_state: int, k: int | None
 ) -> tuple[Order, dict[str, Any]]:
     """Learn an order; see `Reranker.learn` for the report and the errors.
 
     Args:
         columns: makes the columns of passages.
         judged: queries with passages of different relevance.
-        features: blocks to learn from.
-        auto: True to add what is known of a first stage, and to leave it out where cross-validation is against it.
         cv: folds, at least 2.
         random_state: seed of the folds.
         k: passages from the top that figures look at; None for all.
@@ -50,9 +43,9 @@ def learn_order(
         )
     columns.embed(texts)  # all in one batch
     d = columns.learner.embed(queries).shape[1]
-    known = _known_of_first_stage(useful, features, warn=auto)
-    new = [name for name in known if auto and not _ranks_by_cosine(columns, useful, name)]
-    names = [name for name in BLOCKS if name in (*features, *new)]
+    known = _known_of_first_stage(useful, columns.features, warn=columns.auto)
+    new = [name for name in known if columns.auto and not _ranks_by_cosine(columns, useful, name)]
+    names = [name for name in BLOCKS if name in (*columns.features, *new)]
     if VALUE in names and not _may_use_value(columns, texts):
         names.remove(VALUE)
     blocks = Blocks(tuple(names), tuple(width_of(name, d) for name in names))
@@ -63,7 +56,7 @@ def learn_order(
         blocks,
         make_folds(copies(queries), cv, np.random.default_rng(random_state)),
         priors=priors,
-        optional=priors[1:] if auto else (),
+        optional=priors[1:] if columns.auto else (),
         k=k,
     )
     used = [name for name, factor in zip(names, fitted.factors, strict=True) if factor > 0]

@@ -119,14 +119,10 @@ def fit_ranking(
     else:
         number, level = divmod(chosen - n_priors, len(alphas))
         weighting, prior = ways[number]
-    return RankingFit(
-        _solutions(whole, blocks, scales, weighting, [prior], alphas)[:, 0, 1 + level],
-        tuple((np.array(weighting) * scales).tolist()),
-        np.inf if level < 0 else alphas[level],
-        prior,
-        _quality(figures[:, :, chosen]),
-        tuple(_quality(figures[:, :, column]) for column in range(n_priors)),
-    )
+    coef = _solutions(whole, blocks, scales, weighting, [prior], alphas)[:, 0, 1 + level]
+    factors = tuple((np.array(weighting) * scales).tolist())
+    quality, *priors_quality = (_quality(figures[:, :, column]) for column in (chosen, *range(n_priors)))
+    return RankingFit(coef, factors, np.inf if level < 0 else alphas[level], prior, quality, tuple(priors_quality))
 
 
 def best_first(values: Rows) -> list[int]:

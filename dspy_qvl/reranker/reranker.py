@@ -106,17 +106,6 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             InputError: something that is no passage, or first-stage scores that are missing or too many.
             StateError: fitted with another embedding model, or with a value function that is not there.
         """
-        return self._ranked(query, passages, scores)
-
-    async def aforward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
-        """As `forward`, off the event loop."""
-        now = self._snapshot()
-        query, items = check_text(query, "query"), self._items(passages, now)
-        await now.embed_ahead(query, passage_texts(items))
-        given = passages if isinstance(passages, dspy.Prediction) else items  # an iterator is spent by now
-        return await asyncio.to_thread(self._ranked, query, given, scores)
-
-    def _ranked(self, query: str, passages: Any, scores: Sequence[float] | None) -> dspy.Prediction:
         now = self._checked_snapshot()
         items = self._items(passages, now)
         values = self._scores(now, query, passages, items, passage_texts(items), scores)
@@ -126,6 +115,14 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             if name != "passages" and isinstance(along, list | tuple | np.ndarray) and len(along) == len(items):
                 fields["first_stage_scores" if name == SCORES else name] = [along[row] for row in order]
         return dspy.Prediction(scores=[float(values[row]) for row in order], **fields)
+
+    async def aforward(self, query: str, passages: Any, scores: Sequence[float] | None = None) -> dspy.Prediction:
+        """As `forward`, off the event loop."""
+        now = self._snapshot()
+        query, items = check_text(query, "query"), self._items(passages, now)
+        await now.embed_ahead(query, passage_texts(items))
+        given = passages if isinstance(passages, dspy.Prediction) else items  # an iterator is spent by now
+        return await asyncio.to_thread(Reranker.forward, self, query, given, scores)
 
     def rank(
         self,
@@ -224,9 +221,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """
         cv, random_state = check_count(cv, "cv", 2), check_count(random_state, "random_state", 0)
         k = None if k is None else check_count(k, "k", 1)
-        self.ridge.fitted, report = learn_order(
-            self._snapshot(), judged, self.features, auto=self.auto, cv=cv, random_state=random_state, k=k
-        )
+        self.ridge.fitted, report = learn_order(self._snapshot(), judged, cv=cv, random_state=random_state, k=k)
         return report
 
     def judge(self, judged: Sequence[JudgedQuery], *, k: int | None = None) -> dict[str, Any]:
@@ -253,9 +248,8 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     def _snapshot(self) -> PassageColumns:
         """Learner and order of this moment: what is learned or loaded meanwhile does not reach the call."""
-        order = self.ridge.fitted
-        names = self.features if order is None else order.blocks.names
-        return PassageColumns(self.learner.snapshot(), order, names, self._pair_features)
+        learner, order = self.learner.snapshot(), self.ridge.fitted
+        return PassageColumns(learner, order, self.features, self.auto, self._pair_features)
 
     def _checked_snapshot(self) -> PassageColumns:
         """A snapshot whose order is known to belong to its learner."""
