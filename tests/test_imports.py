@@ -29,7 +29,7 @@ ORDER = {
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned head inspection migration value_function learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
-    "dspy_qvl.metric": "scale judgement feedback reward agreement filter metric",
+    "dspy_qvl.metric": "scale judgement feedback calls items objectives reward agreement filter scores metric",
     "dspy_qvl.optimizer": "modules readers optimizer",
 }
 # Narrower than the order: all that these may import of the package.
