@@ -25,7 +25,7 @@ from dspy_qvl.vectors import Array
 LEVEL = 0.95  # of the interval
 N_DRAWS = 1000
 N_AT_ODDS = 10
-FEWEST = 5  # groups below which draws of them say nothing of others
+FEWEST = 5  # groups; draws of fewer say nothing about other groups
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class AtOdds:
         example: the row as it was given.
         text: the text that was valued; "" where there was none.
         query: the query it was valued for, or None.
-        rating: of the raters.
-        value: of the metric, on the scale of the ratings it was learned from.
+        rating: the raters' rating.
+        value: the metric's value, on the scale of the ratings it was learned from.
         rating_above: share of the other rows with a lower rating, ties for half, in [0, 1].
         value_above: the same of values.
     """
@@ -156,8 +156,8 @@ def agreement(
 
     Args:
         examples: the rows.
-        ratings: of each, (n_rows,).
-        groups: of each, as the caller has them.
+        ratings: the rating of each row, (n_rows,).
+        groups: the caller's group of each row.
         items: the text of each row, or None where there is none.
         scorer: gives the values.
     """

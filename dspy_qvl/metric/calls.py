@@ -19,9 +19,9 @@ class Calls:
     """Scores and judgements of texts, and counts of failures; a pickle of it is empty.
 
     Attributes:
-        scores: of every text that was scored, in the order of the first calls.
-        judgements: of the texts that were judged.
-        failures: how often there was no text to value, by reason.
+        scores: the score of every text that was scored, in the order of the first calls.
+        judgements: the judgements made so far.
+        failures: number of predictions without a text to value, by reason.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Calls:
 
 
 def reason_of(error: Exception) -> str:
-    """Why there is no text to value, or none that the embedding model takes."""
+    """The reason of a failure, as a sentence for people."""
     if isinstance(error, TextsRefusedError):
         return f"the embedding model refuses the text: {next(iter(error.refused.values()), str(error))}."
     return plain(str(error), REASON_AT_MOST)

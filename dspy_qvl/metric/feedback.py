@@ -17,7 +17,7 @@ def in_words(judgement: Judgement, scorer: Scorer, *, threshold: float, quote: i
     """A judgement as sentences, one a line.
 
     Args:
-        judgement: of a text.
+        judgement: the judgement of a text.
         scorer: gave the judgement; its scale says how many digits of a value are worth writing.
         threshold: the score that is asked for.
         quote: characters to quote of a rated text at most.

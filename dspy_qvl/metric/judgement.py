@@ -50,7 +50,7 @@ class Judgement:
         above: the rated texts most like it among those with a clearly higher score, nearest first; clearly is by more
             than `std`, where there are such.
         below: the same among those with a lower score.
-        query: what the text is valued for, or None.
+        query: the query that the text is valued for, or None.
     """
 
     text: str
@@ -76,7 +76,7 @@ class Scorer:
         n_neighbors: rated texts that a judgement names on either side of a value.
 
     Attributes:
-        fit: that texts are valued by.
+        fit: the fit that values texts.
         lowest: the lowest rating, which is the value of a failure.
         scale: from values to scores.
 

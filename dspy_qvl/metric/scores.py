@@ -48,7 +48,7 @@ class ValueScores:
         n_neighbors: int = 1,
         objectives: Objectives | None = None,
     ) -> None:
-        """Keep a copy of the value function as it is now; what the learner learns later does not reach it.
+        """Keep a copy of the value function; later learning does not change it.
 
         Args:
             learner: a fitted learner.
@@ -145,7 +145,7 @@ class ValueScores:
 
     @property
     def failures(self) -> Counter[str]:
-        """How often there was no text to value, by reason."""
+        """Number of predictions without a text to value, by reason."""
         return self._calls.failures
 
     def as_filter(self, threshold: float | None = None) -> ValueFilter:

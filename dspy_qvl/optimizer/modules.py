@@ -39,7 +39,7 @@ def modules_to_fit(program: dspy.Module, kind: type[M], which: Which) -> dict[st
 
     Args:
         program: the program; it may be such a module itself, by the name of "self".
-        kind: of the modules.
+        kind: the class of the modules.
         which: names, as `named_sub_modules` or `named_parameters` spell them ("self.tone", "tone", "values[0]",
             "values['tone']"), "*" for all; a callable (name, module) -> bool; or None where only one can be meant: a
             learner that is only lent to a reranker is not, unless there is no other.

@@ -29,7 +29,7 @@ class Reader(Protocol):
     kind: type[Any]
 
     def read(self, trainset: Any, valset: Any, modules: Iterable[Any], /) -> Fit:
-        """Read and check all examples; return what fits a module on the trainset and reports on the valset."""
+        """Read and check all examples; return a function that fits a module and reports on it."""
 
 
 class RatedTextReader:
@@ -218,15 +218,17 @@ def _query(rendering: Rendering, example: Any, at: str) -> str:
 
 
 def _is_nothing(valset: Any) -> bool:
+    """True for None and for an empty list."""
     return valset is None or (isinstance(valset, Sequence) and not len(valset))
 
 
 def _is_field(name: object) -> bool:
+    """True for a name that a field may have."""
     return isinstance(name, str) and bool(name.strip())
 
 
 def _metadata(example: Any) -> dict[str, Any] | None:
-    """What is kept with a rated text: its metadata, and the rater's reason."""
+    """The metadata that is kept with a rated text, the rater's reason in it; None for none."""
     kept = example.get("metadata")
     metadata = dict(kept) if isinstance(kept, Mapping) else {}
     if isinstance(example.get(REASON), str):

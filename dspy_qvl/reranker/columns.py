@@ -34,7 +34,7 @@ class PassageColumns:
         learner: lends its embedding model, and values the passages where "value" is among the blocks.
         order: the learned order; None before anything was learned.
         features: blocks to learn an order from.
-        auto: True to learn from what is known of a first stage, too, where cross-validation is not against it.
+        auto: True to learn from the first stage's rank and score, too, where they are known and help.
         pair_features: makes the blocks of a query and a passage.
     """
 
@@ -55,10 +55,10 @@ class PassageColumns:
         """The named blocks of columns, (n, d) float32.
 
         Args:
-            query: what was asked.
+            query: the query.
             texts: all passages of the query, in the order of the first stage.
             names: blocks, in the order of their columns.
-            scores: of the first stage, one a passage, or None.
+            scores: first-stage scores, one a passage, or None.
             rows: the passages whose columns are made; None for all.
 
         Raises:

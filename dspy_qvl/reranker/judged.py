@@ -27,8 +27,8 @@ from dspy_qvl.vectors import Array
 RANK = "rank"
 FIRST_STAGE = (RANK, SCORE)
 BEYOND_CHANCE = 3.0  # standard deviations: once in 740 shuffled data sets
-WORTH_SAYING = 0.1  # of the way from chance to the best order: of 10,000 queries anything is beyond chance
-PERFECT = 0.9  # of the queries
+WORTH_SAYING = 0.1  # share of the way from chance to the best order: with 10,000 queries any order is beyond chance
+PERFECT = 0.9  # share of the queries
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class JudgedQuery:
         query: the query.
         passages: their texts.
         relevance: (n,), higher for better, in any units.
-        scores: of a first stage, (n,), higher for better, or None.
+        scores: first-stage scores, (n,), higher for better, or None.
         first_stage: True if the passages come in the order of a first stage, best first; None to find out.
     """
 

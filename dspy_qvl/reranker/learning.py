@@ -19,7 +19,7 @@ from dspy_qvl.reranker.head import BLOCKS, VALUE, Order, width_of
 from dspy_qvl.reranker.judged import FIRST_STAGE, JudgedQuery, first_stage_values, informative, known_of_first_stage
 from dspy_qvl.reranker.ranking import Quality, best_first, fit_ranking, quality_of
 
-ALIKE = 0.9  # of the queries
+ALIKE = 0.9  # share of the queries
 
 
 def learn_order(
@@ -97,7 +97,7 @@ def figures_of(columns: PassageColumns, judged: Sequence[JudgedQuery], k: int | 
 
 
 def _known_of_first_stage(judged: list[JudgedQuery], features: Sequence[str], *, warn: bool) -> tuple[str, ...]:
-    """What the caller asked for of a first stage, else what is known of it."""
+    """Those of "rank" and "score" that the caller asked for, else those that the queries show."""
     return tuple(name for name in FIRST_STAGE if name in features) or known_of_first_stage(judged, warn=warn)
 
 

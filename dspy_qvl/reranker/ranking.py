@@ -55,8 +55,8 @@ class RankingFit:
         factors: the factor of each block's columns; 0 for a block that is not used.
         alpha: the penalty; infinite where a prior order was kept.
         prior: the number of the block whose order the fit departs from.
-        quality: of the fit.
-        prior_qualities: of each prior order.
+        quality: nDCG and reciprocal rank of the fit.
+        prior_qualities: the same of each prior order.
     """
 
     coef: Array
@@ -81,7 +81,7 @@ def fit_ranking(
 
     Args:
         rows: gives the columns of a query's passages, (n_i, d), by the query's number.
-        relevances: of each query's passages, (n_i,), some better than others, in any units.
+        relevances: relevance of each query's passages, (n_i,), some better than others, in any units.
         blocks: names and widths of the blocks of columns.
         folds: the queries of each fold; disjoint, together all, at least two folds.
         priors: numbers of the blocks of a single column that rank by themselves.
@@ -135,8 +135,8 @@ def quality_of(relevances: Sequence[Array], values: Sequence[Rows], k: int | Non
     """The quality of an order; NaN without queries.
 
     Args:
-        relevances: of each query's passages, (n_i,), some better than others.
-        values: of the same passages, higher first; a tie earns nothing.
+        relevances: relevance of each query's passages, (n_i,), some better than others.
+        values: values of the same passages, higher first; a tie earns nothing.
         k: passages from the top that count; None for all.
     """
     columns = [_figures(y, value[:, None], k)[:, 0] for y, value in zip(relevances, values, strict=True)]

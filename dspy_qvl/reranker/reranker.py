@@ -24,8 +24,8 @@ from dspy_qvl.reranker.passages import SCORE, SCORES, as_list, checked_scores, p
 from dspy_qvl.reranker.ranking import best_first
 from dspy_qvl.vectors import Array, Vectors
 
-DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)  # and of the first stage what is known
-LINEAR = (COSINE, TEXT, PRODUCT)  # of the passage's vector
+DEFAULT = (COSINE, OVERLAP, LENGTH, VALUE, TEXT)  # beside rank and score of a known first stage
+LINEAR = (COSINE, TEXT, PRODUCT)  # linear functions of the passage's vector
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RankedPassage:
 
     Attributes:
         doc_id: as given, or its position among the passages.
-        text: of the passage.
+        text: the text of the passage.
         score: higher is better; comparable within one query.
         rank: 1 for the best.
         metadata: as given, or None.
@@ -92,9 +92,9 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """The passages, best first.
 
         Args:
-            query: what was asked.
+            query: the query.
             passages: strings, dicts, objects with their text as `long_text`, `text`, …, or a retriever's Prediction.
-            scores: of the first stage, where "score" is a feature; a Prediction brings its own.
+            scores: first-stage scores, where "score" is a feature; a Prediction brings its own.
 
         Returns:
             `dspy.Prediction(passages, scores, indices)`: the passages as given but in order, those of one score in the
@@ -136,12 +136,12 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """The documents in ranked order, the best first.
 
         Args:
-            query: what was asked.
+            query: the query.
             docs: passages, as in `forward`.
             doc_ids: the name of each; left out, its position.
-            metadata: what to hand back with each.
-            top_k: how many to give back; None for all (`k` does not count here).
-            scores: of the first stage, where "score" is a feature; as in `forward`.
+            metadata: returned with each.
+            top_k: documents to give back; None for all (`k` does not count here).
+            scores: first-stage scores, as in `forward`.
 
         Raises:
             InputError: as `forward`, or another number of ids or metadata than of documents.
@@ -161,7 +161,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def _scores(
         self, now: PassageColumns, query: str, passages: Any, items: list[Any], texts: list[str], scores: Any
     ) -> Array:
-        """Scores of passages, (n,), by first-stage scores that are given, or come with them, where they count."""
+        """Scores of passages, (n,); first-stage scores that are needed and not given are read from the passages."""
         if scores is None and SCORE in now.names:
             scores = scores_within(passages, items)
         return now.scores(check_text(query, "query"), texts, checked_scores(scores, len(items)))
@@ -204,7 +204,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 all.
 
         Returns:
-            n_queries, n_passages: what was learned from.
+            n_queries, n_passages: those it learned from.
             cv_ndcg, cv_mrr: mean cross-validated nDCG and reciprocal rank of the learned order. Where a first stage is
                 known, the nDCG is neither below its nor below cosine's.
             cosine_ndcg, cosine_mrr: those of cosine.
@@ -247,13 +247,13 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     # Inside
 
     def _snapshot(self) -> PassageColumns:
-        """Learner and order of this moment: what is learned or loaded meanwhile does not reach the call."""
+        """Learner and order of this moment, which learning or loading during the call does not change."""
         learner, order = self.learner.snapshot(), self.ridge.fitted
         return PassageColumns(learner, order, self.features, self.auto, self._pair_features)
 
     def _checked_snapshot(self) -> PassageColumns:
         """A snapshot whose order is known to belong to its learner."""
-        self._check(self.learner, self.ridge.fitted)  # what the learner finds out about its model stays with it
+        self._check(self.learner, self.ridge.fitted)  # the learner itself, which remembers the check
         now = self._snapshot()
         self._check(now.learner, now.order)  # another may have been loaded meanwhile
         return now
@@ -285,7 +285,11 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             )
 
     def _items(self, passages: Any, now: PassageColumns) -> list[Any]:
-        """Passages as a list, in an order where one is needed."""
+        """Passages as a list.
+
+        Raises:
+            InputError: they have no order, and the first stage's rank is a feature.
+        """
         if isinstance(passages, set | frozenset) and RANK in now.names:
             raise InputError(
                 "this reranker has the first stage's rank among its features, and a set has no order; give passages as "
@@ -298,7 +302,7 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
 
 def _one_each(given: Any, name: str, default: list[Any]) -> list[Any]:
-    """What a caller gave for each document, as a list.
+    """The entries that a caller gave for documents, one each, as a list.
 
     Raises:
         InputError: no list, or another number of entries than the default has.
@@ -310,6 +314,11 @@ def _one_each(given: Any, name: str, default: list[Any]) -> list[Any]:
 
 
 def _checked_features(features: object) -> tuple[str, ...]:
+    """Names of features.
+
+    Raises:
+        InputError: no list of such names, or "cosine" is not among them.
+    """
     if not is_list(features):
         raise InputError(f"features must be a list of {', '.join(BLOCKS)}, or 'auto', but got {shown(features)}.")
     names = tuple(features)
