@@ -199,12 +199,12 @@ def test_a_state_of_pairs_that_does_not_hang_together_is_refused(trained):
     state = trained.ridge.content()
     head = make().ridge
     for change, message in (
-        ({"fit": {**state["fit"], "paired": False}}, "has no use for a query for each of its texts"),
+        ({"fit": {**state["fit"], "paired": False}}, "the saved fit has no use for"),
         (
             {"fit": {**state["fit"], "queried": {"texts": ["a"], "vectors": state["fit"]["coef"]}}},
-            r"the vectors of queries must be float32 of shape \(1, 512\)",
+            r"must be float32 of shape \(1, 512\)",
         ),
-        ({"examples": {**state["examples"], "queries": [None] * len(ROWS)}}, "needs a query for each of its texts"),
+        ({"examples": {**state["examples"], "queries": [None] * len(ROWS)}}, "the saved fit needs"),
     ):
         with pytest.raises(StateError, match=message):
             head.load_state({**state, **change})

@@ -703,21 +703,21 @@ def test_another_model_and_damaged_states_are_refused_and_nothing_is_lost(fitted
     order, blocks = state["order"], state["order"]["blocks"]
     for damage, message in (
         ({"schema": 99}, "has schema 99"),
-        ({"order": 3}, "'order' in the saved reranker has the wrong type: 3"),
-        ({"order": {**order, "coef": 3}}, "'coef' in the saved reranker has the wrong type: 3"),
-        ({"order": {**order, "blocks": blocks[:1]}}, r"coef must be float64 of shape \(1,\)"),
+        ({"order": 3}, "the saved reranker"),
+        ({"order": {**order, "coef": 3}}, "'coef' in the saved reranker"),
+        ({"order": {**order, "blocks": blocks[:1]}}, r"\(1,\)"),
         ({"order": {**order, "blocks": [*blocks[:1], *blocks]}}, r"has the blocks \('cosine', 'cosine', 'overlap'"),
-        ({"order": {**order, "probe": {"texts": [], "vectors": None}}}, "the vectors of the probe"),
-        ({"order": {**order, "identity": {"model": 3}}}, "identity must be a string, but got int: 3"),
-        ({"order": {**order, "n_queries": -1}}, "n_queries must be a whole number of at least 0"),
+        ({"order": {**order, "probe": {"texts": [], "vectors": None}}}, "not an array, but None"),
+        ({"order": {**order, "identity": {"model": 3}}}, "identity.*: 3"),
+        ({"order": {**order, "n_queries": -1}}, "n_queries.* must be a whole number of at least 0, but got -1"),
         ({"order": {**order, "blocks": [{"name": "zz", "width": 1}, *blocks[1:]]}}, r"has the blocks \('zz', 'over"),
         (
             {"order": {**order, "blocks": [{**block, "width": 2} for block in blocks]}},
-            r"blocks of \(2, 2, 2, 2\) columns",
+            r"\(2, 2, 2, 2\) columns",
         ),
         (
             {"order": {**order, "coef": encode_array(np.full(len(fitted.ridge.fitted.coef), 1e200))}},
-            r"has a coefficient beyond ±1e\+100",
+            r"beyond ±1e\+100",
         ),
     ):
         with pytest.raises(StateError, match=message):
