@@ -29,9 +29,9 @@ ORDER = {
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned fit_state columns head updating training inspection migration "
     "saving value_function trainable learner",
-    "dspy_qvl.reranker": "passages judged sketch ranking head reranker",
-    "dspy_qvl.metric": "scale judgement feedback reward agreement filter metric",
-    "dspy_qvl.optimizer": "modules lessons optimizer",
+    "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
+    "dspy_qvl.metric": "scale judgement feedback calls items objectives reward agreement filter scores metric",
+    "dspy_qvl.optimizer": "modules readers optimizer",
 }
 # Narrower than the order: all that these may import of the package.
 ONLY = {

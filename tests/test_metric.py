@@ -142,7 +142,7 @@ def test_what_the_learner_learns_later_does_not_move_it(trained):
     trained.update(TEXTS[0], 500.0)
     trained.train(0.3)
     trained.unfit()
-    fresh = ValueMetric(learned := metric._judge.learner)
+    fresh = ValueMetric(learned := metric._scorer.learner)
     assert [metric(None, said(text), None, "x").toDict() for text in TEXTS] == before
     assert [fresh(None, said(text), None, "x").toDict() for text in TEXTS] == before
     assert learned is not trained
@@ -497,7 +497,7 @@ def test_the_threshold_is_named_in_the_raters_units(trained):
     metric = ValueMetric(trained, threshold=0.7)
     words = metric(None, said(BAD), None, "x", None).feedback
     asked = float(words.split("(a value of ")[1].split(")")[0])
-    assert metric._judge.scale(asked) == pytest.approx(0.7, abs=0.02)
+    assert metric._scorer.scale(asked) == pytest.approx(0.7, abs=0.02)
     assert "falls short of the 0.70" in words
     assert "passes the 0.70" in metric(None, said(GOOD), None, "x", None).feedback
 
@@ -546,7 +546,7 @@ def test_an_empty_text_has_the_score_of_an_empty_answer_and_its_value_is_the_fit
     assert judged.value == trained.predict(blank) == trained(blank).score
     assert min(trained.training_scores) < judged.value < max(trained.training_scores)
     assert all(metric.judge(text).score > 0 for text in (*TEXTS, "."))
-    told = in_words(judged, scale=metric._judge.scale, threshold=0.5, pessimism=0.5, n_texts=60, quote=0)
+    told = in_words(judged, metric._scorer, threshold=0.5, quote=0)
     assert "Score 0.00" in told
     assert "it says nothing, so its score is the lowest there is, whatever its value." in told
 
@@ -583,11 +583,11 @@ def test_what_is_remembered_of_texts_is_bounded_in_bytes_and_the_first_leave_fir
     log = metric.log
     assert [judged.text for judged in log] == texts[-len(log) :]
     assert [judged.score for judged in log] == scores[-len(log) :]
-    memo = metric._judge.fit.memo
-    for kept in (metric._known, metric._judged, memo.values):
+    memo = metric._scorer.fit.memo
+    for kept in (metric._calls.scores, metric._calls.judgements, memo.values):
         assert 20_000 < sum(map(len, kept)) <= 40_000
         assert list(kept) == texts[-len(kept) :]
-    list(metric._judge.many(texts))
+    list(metric._scorer.judgements(texts))
     assert 20_000 < sum(map(len, memo.bounds)) <= 40_000
     assert metric(None, said(texts[0])) == scores[0]
 
@@ -633,7 +633,7 @@ def test_many_texts_are_judged_as_each_of_them_alone(tmp_path):
         clear = [
             row
             for row in np.argsort(-cosines, kind="stable")
-            if alone._judge.fit.scores[row] > judged.value + judged.std
+            if alone._scorer.fit.scores[row] > judged.value + judged.std
         ]
         if clear:
             assert [example.text for example in judged.above] == [learners[0].training_texts[row] for row in clear[:3]]

@@ -198,12 +198,15 @@ def test_a_query_too_many_or_too_few_is_refused(trained):
 def test_a_state_of_pairs_that_does_not_hang_together_is_refused(trained):
     state = trained.ridge.content()
     head = make().ridge
-    for change in (
-        {"fit": {**state["fit"], "paired": False}},
-        {"fit": {**state["fit"], "queried": {"texts": ["a"], "vectors": state["fit"]["coef"]}}},
-        {"examples": {**state["examples"], "queries": [None] * len(ROWS)}},
+    for change, message in (
+        ({"fit": {**state["fit"], "paired": False}}, "the saved fit has no use for"),
+        (
+            {"fit": {**state["fit"], "queried": {"texts": ["a"], "vectors": state["fit"]["coef"]}}},
+            r"must be float32 of shape \(1, 512\)",
+        ),
+        ({"examples": {**state["examples"], "queries": [None] * len(ROWS)}}, "the saved fit needs"),
     ):
-        with pytest.raises(StateError):
+        with pytest.raises(StateError, match=message):
             head.load_state({**state, **change})
 
 

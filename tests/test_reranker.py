@@ -116,6 +116,14 @@ def test_the_report_says_what_was_learned_and_a_valset_is_only_reported_on(fitte
     assert report["val"]["cosine_ndcg"] == pytest.approx(mean_ndcg(Reranker(lexical()), NEW), abs=0.01)
 
 
+def test_queries_whose_passages_are_all_as_good_count_nothing(fitted):
+    equal = [dspy.Example(**{**row, "relevance": [1.0] * 8}) for row in NEW]
+    optimizer = fit()
+    again = optimizer.compile(Reranker(lexical()), trainset=[*equal[:10], *JUDGED, *equal[10:]])
+    assert again.ridge.fitted.coef.tobytes() == fitted.ridge.fitted.coef.tobytes()
+    assert optimizer.report["self"]["n_queries"] == 60
+
+
 def test_the_value_of_a_fitted_learner_is_a_feature():
     learner = lexical()
     learner.add_training_examples([(text, float("step" in text)) for row in shelf(20, seed=3) for text in row.passages])
@@ -692,20 +700,27 @@ def test_another_model_and_damaged_states_are_refused_and_nothing_is_lost(fitted
         other(query="q", passages=["p"])
     reranker = fitted.deepcopy()
     before = reranker(query=NEW[0].query, passages=NEW[0].passages).scores
-    for damage in (
-        {"schema": 99},
-        {"order": 3},
-        {"order": {**state["order"], "coef": 3}},
-        {"order": {**state["order"], "blocks": state["order"]["blocks"][:1]}},
-        {"order": {**state["order"], "blocks": [*state["order"]["blocks"][:1], *state["order"]["blocks"]]}},
-        {"order": {**state["order"], "probe": {"texts": [], "vectors": None}}},
-        {"order": {**state["order"], "identity": {"model": 3}}},
-        {"order": {**state["order"], "n_queries": -1}},
-        {"order": {**state["order"], "blocks": [{"name": "zz", "width": 1}, *state["order"]["blocks"][1:]]}},
-        {"order": {**state["order"], "blocks": [{**block, "width": 2} for block in state["order"]["blocks"]]}},
-        {"order": {**state["order"], "coef": encode_array(np.full(len(fitted.ridge.fitted.coef), 1e200))}},
+    order, blocks = state["order"], state["order"]["blocks"]
+    for damage, message in (
+        ({"schema": 99}, "has schema 99"),
+        ({"order": 3}, "the saved reranker"),
+        ({"order": {**order, "coef": 3}}, "'coef' in the saved reranker"),
+        ({"order": {**order, "blocks": blocks[:1]}}, r"\(1,\)"),
+        ({"order": {**order, "blocks": [*blocks[:1], *blocks]}}, r"has the blocks \('cosine', 'cosine', 'overlap'"),
+        ({"order": {**order, "probe": {"texts": [], "vectors": None}}}, "not an array, but None"),
+        ({"order": {**order, "identity": {"model": 3}}}, "identity.*: 3"),
+        ({"order": {**order, "n_queries": -1}}, "n_queries.* must be a whole number of at least 0, but got -1"),
+        ({"order": {**order, "blocks": [{"name": "zz", "width": 1}, *blocks[1:]]}}, r"has the blocks \('zz', 'over"),
+        (
+            {"order": {**order, "blocks": [{**block, "width": 2} for block in blocks]}},
+            r"\(2, 2, 2, 2\) columns",
+        ),
+        (
+            {"order": {**order, "coef": encode_array(np.full(len(fitted.ridge.fitted.coef), 1e200))}},
+            r"beyond ±1e\+100",
+        ),
     ):
-        with pytest.raises(StateError):
+        with pytest.raises(StateError, match=message):
             reranker.ridge.load_state({**state, **damage})
     assert reranker(query=NEW[0].query, passages=NEW[0].passages).scores == before
     reranker.reset_copy()

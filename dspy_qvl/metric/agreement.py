@@ -1,4 +1,4 @@
-"""How far a metric agrees with raters over a whole devset: what no mean over its rows can say.
+"""How far a metric agrees with raters over a whole devset, which no mean over its rows can say.
 
     ratings, values ─► Spearman ─► bootstrap of whole groups ─► its interval
                     └► ranks    ─► the rows most at odds
@@ -7,7 +7,7 @@ Source: Field & Welsh (2007), Bootstrapping clustered data.
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,17 @@ import dspy
 import numpy as np
 
 from dspy_qvl import measures
-from dspy_qvl.errors import InputError, check_score, shown
+from dspy_qvl.errors import InputError, TextsRefusedError, check_score, shown
 from dspy_qvl.fitting import copies, folded, members_of
-from dspy_qvl.learner import Fit
 from dspy_qvl.measures import numbered
+from dspy_qvl.metric.judgement import Scorer
 from dspy_qvl.text import FromExample, Item, checked_examples, query_of, taken, text_of
 from dspy_qvl.vectors import Array
 
 LEVEL = 0.95  # of the interval
 N_DRAWS = 1000
 N_AT_ODDS = 10
-FEWEST = 5  # groups below which draws of them say nothing of others
+FEWEST = 5  # groups; draws of fewer say nothing about other groups
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class AtOdds:
     Attributes:
         example: the row as it was given.
         text: the text that was valued; "" where there was none.
-        query: what it was valued for, or None.
-        rating: what raters gave it.
-        value: what the metric gives it, on the scale of the ratings it was learned from.
+        query: the query it was valued for, or None.
+        rating: the raters' rating.
+        value: the metric's value, on the scale of the ratings it was learned from.
         rating_above: share of the other rows with a lower rating, ties for half, in [0, 1].
         value_above: the same of values.
     """
@@ -61,9 +61,9 @@ class Agreement:
         high: upper end.
         pearson: linear correlation.
         n_rows: rows of the devset.
-        n_groups: groups of rows that are not independent of each other: the caller's, and texts that stand in several.
+        n_groups: groups of rows that depend on each other: the caller's, and one for each text that is in several.
         n_failed: rows without a text, which have the lowest value.
-        n_learned: rows whose text the value function learned from: it agrees with those more than with others.
+        n_learned: rows whose text the value function learned from; it agrees with those more than with others.
         at_odds: the rows that raters and metric rank most differently, at most 10, the worst first.
     """
 
@@ -99,64 +99,34 @@ class Agreement:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A rated example.
-
-    Attributes:
-        example: as it was given.
-        rating: what raters gave it.
-        group: what it belongs to, as far as the caller says.
-        item: what is valued; None where there is no text.
-    """
-
-    example: Any
-    rating: float
-    group: Hashable
-    item: Item | None
-
-
 def rated_rows(
-    devset: Any,
-    score: FromExample,
-    group: FromExample | None,
-    items: Callable[[Sequence[Any]], Sequence[Item | None]],
-) -> list[Row]:
-    """The rows of a devset.
-
-    Args:
-        devset: rated examples.
-        score: the rating of each.
-        group: what each belongs to; None where every row is one of its own.
-        items: gives what is valued of each example.
+    devset: Any, score: FromExample, group: FromExample | None
+) -> tuple[Sequence[Any], Array, list[Hashable]]:
+    """The examples of a devset, their ratings, (n_rows,), and the group of each; None for rows of their own.
 
     Raises:
         InputError: an example that cannot be used, or fewer than two different ratings.
     """
     examples = checked_examples(devset, "devset")
-    places = [f"devset[{row}]" for row in range(len(examples))]
-    ratings = [
-        check_score(taken(score, example, "score", at), f"the score of {at}")
-        for example, at in zip(examples, places, strict=True)
-    ]
+    ratings, groups = [], []
+    for row, example in enumerate(examples):
+        at = f"devset[{row}]"
+        ratings.append(check_score(taken(score, example, "score", at), f"the score of {at}"))
+        groups.append(row if group is None else taken(group, example, "group", at))
     if len(set(ratings)) < 2:
         raise InputError(
             f"the ratings of the devset's {len(ratings)} examples are all {ratings[0]:g}; there is nothing to agree "
             "with until two of them differ."
         )
-    groups = [
-        row if group is None else taken(group, example, "group", at)
-        for row, (example, at) in enumerate(zip(examples, places, strict=True))
-    ]
     try:
         set(groups)
     except TypeError as error:
         raise InputError(f"the groups of the devset must be strings or numbers: {error}.") from None
-    return [Row(*one) for one in zip(examples, ratings, groups, items(examples), strict=True)]
+    return examples, np.array(ratings), groups
 
 
 def predictions(program: Any, examples: Sequence[Any]) -> Sequence[Any]:
-    """What a program gives for the inputs of each example, None where it fails; or what it gave.
+    """The predictions of a program for the inputs of each example, None where it fails; or those that are given.
 
     Raises:
         InputError: no program and no list, another number of predictions than of examples, or examples without inputs.
@@ -179,10 +149,20 @@ def predictions(program: Any, examples: Sequence[Any]) -> Sequence[Any]:
     return given
 
 
-def agreement(rows: Sequence[Row], values: Array, fit: Fit) -> Agreement:
-    """The agreement of the values of rows, (n_rows,), with their ratings; of the fit that gave the values."""
-    ratings = np.array([row.rating for row in rows])
-    members = _members(rows, paired=fit.paired)
+def agreement(
+    examples: Sequence[Any], ratings: Array, groups: Sequence[Hashable], items: Sequence[Item | None], scorer: Scorer
+) -> Agreement:
+    """The agreement of the values of rows with their ratings.
+
+    Args:
+        examples: the rows.
+        ratings: the rating of each row, (n_rows,).
+        groups: the caller's group of each row.
+        items: the text of each row, or None where there is none.
+        scorer: gives the values.
+    """
+    values, items = _values(items, scorer)
+    members = _members(groups, items, paired=scorer.fit.paired)
     draws = measures.bootstrap(ratings, values, members, n_draws=N_DRAWS)["spearman"]
     known = draws[np.isfinite(draws)]
     low, high, n_groups = math.nan, math.nan, int(numbered(members).max()) + 1
@@ -191,42 +171,50 @@ def agreement(rows: Sequence[Row], values: Array, fit: Fit) -> Agreement:
     of_rating, of_value = _lower(ratings), _lower(values)
     apart = np.abs(of_rating - of_value)
     worst = [row for row in np.argsort(-apart, kind="stable")[:N_AT_ODDS].tolist() if apart[row] > 0]
-    learned = {_copied(item) for item in fit.items}
-    return Agreement(
-        measures.spearman(ratings, values),
-        low,
-        high,
-        measures.pearson(ratings, values),
-        len(rows),
-        n_groups,
-        sum(row.item is None for row in rows),
-        sum(row.item is not None and _copied(row.item) in learned for row in rows),
-        tuple(
-            AtOdds(
-                rows[row].example,
-                "" if (item := rows[row].item) is None else text_of(item),
-                None if item is None else query_of(item),
-                rows[row].rating,
-                float(values[row]),
-                float(of_rating[row]) / (len(rows) - 1),
-                float(of_value[row]) / (len(rows) - 1),
-            )
-            for row in worst
-        ),
+    learned = {_copied(item) for item in scorer.fit.items}
+    at_odds = tuple(
+        AtOdds(
+            examples[row],
+            "" if (item := items[row]) is None else text_of(item),
+            None if item is None else query_of(item),
+            *(float(numbers[row]) for numbers in (ratings, values)),
+            *(float(lower[row]) / (len(items) - 1) for lower in (of_rating, of_value)),
+        )
+        for row in worst
     )
+    spearman, pearson = measures.spearman(ratings, values), measures.pearson(ratings, values)
+    n_failed = sum(item is None for item in items)
+    n_learned = sum(item is not None and _copied(item) in learned for item in items)
+    return Agreement(spearman, low, high, pearson, len(items), n_groups, n_failed, n_learned, at_odds)
 
 
-def _members(rows: Sequence[Row], *, paired: bool) -> list[Hashable]:
+def _values(items: Sequence[Item | None], scorer: Scorer) -> tuple[Array, list[Item | None]]:
+    """The values of rows, (n_rows,), the lowest for those without a text, and the items that have a value.
+
+    An item that the embedding model refuses has none, as in a score.
+    """
+    values, items = np.full(len(items), scorer.lowest), list(items)
+    while said := [row for row, item in enumerate(items) if item is not None]:
+        try:
+            values[said] = scorer.values([item for item in items if item is not None])
+            break
+        except TextsRefusedError as error:  # the others are embedded by now
+            if not error.refused:
+                raise
+            for place in error.refused:
+                items[said[place]] = None
+    return values, items
+
+
+def _members(groups: Sequence[Hashable], items: Sequence[Item | None], *, paired: bool) -> list[Hashable]:
     """The group of each row: the caller's, copies of a text (or the answers to one query) together."""
-    side = [None if row.item is None else query_of(row.item) if paired else text_of(row.item) for row in rows]
-    copied = copies(
-        [f"\0{number}" if text is None else text for number, text in enumerate(side)]
-    )  # failures stay apart
-    return members_of([row.group for row in rows], copied)
+    keys = [None if item is None else query_of(item) if paired else text_of(item) for item in items]
+    # Rows without a text stay apart.
+    return members_of(groups, copies([f"\0{row}" if key is None else key for row, key in enumerate(keys)]))
 
 
 def _copied(item: Item) -> tuple[str | None, str]:
-    """A text and its query without what tells copies apart."""
+    """A query and a text, equal for all copies of them."""
     query = query_of(item)
     return None if query is None else folded(query), folded(text_of(item))
 
@@ -235,5 +223,4 @@ def _lower(numbers: Array) -> Array:
     """For each number, how many of the others are lower, ties for half, (n,)."""
     from scipy.stats import rankdata
 
-    lower: Array = rankdata(numbers) - 1
-    return lower
+    return np.asarray(rankdata(numbers) - 1)

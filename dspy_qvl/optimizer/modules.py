@@ -1,9 +1,8 @@
-"""Which modules of a program are meant, by the names that DSPy gives them."""
+"""Finds the modules of a program that are to be fitted, by the names DSPy gives them, and copies programs."""
 
 import copy
 import re
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import dspy
@@ -19,7 +18,7 @@ EVERY = "*"
 
 
 def check_which(which: object) -> Which:
-    """Names of modules, what chooses them, or None.
+    """The names of modules as a list, a callable that chooses them, or None.
 
     Raises:
         InputError: anything else, or no name at all.
@@ -35,18 +34,18 @@ def check_which(which: object) -> Which:
     return names
 
 
-def meant(program: dspy.Module, kind: type[M], which: Which) -> dict[str, M]:
-    """The modules of one kind that are meant, by their names in `program.named_sub_modules`.
+def modules_to_fit(program: dspy.Module, kind: type[M], which: Which) -> dict[str, M]:
+    """The modules of one kind that are to be fitted, by their names in `program.named_sub_modules`.
 
     Args:
         program: the program; it may be such a module itself, by the name of "self".
-        kind: of the modules.
+        kind: the class of the modules.
         which: names, as `named_sub_modules` or `named_parameters` spell them ("self.tone", "tone", "values[0]",
             "values['tone']"), "*" for all; a callable (name, module) -> bool; or None where only one can be meant: a
-            learner that is but lent to a reranker is not, unless there is no other.
+            learner that is only lent to a reranker is not, unless there is no other.
 
     Raises:
-        InputError: there is none, it is not said which of several, or a name is no such module's.
+        InputError: there is none, there are several and none is named, or a name is no such module's.
     """
     found: dict[str, M] = dict(program.named_sub_modules(kind))
     if not found:
@@ -55,7 +54,7 @@ def meant(program: dspy.Module, kind: type[M], which: Which) -> dict[str, M]:
             f"{' with passages=' if kind is Reranker else ''}; make one an attribute of the program."
         )
     if which is None:
-        apart = {id(part) for part in _parts(program, not_through=Reranker)}
+        apart = _outside_rerankers(program, set())
         found = {name: module for name, module in found.items() if id(module) in apart} or found
         if len(found) > 1:
             raise InputError(
@@ -79,7 +78,11 @@ def meant(program: dspy.Module, kind: type[M], which: Which) -> dict[str, M]:
 
 
 def _named(program: dspy.Module, found: Mapping[str, M], name: str) -> M:
-    """The one of the found modules that a name means; whatever way leads to it."""
+    """The one of the found modules that stands at a name; a module in several places has a name for each.
+
+    Raises:
+        InputError: there is none.
+    """
     module: Any = found.get(name, _at(program, name))
     for one in found.values():
         if module is one:
@@ -97,7 +100,7 @@ def _named(program: dspy.Module, found: Mapping[str, M], name: str) -> M:
 
 
 def _at(program: dspy.Module, name: str) -> Any:
-    """What stands at a name such as "rerank.learner", "values[0]" or "values['tone']"; None where nothing does."""
+    """The object at a name such as "rerank.learner", "values[0]" or "values['tone']"; None where there is none."""
     part: Any = program
     for attribute, key in re.findall(r"([^.\[\]]+)|\[([^\[\]]*)\]", re.sub(r"^self(\.|(?=\[)|$)", "", name)):
         if attribute:
@@ -109,36 +112,34 @@ def _at(program: dspy.Module, name: str) -> Any:
     return part
 
 
-def _parts(program: dspy.Module, not_through: tuple[type, ...] | type = ()) -> Iterator[Any]:
-    """Every object that `named_sub_modules` looks at, but for what is inside modules of the given type."""
-    queue, seen = deque([program]), {id(program)}
-    while queue:
-        part: Any = queue.popleft()
-        yield part
-        inside: Collection[Any] = ()
-        if isinstance(part, dspy.Module) and not isinstance(part, not_through):
+def _outside_rerankers(part: Any, seen: set[int]) -> set[int]:
+    """The ids of a program and of everything in it, but for what is inside rerankers, added to those seen before."""
+    if id(part) not in seen:
+        seen.add(id(part))
+        inside: Collection[Any] = part if isinstance(part, list | tuple) else ()
+        if isinstance(part, dict):
+            inside = part.values()
+        elif isinstance(part, dspy.Module) and not isinstance(part, Reranker):
             inside = vars(part).values()
-        elif isinstance(part, list | tuple | dict):
-            inside = part.values() if isinstance(part, dict) else part
         for one in inside:
-            if id(one) not in seen:
-                seen.add(id(one))
-                queue.append(one)
+            _outside_rerankers(one, seen)
+    return seen
 
 
-def copied(program: M) -> M:
-    """A copy of a program in which what was one object is one object still.
+def copy_program(program: M) -> M:
+    """A copy of a program; an object that stands in several places of it is one object in the copy, too.
 
     Where a part cannot be copied (a retriever with a thread), `Module.deepcopy` copies attribute by attribute, and a
     learner that a metric and a reranker share becomes two. Here that part is shared with the copy, and the rest copied.
     """
-    # Told beforehand, since a copy of it that fails prints an error of DSPy's when it is thrown away.
-    memo = {id(part): part for part in _parts(program) if isinstance(part, dspy.retrievers.Embeddings)}
+    # DSPy prints an error when a failed copy of a retriever is thrown away, so none is made.
+    memo = {id(part): part for _, part in program.named_sub_modules(dspy.retrievers.Embeddings)}
     twin: M = _copied(program, memo)
     return twin
 
 
 def _copied(part: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy of a part of a program, or the part itself where it cannot be copied; `memo` as in `deepcopy`."""
     tried = dict(memo)  # what a failed copy leaves behind is not whole
     try:
         twin = copy.deepcopy(part, tried)
@@ -155,6 +156,7 @@ def _copied(part: Any, memo: dict[int, Any]) -> Any:
 
 
 def _short(name: str) -> str:
+    """A name without the "self." that DSPy puts before it."""
     return name.removeprefix("self.")
 
 

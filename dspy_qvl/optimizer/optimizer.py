@@ -1,4 +1,4 @@
-"""`FitValue`: the DSPy optimizer that fits the value functions and the rerankers inside a program."""
+"""`FitValue`: a DSPy optimizer that fits the value functions and the rerankers inside a program."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,8 +8,8 @@ import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
 from dspy_qvl.errors import InputError, shown
-from dspy_qvl.optimizer.lessons import Lesson, RankingLesson, ValueLesson
-from dspy_qvl.optimizer.modules import check_which, copied, meant
+from dspy_qvl.optimizer.modules import check_which, copy_program, modules_to_fit
+from dspy_qvl.optimizer.readers import JudgedPassageReader, RatedTextReader, Reader
 from dspy_qvl.text import AsText, FromExample
 
 logger = logging.getLogger("dspy_qvl")
@@ -23,7 +23,7 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         program = FitValue(text="reply", score="rating", group="ticket").compile(program, trainset=rated)
         program = FitValue(query="query", passages="passages", relevance="relevance").compile(program, trainset=judged)
 
-    A program with several of them is told which is meant:
+    With several of them in the program, `learner` names the one that is meant:
 
         program = FitValue(text="reply", score="warmth", learner="tone").compile(program, trainset=rated)
         program = FitValue(text="reply", learner={"tone": {"score": "warmth"}, "help": {"score": "helped"}}).compile(…)
@@ -33,27 +33,26 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             (example, example) -> text; what `ValueMetric` takes, so that learning and scoring see the same. A field may
             be called as a column of a table is: "Review Text", "{Review Text}".
         score: its rating: the name of a field, or a callable example -> number.
-        group: what belongs together (a document, a prompt, a user), and is never split by cross-validation: the name
-            of a field, or a callable. A text rated twice never is.
+        group: the document, prompt or user that an example belongs to: the name of a field, or a callable. Neither a
+            group nor a text that was rated twice is split by cross-validation.
         alphas: penalties to choose from, each > 0.
         cv: folds, at least 2.
         query: the field that holds the query, or a format string: of judged passages, or of texts whose worth depends
             on another text (an answer's on its question); then a text is valued for its query, and the texts of one
             query are never split by cross-validation.
         passages: the field that holds the passages of a query; then a reranker of the program is fitted, and its
-            value functions left alone.
+            value functions are not.
         relevance: the field that holds how relevant each passage is: a list of numbers, higher for better.
-        first_stage: whether the passages of an example come in the order of a first stage (a search), the best first;
+        first_stage: True if the passages of an example come in the order of a first stage (a search), the best first;
             None to find out (`judged.py`). An example's `scores`, or those of its passages where they are a
             retriever's Prediction, are the first stage's, one a passage, higher for better.
         k: passages from the top that nDCG and reciprocal ranks look at when an order is chosen and reported on; None
             for all.
-        learner: which value function, or with passages= which reranker, by its name in the program ("tone",
-            "values[0]", "rerank.learner"; a program that is one itself is "self"); several by a list of names, all by
-            "*", or a callable (name, module) -> bool. A dict fits each with its own ratings in one `compile`: from
-            names to those of the arguments above that differ from the ones given beside it. Left out, the only one
-            there is; a learner that is only lent to a reranker counts where there is no other. What is not meant is
-            left as it is, to the last bit.
+        learner: the value function, or with passages= the reranker, by its name in the program ("tone", "values[0]",
+            "rerank.learner"; a program that is one itself is "self"); several by a list of names, all by "*", or by a
+            callable (name, module) -> bool. A dict fits each with its own ratings in one `compile`: from names to
+            those of the arguments above that differ from the ones given beside it. Left out, the only one there is; a
+            learner that is only lent to a reranker counts where there is no other. No other module changes by a bit.
 
     An example's `metadata`, or its `reason`, is kept with the text; feedback quotes a reason.
 
@@ -85,26 +84,14 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         learner: str | Collection[str] | Callable[[str, Any], bool] | Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        arguments: dict[str, Any] = {
-            "text": text,
-            "score": score,
-            "group": group,
-            "alphas": alphas,
-            "cv": cv,
-            "query": query,
-            "passages": passages,
-            "relevance": relevance,
-            "first_stage": first_stage,
-            "k": k,
-        }
-        self.__dict__.update(arguments, learner=learner)  # as get_params gives them
-        if isinstance(learner, Mapping) and learner:
-            own = {name: {**arguments, **_checked_own(name, its, arguments)} for name, its in learner.items()}
-            lessons = [(check_which(name), _lesson(**its)) for name, its in own.items()]
-        else:
-            lessons = [(check_which(learner), _lesson(**arguments))]
+        self.text, self.score, self.group, self.alphas, self.cv = text, score, group, alphas, cv
+        self.query, self.passages, self.relevance, self.first_stage, self.k = query, passages, relevance, first_stage, k
+        arguments = dict(vars(self))
+        self.learner = learner
+        each: Any = learner.items() if isinstance(learner, Mapping) and learner else [(learner, {})]
+        readers = [(check_which(which), _reader(which, own, arguments)) for which, own in each]
         # Values first: they may be a feature of a reranker.
-        self._lessons = sorted(lessons, key=lambda lesson: isinstance(lesson[1], RankingLesson))
+        self._readers = sorted(readers, key=lambda pair: isinstance(pair[1], JudgedPassageReader))
         self.report: dict[str, dict[str, Any]] = {}
 
     def compile(
@@ -115,9 +102,9 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         teacher: dspy.Module | None = None,
         valset: list[Any] | None = None,
     ) -> dspy.Module:
-        """A copy of the program in which what is meant is fitted on the examples; the student stays as it is.
+        """Fit the modules that are meant in a copy of the program; the student is not changed.
 
-        What a value function that is meant had been taught before does not count any more in the copy.
+        Whatever a value function had learned before is replaced in the copy.
 
         Args:
             student: a learner, or a program with learners in it.
@@ -132,37 +119,27 @@ class FitValue(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         """
         if not isinstance(student, dspy.Module):
             raise InputError(f"student must be a dspy.Module, but got {type(student).__name__}.")
-        program = copied(student)
-        plan = [(lesson, meant(program, lesson.kind, which)) for which, lesson in self._lessons]
-        taught = [name for _, modules in plan for name in modules]
-        for name in taught:
-            if taught.count(name) > 1:
+        program = copy_program(student)
+        plan = [(reader, modules_to_fit(program, reader.kind, which)) for which, reader in self._readers]
+        names = [name for _, modules in plan for name in modules]
+        for name in names:
+            if names.count(name) > 1:
                 raise InputError(f"two names of learner= mean one and the same module, {name!r}; name it once.")
-        read, report = [], {}
-        for lesson, modules in plan:
-            read.append(lesson.read(trainset, valset, modules.values()))
-        for (lesson, modules), examples in zip(plan, read, strict=True):
+        fits = [(reader.read(trainset, valset, modules.values()), modules) for reader, modules in plan]
+        report = {}
+        for fit, modules in fits:  # all examples are read by now: a bad one is refused before anything is fitted
             for name, module in modules.items():
-                report[name] = lesson.teach(module, examples)
+                report[name] = fit(module)
                 logger.info("fitted %s on %d examples: alpha %g", name, len(trainset), report[name]["alpha"])
         self.report = report
         return program
 
 
-def _lesson(*, passages: str | None, **arguments: Any) -> Lesson:
-    """The lesson that arguments of `FitValue` describe."""
-    of_values, of_rankings = ("text", "score", "group", "alphas"), ("relevance", "first_stage", "k")
-    common = {name: arguments[name] for name in ("query", "cv")}
-    if passages is None:
-        return ValueLesson(**common, **{name: arguments[name] for name in of_values})
-    return RankingLesson(passages=passages, **common, **{name: arguments[name] for name in of_rankings})
-
-
-def _checked_own(name: object, own: object, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments of one learner.
+def _reader(name: object, own: object, arguments: Mapping[str, Any]) -> Reader:
+    """The reader for one entry of `learner`: by the arguments of `FitValue`, its own ones in their place.
 
     Raises:
-        InputError: no dict of arguments there are.
+        InputError: its own are no dict of such arguments, or one of them cannot be used.
     """
     if not isinstance(own, Mapping):
         raise InputError(
@@ -174,4 +151,5 @@ def _checked_own(name: object, own: object, arguments: Mapping[str, Any]) -> Map
         raise InputError(
             f"learner[{shown(name)}] has {shown(unknown[0])}; its arguments may be {', '.join(arguments)}."
         )
-    return own
+    arguments = {**arguments, **own}
+    return RatedTextReader(arguments) if arguments["passages"] is None else JudgedPassageReader(arguments)

@@ -1,16 +1,16 @@
-"""The fitted part of a reranker: a DSPy Parameter, as `head.py` is that of a value function."""
+"""`RankingHead`: the learned order of a reranker as a DSPy Parameter, which programs save and load with their state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from dspy.predict.parameter import Parameter
 
 from dspy_qvl.embedding import IDENTITY, PROBE, Probe, dumped_probe
 from dspy_qvl.errors import StateError, shown
 from dspy_qvl.features import COSINE, LENGTH, OVERLAP, PRODUCT, Blocks
-from dspy_qvl.reranker.judged import RANK, SCORE
+from dspy_qvl.reranker.judged import RANK
+from dspy_qvl.reranker.passages import SCORE
 from dspy_qvl.reranker.sketch import FOLDED
 from dspy_qvl.state import SCHEMA, STRING, Record, array, count, encode_array, listed, load, opened, optional, sealed
 from dspy_qvl.vectors import Array, Rows, dot_rows
@@ -21,21 +21,21 @@ LARGEST_COEF = 1e100
 
 
 def width_of(name: str, d: int) -> int:
-    """The columns of a block beside vectors of d columns."""
+    """Number of columns of a block, where vectors have d."""
     return {OVERLAP: 3, TEXT: min(d, FOLDED), PRODUCT: min(d, FOLDED)}.get(name, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """A learned order of passages; replaced as a whole, shared by copies, never changed.
+    """A learned order of passages: immutable, so that copies of a program share it.
 
     Attributes:
         coef: over the columns of the blocks, (d,); read-only.
         blocks: names and widths of the blocks.
-        identity: what makes the embedding model's vectors its own; None for an anonymous callable.
-        probe: what that model gave for the probe texts.
+        identity: settings that make the embedding model's vectors comparable; None for an anonymous callable.
+        probe: the vectors that model gave for the probe texts.
         n_queries: queries it was learned from.
-        value_of: the digest of the value function whose values are a feature; None where they are none.
+        value_of: digest of the value function whose values are a feature; None where they are none.
     """
 
     coef: Array
@@ -46,30 +46,32 @@ class Order:
     value_of: str | None = None
 
     def scores(self, X: Rows) -> Array:
-        """Scores of passages, (n, d) -> (n,), the same bits for a passage in any batch; higher is better."""
+        """Scores of passages by their columns, (n, d) -> (n,), the same bits in any batch; higher is better."""
         return dot_rows(X, self.coef)
 
     def coef_of(self, name: str) -> Array:
-        """The coefficients of one block; zeros where it is not used."""
-        block = self.blocks.slices.get(name)
-        return np.zeros(1) if block is None else self.coef[block]
+        """Coefficients of the columns of a block that is in `blocks.names`, (width,)."""
+        return self.coef[self.blocks.slices[name]]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Order":
         return self
 
 
 class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
-    """What a reranker learned, or None; saved by DSPy, and kept by `reset()`, since most optimizers begin with it."""
+    """Holds the learned order of a reranker, or None; saved by DSPy, and kept by `reset()`.
+
+    It is `Reranker.ridge`: saved programs name it so.
+    """
 
     def __init__(self) -> None:
         self.fitted: Order | None = None
 
     def unfit(self) -> None:
-        """Forget it."""
+        """Forget the learned order."""
         self.fitted = None
 
     def reset(self) -> None:
-        """Keep it: DSPy resets parameters to start an optimization, and this one is no prompt."""
+        """Keep the order: most optimizers reset all parameters first, to be rid of demonstrations and prompts."""
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Everything that is saved, as DSPy saves it: the order is one entry."""
@@ -99,7 +101,7 @@ class RankingHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over a dumped state; a state that cannot be used changes nothing.
+        """Replace the learned order by a dumped one; a state that cannot be used changes nothing.
 
         Raises:
             StateError: another schema, or anything in it that cannot be used.

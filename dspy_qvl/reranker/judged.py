@@ -1,36 +1,34 @@
-"""Judged queries, and what is known of the first stage that found their passages.
+"""Judged queries, and what they show of the first stage that found their passages.
 
 A first stage (BM25, an index of vectors) gives passages in an order, perhaps with scores. Both are worth knowing, but
 lists come in other orders too: in none, or sorted by their labels, which tells everything while there are labels and
-nothing afterwards. So passages come from a first stage where that is said, or where it shows:
+nothing afterwards. So the order and the scores of passages are used where the caller says so, or where the data does:
 
-    first_stage=True    they come in its order; the passages of a retriever's Prediction do
-    first_stage=False   they do not
+    first_stage=True    they are a first stage's; the passages of a retriever's Prediction are
+    first_stage=False   they are not
     first_stage=None    scores that came along (an example's `scores`, a Prediction's, the `score` of each passage) are
-                        a first stage's, and the order is where it is far better than
-                        chance; but neither where it is as good as one made from the labels
+                        taken for a first stage's, and the order where it is far better than chance; but neither where
+                        it ranks as well as one made from the labels
 
 Source: Wald & Wolfowitz (1944), Statistical tests based on permutations of the observations.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import dspy
 import numpy as np
 
-from dspy_qvl.errors import InputError, QVLWarning, check_flag, check_number, is_list
+from dspy_qvl.errors import InputError, QVLWarning, check_flag
 from dspy_qvl.measures import average_precision
+from dspy_qvl.reranker.passages import SCORE, checked_scores
 from dspy_qvl.vectors import Array
 
-LARGEST_FIRST_SCORE = 1e15  # float32 must hold its squares
-
-RANK, SCORE = "rank", "score"  # of a first stage
+RANK = "rank"
+FIRST_STAGE = (RANK, SCORE)
 BEYOND_CHANCE = 3.0  # standard deviations: once in 740 shuffled data sets
-WORTH_SAYING = 0.1  # of the way from chance to the best order: of 10,000 queries anything is beyond chance
-PERFECT = 0.9  # of the queries
+WORTH_SAYING = 0.1  # share of the way from chance to the best order: with 10,000 queries any order is beyond chance
+PERFECT = 0.9  # share of the queries
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ class JudgedQuery:
         query: the query.
         passages: their texts.
         relevance: (n,), higher for better, in any units.
-        scores: of a first stage, (n,), higher for better, or None.
-        first_stage: whether the passages come in the order of a first stage, best first; None where nobody said.
+        scores: first-stage scores, (n,), higher for better, or None.
+        first_stage: True if the passages come in the order of a first stage, best first; None to find out.
     """
 
     query: str
@@ -53,11 +51,11 @@ class JudgedQuery:
 
 
 def known_of_first_stage(judged: Sequence[JudgedQuery], *, warn: bool = True) -> tuple[str, ...]:
-    """Of "rank" and "score", what is known of all these queries; see the module.
+    """Those of "rank" and "score" that are known of all these queries; see the module.
 
     Args:
         judged: checked queries with passages of different relevance.
-        warn: whether to say that something was left out.
+        warn: True to warn where one of them is left out.
     """
     said = {one.first_stage for one in judged}
     if False in said or not judged:
@@ -70,7 +68,7 @@ def known_of_first_stage(judged: Sequence[JudgedQuery], *, warn: bool = True) ->
             f"{n_scored} of {len(judged)} judged queries have first-stage scores, so scores are left out; give them "
             "for all.",
             QVLWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     known = (*((RANK,) if in_order else ()), *((SCORE,) if n_scored == len(judged) else ()))
     if said == {True}:
@@ -82,13 +80,13 @@ def known_of_first_stage(judged: Sequence[JudgedQuery], *, warn: bool = True) ->
             f"{min(as_labels.values()):.0%} of the judged queries, as if made from the labels, and is left out; "
             "first_stage=True says that it is a first stage's, False that it is not.",
             QVLWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return tuple(name for name in known if name not in as_labels)
 
 
 def first_stage_values(one: JudgedQuery, name: str) -> Array:
-    """Values by which passages are in the order of the first stage, (n,)."""
+    """Values that rank passages as the first stage does, by its "rank" or its "score", (n,); higher is better."""
     if name == SCORE and one.scores is not None:
         return one.scores
     return -np.arange(len(one.passages), dtype=np.float64)
@@ -103,15 +101,15 @@ def beyond_chance(relevances: Sequence[Array]) -> tuple[float, float]:
     Returns:
         As a share of the way from there to the best order, and in standard deviations of the mean over queries.
     """
-    above = room = variance = 0.0
+    above = possible = variance = 0.0
     for relevance in relevances:
         n, gains = len(relevance), (relevance - relevance.min()) / np.ptp(relevance)
         discounts = 1 / np.log2(np.arange(2, 2 + n))
         ideal, shuffled = np.sort(gains)[::-1] @ discounts, n * gains.mean() * discounts.mean()
         above += (gains @ discounts - shuffled) / ideal
-        room += 1 - shuffled / ideal
+        possible += 1 - shuffled / ideal
         variance += n**2 * gains.var() * discounts.var() / (n - 1) / ideal**2
-    return float(above / room), float(above / np.sqrt(variance))
+    return float(above / possible), float(above / np.sqrt(variance))
 
 
 def _perfect(judged: Sequence[JudgedQuery], name: str) -> float:
@@ -122,8 +120,8 @@ def _perfect(judged: Sequence[JudgedQuery], name: str) -> float:
     return float(np.mean(np.array(precisions) == 1))
 
 
-def telling(judged: Sequence[JudgedQuery]) -> list[JudgedQuery]:
-    """The queries that tell: checked, and with passages of different relevance.
+def informative(judged: Sequence[JudgedQuery]) -> list[JudgedQuery]:
+    """The queries that teach something: those with passages of different relevance; all of them are checked.
 
     Raises:
         InputError: other things than JudgedQuery, or numbers that do not go with the passages.
@@ -139,30 +137,3 @@ def telling(judged: Sequence[JudgedQuery]) -> list[JudgedQuery]:
             check_flag(one.first_stage, f"first_stage of judged[{row}]")
         checked.append(replace(one, relevance=relevance, scores=checked_scores(one.scores, len(one.passages))))
     return [one for one in checked if len(one.relevance) and np.ptp(one.relevance) > 0]
-
-
-def scores_within(passages: Sequence[Any]) -> list[Any] | None:
-    """The scores that passages bring along as `score`, a dict's or an object's; None where one has none."""
-    found = [
-        passage.get(SCORE) if isinstance(passage, Mapping | dspy.Example) else getattr(passage, SCORE, None)
-        for passage in passages
-    ]
-    return found if found and all(score is not None for score in found) else None
-
-
-def checked_scores(scores: Any, n_passages: int, what: str = "scores") -> Array | None:
-    """First-stage scores, one a passage, or None.
-
-    Raises:
-        InputError: no list of finite numbers, too large ones, or another number than of passages.
-    """
-    if scores is None:
-        return None
-    if not is_list(scores):
-        raise InputError(f"{what} must be a list of numbers, but got {type(scores).__name__}.")
-    numbers = [check_number(score, f"{what}[{row}]") for row, score in enumerate(scores)]
-    if any(abs(number) > LARGEST_FIRST_SCORE for number in numbers):
-        raise InputError(f"{what} must lie within ±{LARGEST_FIRST_SCORE:g}; rescale the first stage's.")
-    if len(numbers) != n_passages:
-        raise InputError(f"there are {len(numbers)} scores for {n_passages} passages; give one a passage.")
-    return np.array(numbers)

@@ -1,6 +1,6 @@
-"""Ridge for orders: which passages of a query come first, and never worse than what was there before.
+"""Ridge for orders: coefficients by which passages of a query are ranked, never worse than the order they came in.
 
-Only differences within a query tell which of its passages is better, so rows and relevances are centred around each
+Only differences within a query say which of its passages is better, so rows and relevances are centred around each
 query's mean. Some single columns are orders already, the priors: the cosine, and what a first stage says. With its own
 least-squares slope b0 the best of them is what a fit falls back to, and what is learned is the difference from one,
 
@@ -18,11 +18,12 @@ Source: Järvelin & Kekäläinen (2002) for nDCG; Breiman et al. (1984), 3.4.3, 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dspy_qvl.features import Blocks
 from dspy_qvl.measures import ndcg, reciprocal_rank
 from dspy_qvl.ridge import Folds, solve_path
 from dspy_qvl.vectors import Array, Rows
@@ -47,16 +48,15 @@ class Quality:
 
 @dataclass(frozen=True)
 class RankingFit:
-    """What came of a search.
+    """The best fit of a search.
 
     Attributes:
-        coef: (d,), over the columns as they are.
-        factors: what the columns of each block were multiplied with; 0 for one that is not used.
+        coef: (d,), over the columns as the caller gave them.
+        factors: the factor of each block's columns; 0 for a block that is not used.
         alpha: the penalty; infinite where a prior order was kept.
-        prior: the block of the order that the fit departs from.
-        quality: of the fit.
-        prior_qualities: of each prior order.
-        n_queries: queries with passages of different relevance.
+        prior: the number of the block whose order the fit departs from.
+        quality: nDCG and reciprocal rank of the fit.
+        prior_qualities: the same of each prior order.
     """
 
     coef: Array
@@ -65,89 +65,87 @@ class RankingFit:
     prior: int
     quality: Quality
     prior_qualities: tuple[Quality, ...]
-    n_queries: int
 
 
 def fit_ranking(
     rows: Callable[[int], Rows],
     relevances: Sequence[Array],
-    blocks: Sequence[slice],
+    blocks: Blocks,
     folds: Folds,
     *,
     priors: Sequence[int] = (0,),
     optional: Collection[int] = (),
     k: int | None = None,
 ) -> RankingFit:
-    """The order of passages that relevances teach.
+    """Fit an order of passages to their relevances.
 
     Args:
         rows: gives the columns of a query's passages, (n_i, d), by the query's number.
-        relevances: of each query's passages, (n_i,), higher for better, in any units.
-        blocks: the columns of each block.
+        relevances: relevance of each query's passages, (n_i,), some better than others, in any units.
+        blocks: names and widths of the blocks of columns.
         folds: the queries of each fold; disjoint, together all, at least two folds.
-        priors: blocks of a single column that rank by themselves.
-        optional: blocks that are left out where the fit is better without them, by half a standard error.
+        priors: numbers of the blocks of a single column that rank by themselves.
+        optional: numbers of the blocks that are left out where the fit is better without them, by half a standard
+            error.
         k: passages from the top that figures look at; None for all.
     """
-    useful = np.array([np.ptp(y) > 0 for y in relevances])
-    n_queries, n_rows = int(useful.sum()), sum(len(y) for y in relevances)
-    n_priors, d = len(priors), blocks[-1].stop
+    n_queries, n_rows, n_priors = len(relevances), sum(len(y) for y in relevances), len(priors)
+    spans, d = list(blocks.slices.values()), sum(blocks.widths)
     weightings = _weightings(blocks, n_queries, optional)
     ways = [(weighting, prior) for weighting in weightings for prior in priors if weighting[prior]]
-    alphas = [alpha * max(n_rows / max(len(relevances), 1), 1.0) for alpha in ALPHAS]
-    figures = np.full((2, len(relevances), n_priors + len(ways) * len(alphas)), np.nan)  # nDCG, reciprocal rank
+    alphas = [alpha * max(n_rows / n_queries, 1.0) for alpha in ALPHAS]
+    figures = np.full((2, n_queries, n_priors + len(ways) * len(alphas)), np.nan)  # nDCG, reciprocal rank
 
     def read(query: int) -> Rows:
         X = rows(query)
-        figures[:, query, :n_priors] = _figures(relevances[query], X[:, [blocks[p].start for p in priors]], k)
+        figures[:, query, :n_priors] = _figures(relevances[query], X[:, [spans[prior].start for prior in priors]], k)
         return X
 
-    folds = [fold[useful[fold]] for fold in folds]
     sums = np.stack([_products(read, relevances, fold.tolist(), d) for fold in folds])
     whole = sums.sum(axis=0)
-    scales = np.array([1 / np.sqrt(max(np.trace(whole[block, block]) / max(n_rows, 1), 1e-30)) for block in blocks])
-    scales[[not np.trace(whole[block, block]) for block in blocks]] = 0.0
+    variances = [np.trace(whole[span, span]) / n_rows for span in spans]
+    scales = np.array([1 / np.sqrt(max(variance, 1e-30)) if variance else 0.0 for variance in variances])
     for fold, part in zip(folds, sums, strict=True):
         solved = [_solutions(whole - part, blocks, scales, weighting, priors, alphas) for weighting in weightings]
         coefs = np.concatenate([one[:, :, 1:].reshape(d, -1) for one in solved], axis=1)
         for query in fold.tolist():
             values = rows(query).astype(np.float64) @ coefs
             figures[:, query, n_priors:] = _figures(relevances[query], values, k)
-    figures = figures[:, useful]
     n_in = sum(all(weighting[number] for number in optional) for weighting, _ in ways)
     chosen = _careful_best(figures[0], n_priors, len(alphas), n_in)
     if chosen < n_priors:
         level, prior = -1, priors[chosen]
-        weighting: Weights = tuple(float(number == prior) for number in range(len(blocks)))
+        weighting: Weights = tuple(float(number == prior) for number in range(len(spans)))
     else:
         number, level = divmod(chosen - n_priors, len(alphas))
         weighting, prior = ways[number]
-    return RankingFit(
-        _solutions(whole, blocks, scales, weighting, [prior], alphas)[:, 0, 1 + level],
-        tuple((np.array(weighting) * scales).tolist()),
-        np.inf if level < 0 else alphas[level],
-        prior,
-        _quality(figures[:, :, chosen]),
-        tuple(_quality(figures[:, :, column]) for column in range(n_priors)),
-        n_queries,
-    )
+    coef = _solutions(whole, blocks, scales, weighting, [prior], alphas)[:, 0, 1 + level]
+    factors = tuple((np.array(weighting) * scales).tolist())
+    quality, *priors_quality = (_quality(figures[:, :, column]) for column in (chosen, *range(n_priors)))
+    return RankingFit(coef, factors, np.inf if level < 0 else alphas[level], prior, quality, tuple(priors_quality))
+
+
+def best_first(values: Rows) -> list[int]:
+    """Positions of values from the highest to the lowest, (n,); equal ones stay in the order they came."""
+    order: list[int] = np.argsort(-values, kind="stable").tolist()
+    return order
 
 
 def quality_of(relevances: Sequence[Array], values: Sequence[Rows], k: int | None = None) -> Quality:
-    """The quality of an order.
+    """The quality of an order; NaN without queries.
 
     Args:
-        relevances: of each query's passages, (n_i,), some better than others.
-        values: of the same passages, higher first; a tie earns nothing.
+        relevances: relevance of each query's passages, (n_i,), some better than others.
+        values: values of the same passages, higher first; a tie earns nothing.
         k: passages from the top that count; None for all.
     """
     columns = [_figures(y, value[:, None], k)[:, 0] for y, value in zip(relevances, values, strict=True)]
     return _quality(np.reshape(columns, (-1, 2)).T)
 
 
-def _weightings(blocks: Sequence[slice], n_queries: int, optional: Collection[int]) -> list[Weights]:
+def _weightings(blocks: Blocks, n_queries: int, optional: Collection[int]) -> list[Weights]:
     """The weights of blocks to try, from the simplest: narrow blocks alone, then with wide ones; then some left out."""
-    wide = [block.stop - block.start >= WIDE for block in blocks]
+    wide = [width >= WIDE for width in blocks.widths]
     levels = [0.0, *(WIDE_LEVELS if any(wide) and n_queries >= FEW else ())]
     return [
         tuple(0.0 if number in left_out else level if is_wide else 1.0 for number, is_wide in enumerate(wide))
@@ -158,43 +156,30 @@ def _weightings(blocks: Sequence[slice], n_queries: int, optional: Collection[in
 
 def _products(rows: Callable[[int], Rows], relevances: Sequence[Array], queries: Sequence[int], d: int) -> Array:
     """Sums of products of columns and relevances, centred within each query, (d + 1, d + 1)."""
-    sums = np.zeros((d + 1, d + 1))
-    for z in _chunks(rows, relevances, queries):
-        sums += z.T @ z
+    sums, waiting, n_waiting = np.zeros((d + 1, d + 1)), [], 0
+    for number, query in enumerate(queries, start=1):
+        z = np.concatenate([rows(query), relevances[query][:, None]], axis=1, dtype=np.float64)
+        waiting.append(z - z.mean(axis=0))
+        n_waiting += len(z)
+        if n_waiting >= CHUNK or number == len(queries):
+            z = np.concatenate(waiting)
+            sums += z.T @ z
+            waiting, n_waiting = [], 0
     return sums
 
 
-def _chunks(rows: Callable[[int], Rows], relevances: Sequence[Array], queries: Sequence[int]) -> Iterator[Array]:
-    waiting: list[Array] = []
-    n_waiting = 0
-    for query in queries:
-        z = np.concatenate([rows(int(query)), relevances[query][:, None]], axis=1, dtype=np.float64)
-        waiting.append(z - z.mean(axis=0))
-        n_waiting += len(z)
-        if n_waiting >= CHUNK:
-            yield np.concatenate(waiting)
-            waiting, n_waiting = [], 0
-    if waiting:
-        yield np.concatenate(waiting)
-
-
 def _solutions(
-    sums: Array,
-    blocks: Sequence[slice],
-    scales: Array,
-    weighting: Weights,
-    priors: Sequence[int],
-    alphas: Sequence[float],
+    sums: Array, blocks: Blocks, scales: Array, weighting: Weights, priors: Sequence[int], alphas: Sequence[float]
 ) -> Array:
     """Coefficients of prior orders, and of a weighting that departs from each of them at every penalty.
 
     Returns:
         (d, n, 1 + n_alphas) for the n priors that the weighting counts; of each, its own order first.
     """
-    widths = [block.stop - block.start for block in blocks]
-    scale, weight = np.repeat(scales, widths), np.repeat(weighting, widths)
+    scale, weight = blocks.spread(scales.tolist()), blocks.spread(weighting)
     gram, xy = sums[:-1, :-1] * scale * scale[:, None], sums[:-1, -1] * scale
-    firsts = [blocks[prior].start for prior in priors if weighting[prior]]
+    spans = list(blocks.slices.values())
+    firsts = [spans[prior].start for prior in priors if weighting[prior]]
     starts = np.zeros((len(scale), len(firsts)))
     for number, first in enumerate(firsts):
         # However few the labels, or misleading: the higher in the prior order, the better.
@@ -209,21 +194,28 @@ def _solutions(
 
 
 def _careful_best(figures: Array, n_priors: int, n_alphas: int, n_in: int) -> int:
-    """The best prior's column, or the best way's of the highest penalty that is within half a standard error of it.
+    """The column of the best prior, or of the best way at the highest penalty within half a standard error of it.
 
-    A way that leaves optional blocks out, not one of the first `n_in`, must be better by half a standard error. No
-    penalty makes a way worse than a prior.
+    A way is a weighting with the prior that it departs from. One that leaves optional blocks out must be better by half
+    a standard error. No penalty makes a way worse than a prior.
+
+    Args:
+        figures: nDCG of each query by each column, (n_queries, n_columns): the priors', then each way's at every
+            penalty.
+        n_priors: number of priors.
+        n_alphas: number of penalties.
+        n_in: number of ways that leave nothing out; they come first.
     """
     if len(figures) < 2:
         return 0
     means = figures.mean(axis=0)
 
     def behind(column: int, best: int) -> bool:
-        """Tell whether a column is behind the best one, beyond what chance makes of it."""
+        """Return whether a column is worse than the best one by more than half a standard error."""
         less = figures[:, best] - figures[:, column]
         return bool(less.mean() > STANDARD_ERRORS * less.std(ddof=1) / np.sqrt(len(less)))
 
-    floor = means[:n_priors].max()
+    best_prior = means[:n_priors].max()
     best, best_in = int(means.argmax()), int(means[: n_priors + n_in * n_alphas].argmax())
     if not behind(best_in, best):
         best = best_in
@@ -231,7 +223,7 @@ def _careful_best(figures: Array, n_priors: int, n_alphas: int, n_in: int) -> in
         return best
     first = best - (best - n_priors) % n_alphas
     penalised = range(first + n_alphas - 1, first - 1, -1)
-    return next(c for c in penalised if c == best or (means[c] >= floor and not behind(c, best)))
+    return next(c for c in penalised if c == best or (means[c] >= best_prior and not behind(c, best)))
 
 
 def _figures(relevance: Array, values: Rows, k: int | None) -> Array:

@@ -1,4 +1,4 @@
-"""Sketches of wide vectors: what a reranker learns of a passage's own vector costs no more for a wide model.
+"""Sketches of wide vectors: a reranker learns at most 1,024 coefficients of a vector, however wide the model's are.
 
 Source: Charikar, Chen & Farach-Colton (2002), Finding frequent items in data streams (the count sketch).
 """
@@ -26,11 +26,10 @@ def folded(vectors: Vectors) -> Vectors:
 
 def unfolded(coef: Array, d: int) -> Array:
     """Coefficients of `folded` vectors as coefficients of the vectors themselves, (d,)."""
-    if len(coef) == 1 or d <= FOLDED:
-        return coef
-    return np.asarray(coef[np.arange(d) % FOLDED] * _signs(d))
+    return coef if d <= FOLDED else np.asarray(coef[np.arange(d) % FOLDED] * _signs(d))
 
 
 def _signs(d: int) -> Vectors:
+    """1 or -1 for each column, (d,): pseudo-random, and the same for every vector."""
     mixed = (np.arange(d, dtype=np.uint64) * np.uint64(2654435761)) >> np.uint64(13)
     return (1 - 2 * (mixed & np.uint64(1)).astype(np.float32)).astype(np.float32)
