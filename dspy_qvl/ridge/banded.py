@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dspy_qvl.ridge.moments import Folds, gather, rough_mean, summed
+from dspy_qvl.ridge.moments import Folds, gather, rough_mean
 from dspy_qvl.vectors import Array, Rows, Vectors
 
 WIDE = 16  # columns from which a block is wide: it shares its variance among many coefficients
@@ -141,7 +141,7 @@ class Weigher:
         if n > d:
             targets = y[:, None]
             self._parts = gather(X, targets, rough_mean(X, targets), folds=folds, kind=np.float32)
-            self._whole = summed(self._parts)
+            self._whole = sum(self._parts[1:], self._parts[0])
             self._kernels = None
         else:
             centred = X - X.mean(axis=0)

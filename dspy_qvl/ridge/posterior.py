@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dspy_qvl.ridge.bounds import Bounds
-from dspy_qvl.ridge.dual import centred_kernel, fit_dual, gram_of_rows
+from dspy_qvl.ridge.dual import Dual, centred_kernel
 from dspy_qvl.ridge.line import LeaveOneOut
 from dspy_qvl.ridge.moments import gather, rough_mean
-from dspy_qvl.ridge.primal import fit_primal
+from dspy_qvl.ridge.primal import Primal
 from dspy_qvl.ridge.solve import factored, inverse_root
 from dspy_qvl.vectors import Array, Rows, dot_rows
 
@@ -114,22 +114,23 @@ def posterior_of(X: Rows, y: Array, alpha: float) -> Posterior:
     n, d = X.shape
     targets = y[:, None]
     kernel: _Kernel | None = None
+    problem: Dual | Primal
     if n <= d:
-        rows_kernel = gram_of_rows(X)
-        _, loo = fit_dual(X, rows_kernel, targets, alpha, None, want_loo=True)
-        system, row_means = centred_kernel(rows_kernel, np.ones(n))
+        problem = Dual(X, targets)
+        system, row_means = centred_kernel(problem.kernel, np.ones(n))
         columns: Any = np.ascontiguousarray(X.T)
         kernel, mean = _Kernel(columns, row_means), X.mean(axis=0, dtype=np.float64)
     else:
         (whole,) = gather(X, targets, rough_mean(X, targets))
-        _, loo = fit_primal(X, targets, alpha, None, want_loo=True, whole=whole)
+        problem = Primal(X, targets, whole=whole)
         system, mean = whole.centred()[0], whole.means[0]
+    _, loo = problem.fit(alpha, want_loo=True)
     assert loo is not None
+    loo = loo.single()
     _, factor = factored(system, alpha)
     root = inverse_root(system, alpha, factor)
     if len(root) > HALVED:
         root = root.astype(np.float32)
-    loo = LeaveOneOut(loo.residuals[:, 0], loo.leverages)
     left = 1 - loo.leverages
     usable = np.isfinite(loo.residuals) & (left > 0)
     noise = np.sqrt(np.mean(loo.residuals[usable] ** 2 * left[usable])) if usable.any() else y.std()

@@ -36,19 +36,14 @@ def factored(A: Array, alpha: float) -> tuple[Callable[[Array], Array], Array | 
     np.fill_diagonal(system, system.diagonal() + alpha)
     norm = np.abs(system).sum(axis=0).max()
     try:
-        factor, lower = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+        factor, _ = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
     except LinAlgError:
         _warn_ill_conditioned(alpha)
         return _spectral(A, alpha), None
     reciprocal, _ = lapack.dpocon(factor, norm, uplo="L")
     if reciprocal < UNCERTAIN:
         _warn_ill_conditioned(alpha)
-
-    def solve(b: Array) -> Array:
-        solution: Array = cho_solve((factor, lower), b, check_finite=False)
-        return solution
-
-    return solve, factor
+    return lambda b: np.asarray(cho_solve((factor, True), b, check_finite=False)), factor
 
 
 def inverse_root(A: Array, alpha: float, factor: Array | None) -> Array:
@@ -140,14 +135,9 @@ def _solve_tridiagonal(A: Array, b: Array, alphas: Sequence[float], kind: Produc
 
 def _tridiagonal(A: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], Any]:
     """The diagonal and off-diagonal of T in A = Q T Q', and a function that applies Q or Q'."""
-    from scipy.linalg import lapack
+    from scipy.linalg import get_lapack_funcs
 
-    single = A.dtype == np.float32
-    sytrd, sytrd_lwork, ormqr = (
-        (lapack.ssytrd, lapack.ssytrd_lwork, lapack.sormqr)
-        if single
-        else (lapack.dsytrd, lapack.dsytrd_lwork, lapack.dormqr)
-    )
+    sytrd, sytrd_lwork, ormqr = get_lapack_funcs(("sytrd", "sytrd_lwork", "ormqr"), dtype=A.dtype)
     work, info = sytrd_lwork(len(A), lower=1)
     reflectors, diagonal, off_diagonal, tau, info = sytrd(A, lower=1, lwork=int(work))
     if info != 0:

@@ -179,9 +179,7 @@ class RecursiveKernelRidge:
             self._K[:n, :n] = block @ block.T + (self._K[:n, :n] if columns.start else 0.0)
         self._P = np.empty_like(self._K)
         self._n = n
-        self._largest: float = float(
-            self._K[:n, :n].diagonal().max()
-        )  # squared distance from the shift that a row ever had
+        self._largest = float(self._K.diagonal()[:n].max())  # squared distance from the shift that a row ever had
         self._foreign: bool = False
         self._factorise()
 
