@@ -1,4 +1,4 @@
-"""How sure a ridge fit is of a value, in closed form.
+"""The uncertainty of a value of a ridge fit, in closed form.
 
 A ridge fit is the mean of a posterior: with y = b + x w + noise of variance s^2 and w ~ N(0, s^2 / alpha I), a row x
 that was not learned from has a predictive distribution of variance
@@ -34,7 +34,7 @@ HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a s
 
 
 class _Kernel(NamedTuple):
-    """What v needs of the learned rows where they are no more than their columns."""
+    """The parts of the learned rows that v needs where they are no more than their columns."""
 
     columns: Rows  # X', (d, n): a text's words are few of the d
     row_means: Array  # X mean(X)', (n,)
@@ -42,12 +42,12 @@ class _Kernel(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """What a ridge fit leaves uncertain; every number is the same bits for a row in any batch.
+    """The uncertainty that a ridge fit leaves; every number is the same bits for a row in any batch.
 
     Attributes:
         noise: s, in the units of y.
         loo: every learned row under the fit of all others.
-        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): what `fit_variance` is to be compared with.
+        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): to compare a `fit_variance` with.
     """
 
     noise: float
@@ -75,7 +75,7 @@ class Posterior:
         return 1 / n + max(0.0, length - float(np.einsum("i,i->", solved, solved))) / self._alpha
 
     def bounds(self, X: Rows) -> tuple[Array, Array]:
-        """Between which numbers the `fit_variance` of each row lies, (m, d) -> (m,) and (m,), about 1e-9 apart."""
+        """Lower and upper bounds on the `fit_variance` of each row, (m, d) -> (m,) and (m,), about 1e-9 apart."""
         return self._bounds(X)
 
     @functools.cached_property
@@ -84,7 +84,7 @@ class Posterior:
         return Bounds(len(self.loo.leverages), self._root, self._mean, kernel)
 
     def std(self, fit_variance: float) -> float:
-        """Standard deviation of what a rater would say, in the units of y, from a row's `fit_variance`.
+        """Standard deviation of a new rating, in the units of y, from a row's `fit_variance`.
 
         Rounded to seven digits: what another BLAS rounds otherwise is not seen.
         """
@@ -92,7 +92,7 @@ class Posterior:
         return math.ldexp(float(np.float32(mantissa)), exponent)
 
     def stds(self, X: Rows) -> Array:
-        """What `std` gives for the `fit_variance` of each row, bit for bit, (m, d) -> (m,), at the cost of products."""
+        """The `std` of each row, (m, d) -> (m,): the same bits as row by row, at the cost of products."""
         lowest, highest = (self._rounded(bound) for bound in self.bounds(X))
         for row in np.flatnonzero(lowest != highest):
             lowest[row] = self.std(self.fit_variance(X[row]))

@@ -16,7 +16,7 @@ TIE = 1e-7  # relative difference of errors that rounding can make
 
 @dataclass(frozen=True)
 class Search:
-    """The penalties of a search, and what came of it.
+    """The penalties of a search, their errors, and the fit with the best.
 
     Attributes:
         alphas: the penalties, (n_alphas,).
@@ -50,7 +50,7 @@ def search(
         alphas: penalties, each > 0, in units of X squared.
         folds: the rows of each fold; disjoint, together all n rows, at least two folds.
         sample_weight: weight of each row, (n,), above 0; None for 1.
-        leave_one_out: whether to compute leverages and leave-one-out residuals as well.
+        leave_one_out: True to compute leverages and leave-one-out residuals as well.
 
     Returns:
         A `Search`. Fold errors are weighted like the rows.

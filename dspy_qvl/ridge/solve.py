@@ -3,7 +3,7 @@
     factored         one penalty: a Cholesky factor, and a function that solves with it
     inverse_root     a root of the inverse, for what is quadratic in it
     solve_path       many: one factorisation of A serves them all
-    beyond_float32   whether float32 would be felt
+    beyond_float32   True if the rounding of float32 would be felt
 
 Where rounding leaves no factor, the system is solved on the directions that carry anything, and a warning says so.
 """
@@ -22,7 +22,7 @@ from dspy_qvl.vectors import Array
 TRIDIAGONAL = 2000  # size of a system above which Choleskys are cheaper than its tridiagonal form
 DECADES = 1.5  # of alpha from one Cholesky to the next
 FLOAT32_REACH = 1e-6
-UNCERTAIN = 1e-13  # reciprocal condition below which digits are lost that somebody may count on
+UNCERTAIN = 1e-13  # reciprocal condition below which digits are lost that a caller may count on
 
 
 def factored(A: Array, alpha: float) -> tuple[Callable[[Array], Array], Array | None]:
@@ -77,7 +77,7 @@ def _warn_ill_conditioned(alpha: float) -> None:
 
 
 def beyond_float32(gram: Array, alpha: float) -> bool:
-    """Tell whether the rounding of float32 products could be felt: alpha is below 1e-6 of the largest eigenvalue."""
+    """True if the rounding of float32 products could be felt: alpha is below 1e-6 of the largest eigenvalue."""
     direction = gram @ np.ones(len(gram))
     for _ in range(10):  # power iteration; a few digits are enough
         norm = np.linalg.norm(direction)
@@ -95,7 +95,7 @@ def solve_path(A: Array, b: Array, alphas: Sequence[float], *, kind: ProductType
     share the span of the solutions at a few penalties, and of their derivatives with respect to it.
 
     Args:
-        A: symmetric, positive semi-definite, (m, m); left as it is.
+        A: symmetric, positive semi-definite, (m, m); not changed.
         b: right-hand sides, (m,) or (m, k).
         alphas: penalties, each > 0.
         kind: float32 for factorisations in half the time, where 1e-6 of the largest eigenvalue is below every alpha.
