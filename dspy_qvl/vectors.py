@@ -142,10 +142,14 @@ def checked_vectors(vectors: Any, texts: Sequence[str], what: str = "vectors") -
     return table
 
 
-def as_float32(rows: NDArray[Any]) -> Vectors:
-    """Rows as float32; what it cannot hold becomes infinite."""
+def as_float32(numbers: Any) -> Vectors:
+    """Numbers as a contiguous float32 array; those it cannot hold become infinite, which no check lets pass.
+
+    Raises:
+        TypeError, ValueError: something that is no array of numbers.
+    """
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(rows, dtype=np.float32)
+        return np.asarray(numbers, dtype=np.float32, order="C")
 
 
 def first_of_each(texts: Sequence[str], table: NDArray[Any]) -> list[int]:

@@ -24,8 +24,8 @@ from dspy_qvl import (
     RankingExample,
     Reranker,
     ValueMetric,
+    errors,
 )
-from dspy_qvl import errors
 from tests.conftest import CountingModel, rated
 
 BAD_TEXTS = [

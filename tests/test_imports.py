@@ -25,7 +25,7 @@ ORDER = {
     "dspy_qvl.embedding.models": "model lexical precomputed hosted local custom spec",
     "dspy_qvl.embedding.models.hosted": "addresses arguments redaction exchange failures request halving hosted",
     "dspy_qvl.embedding.models.local": "precision folder loading forward long_text local",
-    "dspy_qvl.features": "table overlap features",
+    "dspy_qvl.features": "table overlap built_in features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned head inspection migration value_function learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head reranker",

@@ -232,7 +232,7 @@ class RecursiveKernelRidge:
         self._P[n, n] = 1 / left
 
     def remove(self, x: Row, y: Array) -> None:
-        """Remove a row that was added before with the same targets; where there is no such row, the solver is `worn`."""
+        """Remove a row that was added before with the same targets; without such a row the solver is `worn`."""
         n = self._n
         same = np.flatnonzero((self._X[:n] == x).all(axis=1) & (self._y == y).all(axis=1))
         if not len(same):  # what makes its columns gave others this time
