@@ -1,4 +1,10 @@
-"""How good predictions are: thin over scipy and scikit-learn, NaN where a score is not defined."""
+"""Measures of values and of rankings, thin over scipy and scikit-learn.
+
+    scores and values ─► mse, r2, pearson, spearman (`FIGURES`); their standard errors by `bootstrap`
+    relevances and values of one query ─► ndcg, reciprocal_rank, average_precision
+
+A measure that is not defined for its input is NaN, never an error.
+"""
 
 import math
 import warnings
@@ -6,6 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from dspy_qvl.vectors import Array
 
 CHUNK = 2**20  # rows times draws of a bootstrap that are in memory at once
 ROUNDING = 1e-24  # of the largest square: a variance below it is that of equal numbers
@@ -87,7 +95,10 @@ def average_precision(relevant: ArrayLike, values: ArrayLike) -> float:
     return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
 
 
-# How far to trust a figure
+FIGURES = {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}  # of values; `bootstrap` draws each
+
+
+# Standard errors of figures
 
 
 def bootstrap(
@@ -97,7 +108,7 @@ def bootstrap(
     *,
     n_draws: int = 200,
     random_state: int = 0,
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Array]:
     """The figures on bootstrap draws of the rows: their standard deviation is the figures' standard error.
 
     Rows of one group are drawn together, since they are not independent of each other.
@@ -106,7 +117,7 @@ def bootstrap(
         y: true scores, (n,).
         predicted: values, (n,), in the units of y.
         groups: the group of each row, (n,); None where every row is one of its own.
-        n_draws: how many draws.
+        n_draws: the number of draws.
         random_state: seed of the draws.
 
     Returns:
@@ -119,7 +130,7 @@ def bootstrap(
     members = np.arange(len(truth)) if groups is None else numbered(groups)
     n_groups = int(members.max(initial=-1)) + 1
     if n_groups < 2:
-        return {name: np.full(n_draws, math.nan) for name in ("mse", "r2", "pearson", "spearman")}
+        return {name: np.full(n_draws, math.nan) for name in FIGURES}
     drawn = np.random.default_rng(random_state).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
     chunk = max(1, CHUNK // len(truth))
     parts = [_drawn_figures(truth, guess, drawn[at : at + chunk][:, members]) for at in range(0, n_draws, chunk)]
@@ -133,9 +144,7 @@ def standard_error(draws: ArrayLike) -> float:
     return float(known.std(ddof=1)) if len(known) > 1 and 2 * len(known) >= np.size(draws) else math.nan
 
 
-def _drawn_figures(
-    truth: NDArray[np.float64], guess: NDArray[np.float64], times: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
+def _drawn_figures(truth: Array, guess: Array, times: NDArray[np.int64]) -> dict[str, Array]:
     """The figures of draws in which each row occurs so many times, (n_draws, n)."""
     weights = times.astype(np.float64)
     total = weights.sum(axis=1)
@@ -151,7 +160,7 @@ def _drawn_figures(
     return {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}
 
 
-def _weighted_ranks(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _weighted_ranks(values: Array, weights: Array) -> Array:
     """The mean rank of every row where each occurs as often as its weight says, (n_draws, n)."""
     order = np.argsort(values, kind="stable")
     _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
@@ -162,16 +171,14 @@ def _weighted_ranks(values: NDArray[np.float64], weights: NDArray[np.float64]) -
     return ranks
 
 
-def _weighted_pearson(
-    a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _weighted_pearson(a: Array, b: Array, weights: Array) -> Array:
     """Linear correlation of the rows of each draw, (n_draws,)."""
     share = weights / weights.sum(axis=1, keepdims=True)
     a = a - np.einsum("ij,ij->i", share, a)[:, None]
     b = b - np.einsum("ij,ij->i", share, b)[:, None]
     across, aa, bb = (np.einsum("ij,ij,ij->i", share, x, y) for x, y in ((a, b), (a, a), (b, b)))
     differ = (aa > ROUNDING * (a**2).max(initial=0)) & (bb > ROUNDING * (b**2).max(initial=0))
-    correlation: NDArray[np.float64] = np.where(differ, across / np.sqrt(aa * bb), math.nan)
+    correlation: Array = np.where(differ, across / np.sqrt(aa * bb), math.nan)
     return correlation
 
 
@@ -184,7 +191,7 @@ def _correlation(statistic: Callable[..., float], y: ArrayLike, predicted: Array
         return float(statistic(truth, guess))
 
 
-def _pair(y: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pair(y: ArrayLike, predicted: ArrayLike) -> tuple[Array, Array]:
     return np.asarray(y, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
 
 

@@ -36,7 +36,7 @@ ORDER = {
 ONLY = {
     "errors": set(),
     "vectors": {"errors"},
-    "measures": {"errors"},
+    "measures": {"errors", "vectors"},
     "plots": {"errors"},
     "state": {"errors"},
     "text": {"errors"},

@@ -1,4 +1,4 @@
-"""Which rows go where: folds to cross-validate on, and rows to hold out. Rows of one group are never split."""
+"""Folds to cross-validate on, and rows to hold out; rows of one group are never split."""
 
 import hashlib
 import math
@@ -20,16 +20,13 @@ INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | frozenset(
 
 
 def folded(text: str) -> str:
-    """A text without what tells copies of it apart: Unicode form, letter case, white space, and what nobody can see."""
+    """A text without the differences of copies: Unicode form, letter case, white space, invisible characters."""
     plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
     if plain.isascii() and plain.isprintable():
         return plain
-    return " ".join("".join(letter for letter in plain if not _is_invisible(letter)).split())
-
-
-def _is_invisible(letter: str) -> bool:
-    """A control or format character (a byte order mark, a zero-width space, a soft hyphen), or a variation selector."""
-    return unicodedata.category(letter) in ("Cc", "Cf") or letter in INVISIBLE
+    # Cc and Cf are control and format characters: a byte order mark, a zero-width space, a soft hyphen.
+    kept = (one for one in plain if one not in INVISIBLE and unicodedata.category(one) not in ("Cc", "Cf"))
+    return " ".join("".join(kept).split())
 
 
 def copies(texts: Sequence[str], vectors: NDArray[np.floating[Any]] | None = None) -> list[int]:
@@ -88,7 +85,7 @@ def make_folds(members: Members, n_folds: int, rng: "np.random.Generator") -> li
     Args:
         members: the group of each row.
         n_folds: folds wanted, at least 2; with fewer groups there are fewer, and a warning says what that means.
-        rng: where the shuffle comes from.
+        rng: source of the shuffle.
 
     Raises:
         InputError: all rows are one group.
