@@ -153,9 +153,7 @@ def _drawn_figures(truth: Array, guess: Array, times: NDArray[np.int64]) -> dict
         centred = truth - truth.mean()  # far from 0 the variance would lose digits
         variance = weights @ centred**2 / total - (weights @ centred / total) ** 2
         r2 = np.where(variance > ROUNDING * (centred**2).max(), 1 - mse / variance, math.nan)
-        pearson = _weighted_pearson(
-            np.broadcast_to(truth, weights.shape), np.broadcast_to(guess, weights.shape), weights
-        )
+        pearson = _weighted_pearson(truth, guess, weights)
         spearman = _weighted_pearson(_weighted_ranks(truth, weights), _weighted_ranks(guess, weights), weights)
     return {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}
 
@@ -172,14 +170,12 @@ def _weighted_ranks(values: Array, weights: Array) -> Array:
 
 
 def _weighted_pearson(a: Array, b: Array, weights: Array) -> Array:
-    """Linear correlation of the rows of each draw, (n_draws,)."""
+    """Linear correlation of a and b, (n,) or (n_draws, n), under the weights of each draw, (n_draws,)."""
     share = weights / weights.sum(axis=1, keepdims=True)
-    a = a - np.einsum("ij,ij->i", share, a)[:, None]
-    b = b - np.einsum("ij,ij->i", share, b)[:, None]
+    a, b = (x - np.einsum("ij,ij->i", share, np.broadcast_to(x, share.shape))[:, None] for x in (a, b))
     across, aa, bb = (np.einsum("ij,ij,ij->i", share, x, y) for x, y in ((a, b), (a, a), (b, b)))
     differ = (aa > ROUNDING * (a**2).max(initial=0)) & (bb > ROUNDING * (b**2).max(initial=0))
-    correlation: Array = np.where(differ, across / np.sqrt(aa * bb), math.nan)
-    return correlation
+    return np.where(differ, across / np.sqrt(aa * bb), math.nan)
 
 
 def _correlation(statistic: Callable[..., float], y: ArrayLike, predicted: ArrayLike) -> float:

@@ -29,10 +29,9 @@ def unit(vectors: Vectors) -> Vectors:
 
 
 def is_unit(vectors: Vectors) -> NDArray[np.bool_]:
-    """Which rows have length 1, to float32's rounding, (n, d) -> (n,)."""
+    """True for rows of length 1, to float32's rounding, (n, d) -> (n,)."""
     with np.errstate(over="ignore"):
-        close: NDArray[np.bool_] = np.abs(dot_rows(vectors, vectors) - 1) < 1e-3
-    return close
+        return np.asarray(np.abs(dot_rows(vectors, vectors) - 1) < 1e-3)
 
 
 class Truncation:
@@ -46,6 +45,7 @@ class Truncation:
 
     Attributes:
         dim: columns that are kept; None until the first vector tells.
+        size: length of a full vector; None until the first vector tells.
 
     Raises:
         InputError: the caller wants more columns than the model has.
@@ -53,17 +53,11 @@ class Truncation:
 
     def __init__(self, model: str, wanted: int | None, default: int | None, size: int | None) -> None:
         self.dim = default if wanted is None else wanted
-        self._model = model
-        self._wanted = wanted
-        self._stated = size
-        self._size: int | None = None  # of a full vector, once one was seen
+        self.size = size
+        self._model, self._wanted = model, wanted
+        self._seen = False  # True once a full vector was kept
         if size is not None:
             self._settle(size)
-
-    @property
-    def size(self) -> int | None:
-        """Length of a full vector, as far as it is known."""
-        return self._size or self._stated
 
     def check(self, size: int) -> None:
         """Refuse vectors of another length than the first ones had that were kept.
@@ -71,21 +65,21 @@ class Truncation:
         Raises:
             EmbeddingError: the length changed.
         """
-        if size != (self._size or size):
+        if self._seen and size != self.size:
             raise EmbeddingError(
-                f"{self._model} gave vectors of {self._size} columns before and of {size} now; "
+                f"{self._model} gave vectors of {self.size} columns before and of {size} now; "
                 "one model must give one length, so give another model another name."
             )
 
     def keep(self, size: int) -> None:
-        """Vectors of this length are kept: the others must have it too.
+        """Keep vectors of this length, and refuse others from now on.
 
         Raises:
             EmbeddingError: as `check`.
             InputError: the caller wants more columns.
         """
         self.check(size)
-        self._size = size
+        self.size, self._seen = size, True
         self._settle(size)
 
     def __call__(self, vectors: Sequence[Vectors]) -> Vectors:
@@ -114,7 +108,7 @@ def checked_vectors(vectors: Any, texts: Sequence[str], what: str = "vectors") -
 
     Args:
         vectors: an array (a memory-mapped one too) or a list of rows.
-        texts: what each row belongs to.
+        texts: the text of each row.
         what: how an error names it.
 
     Raises:
@@ -164,19 +158,19 @@ def first_of_each(texts: Sequence[str], table: NDArray[Any]) -> list[int]:
             continue
         earlier = first.setdefault(text, place)
         if earlier != place:
-            one, other = unit(as_float32(table[[earlier]])), unit(as_float32(table[[place]]))
-            if not float(dot_rows(one, other)[0]) >= SAME_COSINE:
+            one, other = (unit(as_float32(table[[row]])) for row in (earlier, place))
+            cosine = float(dot_rows(one, other)[0])
+            if not cosine >= SAME_COSINE:
                 raise InputError(
                     f"texts[{earlier}] and texts[{place}] are the same text, but their vectors differ "
-                    f"(cosine {float(dot_rows(one, other)[0]):.3f}); give each text one vector."
+                    f"(cosine {cosine:.3f}); give each text one vector."
                 )
     return list(first.values())
 
 
 def slices(n: int, size: int = BLOCK) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover range(n)."""
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def dot_rows(X: Rows, Z: Rows) -> Array:

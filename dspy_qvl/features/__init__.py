@@ -14,6 +14,6 @@ Contract: a block gives one finite row of float32 a text, always of the same wid
 blank text counts as the empty one. Blocks of a query and a text are made only where there are queries.
 """
 
-from dspy_qvl.features.built_in import BUILT_IN, COSINE, LENGTH, OVERLAP, PAIRED, PRODUCT, WIDTHS, is_own
+from dspy_qvl.features.built_in import BUILT_IN, COSINE, LENGTH, OVERLAP, PAIRED, PRODUCT, WIDTHS
 from dspy_qvl.features.features import Features
 from dspy_qvl.features.table import AUTO, EMBEDDING, Blocks, Queries, Table

@@ -19,7 +19,6 @@ import numpy as np
 
 from dspy_qvl.embedding import LexicalModel
 from dspy_qvl.features.overlap import overlaps, word_weights
-from dspy_qvl.features.table import EMBEDDING
 from dspy_qvl.vectors import Vectors, dot_rows
 
 Make = Callable[[Sequence[str]], Any]  # n texts -> n rows
@@ -68,8 +67,3 @@ BUILT_IN: Mapping[str, BuiltIn] = {
 }
 PAIRED = tuple(name for name, block in BUILT_IN.items() if block.join)  # blocks of a query and a text
 WIDTHS = {name: block.width for name, block in BUILT_IN.items() if block.width}  # without those of the embedding's
-
-
-def is_own(name: str) -> bool:
-    """True for a block that the caller makes."""
-    return name != EMBEDDING and name not in BUILT_IN

@@ -38,12 +38,11 @@ def copies(texts: Sequence[str], vectors: NDArray[np.floating[Any]] | None = Non
         texts: a text for each row.
         vectors: their embedding, (n, d); None to go by the texts alone.
     """
-    keys: list[list[Hashable]] = [[folded(text)] for text in texts]
+    views: list[Sequence[Hashable]] = [[folded(text) for text in texts]]
     if vectors is not None:
         digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in vectors]
         if len(set(digests)) > 1:
-            keys = [[*key, digest] for key, digest in zip(keys, digests, strict=True)]
-    first: dict[Hashable, int] = {}
+            views.append(digests)
     root = list(range(len(texts)))
 
     def find(row: int) -> int:
@@ -51,8 +50,9 @@ def copies(texts: Sequence[str], vectors: NDArray[np.floating[Any]] | None = Non
             root[row] = row = root[root[row]]
         return row
 
-    for row, of_row in enumerate(keys):
-        for key in of_row:
+    for keys in views:
+        first: dict[Hashable, int] = {}
+        for row, key in enumerate(keys):
             a, b = find(first.setdefault(key, row)), find(row)
             root[max(a, b)] = min(a, b)
     return [find(row) for row in range(len(texts))]

@@ -105,17 +105,16 @@ class Primal:
 
         The sums are in a precision that the smallest penalty can bear; those of all rows are kept for the fit.
         """
-        shift, kind = rough_mean(self.X, self.y), self._kind
-        parts = gather(self.X, self.y, shift, folds=folds, sample_weight=self.sample_weight, kind=kind)
-        whole = sum(parts[1:], parts[0])
-        if kind is np.float32 and beyond_float32(whole.centred()[0], min(alphas)):
-            parts = gather(self.X, self.y, shift, folds=folds, sample_weight=self.sample_weight)
-            whole = sum(parts[1:], parts[0])
-        self._whole = whole
+        shift = rough_mean(self.X, self.y)
+        for kind in (self._kind, np.float64):
+            parts = gather(self.X, self.y, shift, folds=folds, sample_weight=self.sample_weight, kind=kind)
+            self._whole = whole = sum(parts[1:], parts[0])
+            if kind is np.float64 or not beyond_float32(whole.centred()[0], min(alphas)):
+                break
         for part in parts:
             seen = whole - part
             gram, xy = seen.centred()
-            single = kind is np.float32 and not beyond_float32(gram, min(alphas))
+            single = self._kind is np.float32 and not beyond_float32(gram, min(alphas))
             coefs = solve_path(gram, xy, alphas, kind=np.float32 if single else np.float64)
             x_mean, y_mean = seen.means
             yield part, coefs, y_mean - np.einsum("d,adk->ak", x_mean, coefs)

@@ -129,8 +129,7 @@ def _solve_tridiagonal(A: Array, b: Array, alphas: Sequence[float], kind: Produc
         band[0] = diagonal.astype(np.float64) + alpha
         solutions[:, number] = solveh_banded(band, rotated, lower=True, check_finite=False)
     back = rotate(solutions.reshape(m, -1), transposed=False).astype(np.float64)
-    result: Array = np.moveaxis(back.reshape(m, len(alphas), k), 0, 1)
-    return result
+    return np.moveaxis(back.reshape(m, len(alphas), k), 0, 1)
 
 
 def _tridiagonal(A: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], Any]:
