@@ -20,7 +20,8 @@ ORDER = {
     "dspy_qvl.state": "bounded_json drafts entries files",
     "dspy_qvl.text": "quoting typed metadata ratings reading rendering",
     "dspy_qvl.ridge": "moments line solve primal dual regression updates bounds posterior banded",
-    "dspy_qvl.embedding": "loops instruction probe cache models embedder callers batching source embedding",
+    "dspy_qvl.embedding": "loops instruction probe truncation tables cache models embedder callers batching source "
+    "embedding",
     "dspy_qvl.embedding.cache": "memory rows sqlite store pruning exporting cache",
     "dspy_qvl.embedding.models": "model lexical precomputed hosted local custom spec",
     "dspy_qvl.embedding.models.hosted": "addresses arguments redaction exchange failures request halving hosted",
@@ -35,7 +36,7 @@ ORDER = {
 # Narrower than the order: all that these may import of the package.
 ONLY = {
     "errors": set(),
-    "vectors": {"errors"},
+    "vectors": set(),
     "measures": {"errors", "vectors"},
     "plots": {"errors"},
     "state": {"errors"},
