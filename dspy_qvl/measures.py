@@ -8,7 +8,7 @@ A measure that is not defined for its input is NaN, never an error.
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,16 +37,12 @@ def r2(y: ArrayLike, predicted: ArrayLike) -> float:
 
 def pearson(y: ArrayLike, predicted: ArrayLike) -> float:
     """Linear correlation in [-1, 1]; NaN for fewer than 2 rows or a constant side."""
-    from scipy.stats import pearsonr
-
-    return _correlation(lambda a, b: pearsonr(a, b).statistic, y, predicted)
+    return _correlation("pearsonr", y, predicted)
 
 
 def spearman(y: ArrayLike, predicted: ArrayLike) -> float:
     """Rank correlation in [-1, 1], ties sharing their mean rank; NaN for fewer than 2 rows or a constant side."""
-    from scipy.stats import spearmanr
-
-    return _correlation(lambda a, b: spearmanr(a, b).statistic, y, predicted)
+    return _correlation("spearmanr", y, predicted)
 
 
 def ndcg(relevance: ArrayLike, values: ArrayLike, k: int | None = None) -> float:
@@ -178,13 +174,16 @@ def _weighted_pearson(a: Array, b: Array, weights: Array) -> Array:
     return np.where(differ, across / np.sqrt(aa * bb), math.nan)
 
 
-def _correlation(statistic: Callable[..., float], y: ArrayLike, predicted: ArrayLike) -> float:
+def _correlation(name: str, y: ArrayLike, predicted: ArrayLike) -> float:
+    """The correlation that scipy.stats calls so, NaN where it is not defined."""
+    from scipy import stats
+
     truth, guess = _pair(y, predicted)
     if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(guess) == 0:
         return math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy's, of values that hardly differ
-        return float(statistic(truth, guess))
+        return float(getattr(stats, name)(truth, guess).statistic)
 
 
 def _pair(y: ArrayLike, predicted: ArrayLike) -> tuple[Array, Array]:

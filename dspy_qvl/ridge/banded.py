@@ -134,8 +134,9 @@ class Weigher:
             targets = y[:, None]
             self._parts = gather(X, targets, rough_mean(X, targets), folds=folds, kind=np.float32)
             self._whole = sum(self._parts[1:], self._parts[0])
-            self._kernels = None
+            self._fold_errors = self._primal
         else:
+            self._fold_errors = self._dual
             centred = X - X.mean(axis=0)
             self._kernels = np.stack([centred[:, block] @ centred[:, block].T for block in blocks])  # (n_blocks, n, n)
 
@@ -151,8 +152,7 @@ class Weigher:
         """
         factors = np.asarray(weightings, dtype=np.float64)  # (q, n_blocks)
         alphas = [alpha / self._variance for alpha in alphas]
-        fold_errors = self._primal if self._kernels is None else self._dual
-        return np.stack([fold_errors(number, factors, alphas) for number in range(len(self._folds))], axis=2)
+        return np.stack([self._fold_errors(number, factors, alphas) for number in range(len(self._folds))], axis=2)
 
     def _primal(self, number: int, factors: Array, alphas: Sequence[float]) -> Array:
         part = self._parts[number]
@@ -168,7 +168,6 @@ class Weigher:
         return errors.reshape(len(factors), len(alphas))
 
     def _dual(self, number: int, factors: Array, alphas: Sequence[float]) -> Array:
-        assert self._kernels is not None
         fold = self._folds[number]
         seen = np.setdiff1d(np.arange(len(self._y)), fold)
         squares = (factors**2).astype(np.float32)  # (q, n_blocks)

@@ -1,6 +1,6 @@
 """Ridge by the kernel of the rows, a system of size n: for no more rows than columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,25 +26,29 @@ class Dual:
         self.kernel = _gram_of_rows(X)
         self._weights = np.ones(len(y)) if sample_weight is None else sample_weight
 
-    def fit(self, alpha: float, *, want_loo: bool) -> tuple[Linear, LeaveOneOut | None]:
-        """The fit with one penalty, and where it is wanted every row under the fit of all others."""
-        X, y, weights, n = self.X, self.y, self._weights, len(self.y)
+    def fit(self, alpha: float) -> tuple[Linear, Callable[[], LeaveOneOut]]:
+        """The fit with one penalty, and a function that gives every row under the fit of all others."""
+        X, y, weights = self.X, self.y, self._weights
         root, total = np.sqrt(weights), weights.sum()
         centred, _ = centred_kernel(self.kernel, weights)
         y_mean = np.average(y, axis=0, weights=weights)
         solve, factor = factored(centred, alpha)
-        dual = solve(root[:, None] * (y - y_mean))  # (n, k)
+        right = root[:, None] * (y - y_mean)
+        dual = solve(right)  # (n, k)
         pull = root[:, None] * dual
         pull -= np.outer(weights, pull.sum(axis=0) / total)  # Xc'a = X'(a - mean(a))
         coef = np.concatenate([X[:, columns].T.astype(np.float64) @ pull for columns in slices(X.shape[1])])
         line = Linear(coef, y_mean - np.average(X, axis=0, weights=weights).astype(np.float64) @ coef)
-        if not want_loo:
-            return line, None
+        return line, lambda: self._left_out(centred, factor, alpha, right, dual)
+
+    def _left_out(self, centred: Array, factor: Array | None, alpha: float, right: Array, dual: Array) -> LeaveOneOut:
+        """Every row under the fit of all others, from the system of all, its right-hand sides and its solutions."""
+        root, total = np.sqrt(self._weights), self._weights.sum()
         # 1 - h = alpha (K + alpha I)^-1_ii - s_i / sum(s), and y - yhat = alpha a / root(s)
-        missed, left = alpha * dual, np.zeros(n)
+        missed, left = alpha * dual, np.zeros(len(dual))
         if factor is not None:
             inverse = inverse_root(centred, alpha, factor)
-            left = alpha * np.einsum("ij,ij->j", inverse, inverse) - weights / total
+            left = alpha * np.einsum("ij,ij->j", inverse, inverse) - self._weights / total
         if left.min() < CANCELLED:  # the two nearly cancel: leave out the direction of the intercept instead
             constant = root / np.sqrt(total)
             apart = centred + (1 + 2 * np.trace(centred)) * np.outer(
@@ -53,8 +57,8 @@ class Dual:
             eigenvalues, vectors = np.linalg.eigh(apart)
             kept, shrunk = vectors[:, :-1], alpha / (np.maximum(eigenvalues[:-1], 0.0) + alpha)
             left = kept**2 @ shrunk
-            missed = kept @ (shrunk[:, None] * (kept.T @ (root[:, None] * (y - y_mean))))
-        return line, left_out(missed / root[:, None], left)
+            missed = kept @ (shrunk[:, None] * (kept.T @ right))
+        return left_out(missed / root[:, None], left)
 
     def fold_errors(self, alphas: Sequence[float], folds: Folds) -> Array:
         """Weighted mean squared error of each penalty on each fold, (n_alphas, n_folds, k), in squared units of y."""

@@ -16,7 +16,6 @@ Source: Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, 2.
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,8 +87,7 @@ class Posterior:
 
         Rounded to seven digits: what another BLAS rounds otherwise is not seen.
         """
-        mantissa, exponent = math.frexp(self.noise * math.sqrt(1 + fit_variance))
-        return math.ldexp(float(np.float32(mantissa)), exponent)
+        return float(self._rounded(np.array([fit_variance]))[0])
 
     def stds(self, X: Rows) -> Array:
         """The `std` of each row, (m, d) -> (m,): the same bits as row by row, at the cost of products."""
@@ -124,9 +122,8 @@ def posterior_of(X: Rows, y: Array, alpha: float) -> Posterior:
         (whole,) = gather(X, targets, rough_mean(X, targets))
         problem = Primal(X, targets, whole=whole)
         system, mean = whole.centred()[0], whole.means[0]
-    _, loo = problem.fit(alpha, want_loo=True)
-    assert loo is not None
-    loo = loo.single()
+    _, make_loo = problem.fit(alpha)
+    loo = make_loo().single()
     _, factor = factored(system, alpha)
     root = inverse_root(system, alpha, factor)
     if len(root) > HALVED:

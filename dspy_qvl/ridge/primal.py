@@ -46,8 +46,8 @@ class Primal:
         self._kind = kind_of_products(X, self._n, self._d)
         self._whole = whole
 
-    def fit(self, alpha: float, *, want_loo: bool) -> tuple[Linear, LeaveOneOut | None]:
-        """The fit with one penalty, and where it is wanted every row under the fit of all others.
+    def fit(self, alpha: float) -> tuple[Linear, Callable[[], LeaveOneOut]]:
+        """The fit with one penalty, and a function that gives every row under the fit of all others.
 
         Sums of float32 products are right to about 1e-6. The fit from them is refined: the exact gradient of the
         objective over the rows, solved with the factor at hand, is the correction, and two or three of them bring the
@@ -74,14 +74,9 @@ class Primal:
             whole = None
         assert coef is not None
         line = Linear(coef, y_mean - x_mean @ coef)
-        if not want_loo:
-            return line, None
-        leverages = self._leverages(x_mean, gram, alpha, factor)
-        if sample_weight is None:
-            leverages += 1 / self._n
-        else:
-            leverages = sample_weight * (leverages + 1 / sample_weight.sum())
-        return line, left_out(y - self._values(coef) - line.intercept, 1 - leverages)
+        return line, lambda: left_out(
+            y - self._values(line.coef) - line.intercept, 1 - self._leverages(x_mean, gram, alpha, factor)
+        )
 
     def fold_errors(self, alphas: Sequence[float], folds: Folds) -> Array:
         """Weighted mean squared error of each penalty on each fold, (n_alphas, n_folds, k), in squared units of y."""
@@ -140,7 +135,10 @@ class Primal:
         return None
 
     def _leverages(self, x_mean: Array, gram: Array, alpha: float, factor: Array | None) -> Array:
-        """Xc (Xc'Xc + alpha I)^-1 xc' of every row, (n,): the squared length of L^-1 xc', where L L' is the system."""
+        """S (1 / sum(s) + xc (Xc'Xc + alpha I)^-1 xc') of every row, s its weight, (n,).
+
+        The product is the squared length of L^-1 xc', where L L' is the system.
+        """
         from scipy.linalg import blas
 
         kind, triangular = self._kind, factor is not None
@@ -151,7 +149,8 @@ class Primal:
             rows = np.subtract(block, x_mean.astype(kind), dtype=kind)
             solved = multiply(1.0, inverse, rows.T, lower=1) if triangular else inverse @ rows.T  # (d, m)
             out[start : start + len(rows)] = np.einsum("ij,ij->j", solved, solved, dtype=kind)
-        return out
+        weights = self.sample_weight
+        return out + 1 / self._n if weights is None else weights * (out + 1 / weights.sum())
 
     def _values(self, coef: Array) -> Array:
         """X coef, (n, k), in float64."""

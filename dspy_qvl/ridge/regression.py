@@ -58,7 +58,8 @@ def search(
     problem = _problem(X, y, sample_weight)
     errors = problem.fold_errors(alphas, folds)
     best = _best(errors, problem.y)
-    line, loo = problem.fit(alphas[best], want_loo=leave_one_out)
+    line, make_loo = problem.fit(alphas[best])
+    loo = make_loo() if leave_one_out else None
     if y.ndim == 1:
         errors, line, loo = errors[..., 0], line.single(), loo and loo.single()
     return Search(np.asarray(alphas, dtype=np.float64), errors, best, line, loo)
@@ -76,7 +77,7 @@ def fit(X: Source, y: Array, alpha: float, *, sample_weight: Array | None = None
     Returns:
         coef (d,) and intercept, in the units of y; (d, k) and (k,) for k targets.
     """
-    line, _ = _problem(X, y, sample_weight).fit(alpha, want_loo=False)
+    line, _ = _problem(X, y, sample_weight).fit(alpha)
     return line.single() if y.ndim == 1 else line
 
 
@@ -98,8 +99,8 @@ def leave_one_out(X: Source, y: Array, alpha: float, *, sample_weight: Array | N
 
     Source: Rifkin & Lippert (2007), Notes on Regularized Least Squares.
     """
-    _, loo = _problem(X, y, sample_weight).fit(alpha, want_loo=True)
-    assert loo is not None
+    _, make_loo = _problem(X, y, sample_weight).fit(alpha)
+    loo = make_loo()
     return loo.single() if y.ndim == 1 else loo
 
 
