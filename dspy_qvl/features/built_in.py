@@ -33,13 +33,13 @@ LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT = 8192, 0.8
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """How a built-in block is made: row by row of each text, or of a query's row joined with a text's.
+    """A block that this package makes: row by row of each text, or of a query's row joined with a text's.
 
     Attributes:
         width: its columns; None for as many as the embedding has.
         make: the row of each text, and in a block of pairs of each query; None for their vectors.
         join: for a block of pairs, n rows of queries and n of texts -> (n, width) float32.
-        kept: False where a row is made as fast as it is found in memory.
+        kept: False where a row is made as fast as it is looked up.
     """
 
     width: int | None

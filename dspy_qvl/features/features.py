@@ -24,7 +24,7 @@ class Features:
     Args:
         wanted: "auto" for "lexical" and "length" where cross-validation finds them worth having; None for none;
             a name, a callable, or a list of them for blocks that are always used.
-        beside_lexical: whether the embedding is the lexical model, beside which "auto" needs no second one.
+        beside_lexical: True if the embedding is the lexical model, beside which "auto" needs no second one.
 
     Raises:
         InputError: an unknown name, a callable without one, or two blocks of one name.

@@ -58,7 +58,6 @@ class Rendering:
         self.text = check_text(text, "the format string") if isinstance(text, str) else text
         self.usual = usual
         self._parts = _parts(self.text, what) if isinstance(self.text, str) else ()
-        self._names = {part.name for part in self._parts if part.name and not part.of_example}  # of the prediction
 
     @property
     def shape(self) -> tuple[str, ...] | None:
@@ -74,7 +73,7 @@ class Rendering:
         """
         if callable(self.text):
             return self._called(example, example)
-        return self._written(lambda name, _: as_string(_field(name, example)))
+        return self._written(lambda name: _field(name, example))
 
     def query(self, example: Any, pred: Any) -> str:
         """The query that a prediction is an answer to: from the example's inputs, or as the prediction repeats it.
@@ -84,7 +83,7 @@ class Rendering:
         """
         inputs = _inputs(example)
         said = pred if isinstance(pred, Mapping | dspy.Example) else {}
-        return self._written(lambda name, _: as_string(_field(name, inputs if name in inputs else said)))
+        return self._written(lambda name: _field(name, inputs if name in inputs else said))
 
     def __call__(self, example: Any, pred: Any) -> str:
         """The text of a prediction for an example, to be valued; never blank.
@@ -112,23 +111,25 @@ class Rendering:
             return _said(self.usual if self.usual is not None and self.usual in pred else _only_text(pred), pred)
         if "{" not in self.text:
             return _said(self.text, pred)
-        text = self._written(
-            lambda name, of_example: (
-                _given(name, example, pred, of_all=of_example) if of_example or name not in pred else _said(name, pred)
-            )
-        )
-        if not any(name in pred for name in self._names):
+        text, n_said = "", 0
+        for written, name, of_example in self._parts:
+            text += written
+            if name and name in pred and not of_example:
+                text, n_said = text + _said(name, pred), n_said + 1
+            elif name:
+                text += _given(name, example, pred, of_all=of_example)
+        if not n_said:
             names = _listed(part.name for part in self._parts if part.name)
             raise MissingTextError(f"the prediction has none of the fields {names}; it has {_listed(pred.keys())}.")
         return text
 
-    def _written(self, field: Callable[[str, bool], str]) -> str:
-        """The parts one after the other, each field as `field` writes it from its name and `of_example`."""
-        return "".join(part.written + (field(part.name, part.of_example) if part.name else "") for part in self._parts)
+    def _written(self, field: Callable[[str], str]) -> str:
+        """The parts one after the other, each field as `field` writes it."""
+        return "".join(part.written + (field(part.name) if part.name else "") for part in self._parts)
 
     def _answer_field(self, example: Any) -> str:
         """The field that a prediction which is a string stands for: the one the example does not give."""
-        names = self._names
+        names = {part.name for part in self._parts if part.name and not part.of_example}
         open_names = sorted(names - _inputs(example).keys()) if len(names) > 1 else sorted(names)
         if not names:
             return self.usual or "text"
@@ -216,19 +217,26 @@ def _given(name: str, example: Any, pred: Any, *, of_all: bool) -> str:
     if name not in fields:
         label = ", and of the example it is no input" if _has(example, name) else ""
         raise MissingTextError(f"the prediction has no field {name!r}{label}; it has {_listed(pred.keys())}.")
-    return as_string(_field(name, fields))
+    return _value(name, fields)
 
 
 def _has(fields: Any, name: Any) -> bool:
     return isinstance(fields, Mapping | dspy.Example) and name in fields
 
 
-def _field(name: str, fields: Any) -> Any:
+def _field(name: str, fields: Any) -> str:
+    """A field of an example, as a text; it may be empty."""
     if name not in fields:
         raise MissingTextError(f"there is no field {name!r} among {_listed(fields.keys())}{_braces(name, fields)}.")
-    if is_missing(fields[name]):
-        raise MissingTextError(f"the field {name!r} is {fields[name]}.")
-    return fields[name]
+    return _value(name, fields)
+
+
+def _value(name: str, fields: Any) -> str:
+    """A field that is there, as a text."""
+    value = fields[name]
+    if is_missing(value):
+        raise MissingTextError(f"the field {name!r} is {value}.")
+    return as_string(value)
 
 
 def _said(name: str, pred: Any) -> str:
@@ -237,7 +245,7 @@ def _said(name: str, pred: Any) -> str:
         raise MissingTextError(
             f"the prediction has no field {name!r}; it has {_listed(pred.keys())}{_braces(name, pred)}."
         )
-    text = as_string(_field(name, pred))
+    text = _value(name, pred)
     if is_blank(text):
         raise MissingTextError("the answer is empty." if len(pred) == 1 else f"the field {name!r} is empty.")
     return text
