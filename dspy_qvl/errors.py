@@ -1,7 +1,7 @@
-"""Every way this package says no, and every check that leads there.
+"""All errors of this package, and the checks of input that raise them.
 
     QVLError
-    ├── InputError (ValueError)            what the caller gave cannot be used
+    ├── InputError (ValueError)            input of the caller that cannot be used
     │   └── MissingTextError               an example or a prediction has not the text that is valued
     ├── NotFittedError (RuntimeError)      a value was asked for before anything was learned
     ├── EmbeddingError (RuntimeError)      the embedding model failed, or answered wrongly
@@ -39,7 +39,7 @@ class QVLError(Exception):
 
 
 class InputError(QVLError, ValueError):
-    """What the caller gave cannot be used."""
+    """Input of the caller that cannot be used."""
 
 
 class MissingTextError(InputError):
@@ -93,8 +93,8 @@ class QVLWarning(UserWarning):
 def shown(value: object, limit: int = 60) -> str:
     """A value as it appears inside an error message: its repr, cut to `limit` characters.
 
-    It never fails, nor takes long for what Python has built in: the digits of an integer of 5,000 of them are refused,
-    the repr of a list of a million entries takes a second, and that of somebody else's object may raise.
+    It never fails, and is fast for the built-in types: Python refuses to write an integer of 5,000 digits, the repr of
+    a list of a million entries takes a second, and that of a caller's object may raise.
     """
     text = _spelled(value, limit)
     return text if len(text) <= limit else f"{text[:limit]}…"
@@ -167,7 +167,7 @@ def check_texts(texts: object, what: str = "texts") -> list[str]:
 
 
 def is_list(value: object) -> TypeGuard[Iterable[Any]]:
-    """Tell whether a value can be taken entry by entry: any iterable but a string, or an array without a dimension."""
+    """True if a value can be taken entry by entry: any iterable but a string, or an array without a dimension."""
     return isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) != 0
 
 
@@ -207,7 +207,7 @@ def check_optional_string(value: object, what: str) -> str | None:
 
 
 def is_missing(value: object) -> bool:
-    """Tell whether a value stands for none: None, NaN, or what pandas has in its place."""
+    """True if a value stands for a missing one: None, NaN, or what pandas has in its place."""
     return (
         value is None
         or (isinstance(value, float | np.floating) and math.isnan(value))
@@ -227,9 +227,7 @@ def check_number(number: object, what: str) -> float:
         )
     try:
         value = float(number)
-    except OverflowError:
-        value = math.inf
-    except ValueError:  # Decimal("sNaN")
+    except (OverflowError, ValueError):  # 10**400, Decimal("sNaN")
         value = math.nan
     if not math.isfinite(value):
         raise InputError(f"{what} must be finite, but got {shown(number)}.")
@@ -237,7 +235,7 @@ def check_number(number: object, what: str) -> float:
 
 
 def _as_number(value: Any) -> str:
-    """What to write for something that is no number, but can be made one."""
+    """A hint, for something that is no number but can be made one: the call to write."""
     if isinstance(value, str | bool | np.bool_) or not hasattr(value, "__len__"):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             number = float(value)

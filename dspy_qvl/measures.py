@@ -1,11 +1,19 @@
-"""How good predictions are: thin over scipy and scikit-learn, NaN where a score is not defined."""
+"""Measures of values and of rankings, thin over scipy and scikit-learn.
+
+    scores and values ─► mse, r2, pearson, spearman (`FIGURES`); their standard errors by `bootstrap`
+    relevances and values of one query ─► ndcg, reciprocal_rank, average_precision
+
+A measure that is not defined for its input is NaN, never an error.
+"""
 
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from dspy_qvl.vectors import Array
 
 CHUNK = 2**20  # rows times draws of a bootstrap that are in memory at once
 ROUNDING = 1e-24  # of the largest square: a variance below it is that of equal numbers
@@ -29,16 +37,12 @@ def r2(y: ArrayLike, predicted: ArrayLike) -> float:
 
 def pearson(y: ArrayLike, predicted: ArrayLike) -> float:
     """Linear correlation in [-1, 1]; NaN for fewer than 2 rows or a constant side."""
-    from scipy.stats import pearsonr
-
-    return _correlation(lambda a, b: pearsonr(a, b).statistic, y, predicted)
+    return _correlation("pearsonr", y, predicted)
 
 
 def spearman(y: ArrayLike, predicted: ArrayLike) -> float:
     """Rank correlation in [-1, 1], ties sharing their mean rank; NaN for fewer than 2 rows or a constant side."""
-    from scipy.stats import spearmanr
-
-    return _correlation(lambda a, b: spearmanr(a, b).statistic, y, predicted)
+    return _correlation("spearmanr", y, predicted)
 
 
 def ndcg(relevance: ArrayLike, values: ArrayLike, k: int | None = None) -> float:
@@ -87,7 +91,15 @@ def average_precision(relevant: ArrayLike, values: ArrayLike) -> float:
     return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
 
 
-# How far to trust a figure
+FIGURES = {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}  # of values; `bootstrap` draws each
+
+
+def figures(scores: ArrayLike, values: ArrayLike) -> dict[str, float]:
+    """Each of `FIGURES` of values against scores, (n,) each, by name."""
+    return {name: figure(scores, values) for name, figure in FIGURES.items()}
+
+
+# Standard errors of figures
 
 
 def bootstrap(
@@ -97,7 +109,7 @@ def bootstrap(
     *,
     n_draws: int = 200,
     random_state: int = 0,
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Array]:
     """The figures on bootstrap draws of the rows: their standard deviation is the figures' standard error.
 
     Rows of one group are drawn together, since they are not independent of each other.
@@ -106,7 +118,7 @@ def bootstrap(
         y: true scores, (n,).
         predicted: values, (n,), in the units of y.
         groups: the group of each row, (n,); None where every row is one of its own.
-        n_draws: how many draws.
+        n_draws: the number of draws.
         random_state: seed of the draws.
 
     Returns:
@@ -119,7 +131,7 @@ def bootstrap(
     members = np.arange(len(truth)) if groups is None else numbered(groups)
     n_groups = int(members.max(initial=-1)) + 1
     if n_groups < 2:
-        return {name: np.full(n_draws, math.nan) for name in ("mse", "r2", "pearson", "spearman")}
+        return {name: np.full(n_draws, math.nan) for name in FIGURES}
     drawn = np.random.default_rng(random_state).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
     chunk = max(1, CHUNK // len(truth))
     parts = [_drawn_figures(truth, guess, drawn[at : at + chunk][:, members]) for at in range(0, n_draws, chunk)]
@@ -133,9 +145,7 @@ def standard_error(draws: ArrayLike) -> float:
     return float(known.std(ddof=1)) if len(known) > 1 and 2 * len(known) >= np.size(draws) else math.nan
 
 
-def _drawn_figures(
-    truth: NDArray[np.float64], guess: NDArray[np.float64], times: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
+def _drawn_figures(truth: Array, guess: Array, times: NDArray[np.int64]) -> dict[str, Array]:
     """The figures of draws in which each row occurs so many times, (n_draws, n)."""
     weights = times.astype(np.float64)
     total = weights.sum(axis=1)
@@ -144,14 +154,12 @@ def _drawn_figures(
         centred = truth - truth.mean()  # far from 0 the variance would lose digits
         variance = weights @ centred**2 / total - (weights @ centred / total) ** 2
         r2 = np.where(variance > ROUNDING * (centred**2).max(), 1 - mse / variance, math.nan)
-        pearson = _weighted_pearson(
-            np.broadcast_to(truth, weights.shape), np.broadcast_to(guess, weights.shape), weights
-        )
+        pearson = _weighted_pearson(truth, guess, weights)
         spearman = _weighted_pearson(_weighted_ranks(truth, weights), _weighted_ranks(guess, weights), weights)
     return {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}
 
 
-def _weighted_ranks(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _weighted_ranks(values: Array, weights: Array) -> Array:
     """The mean rank of every row where each occurs as often as its weight says, (n_draws, n)."""
     order = np.argsort(values, kind="stable")
     _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
@@ -162,29 +170,28 @@ def _weighted_ranks(values: NDArray[np.float64], weights: NDArray[np.float64]) -
     return ranks
 
 
-def _weighted_pearson(
-    a: NDArray[np.float64], b: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Linear correlation of the rows of each draw, (n_draws,)."""
+def _weighted_pearson(a: Array, b: Array, weights: Array) -> Array:
+    """Linear correlation of a and b, (n,) or (n_draws, n), under the weights of each draw, (n_draws,)."""
     share = weights / weights.sum(axis=1, keepdims=True)
-    a = a - np.einsum("ij,ij->i", share, a)[:, None]
-    b = b - np.einsum("ij,ij->i", share, b)[:, None]
+    a, b = (x - np.einsum("ij,ij->i", share, np.broadcast_to(x, share.shape))[:, None] for x in (a, b))
     across, aa, bb = (np.einsum("ij,ij,ij->i", share, x, y) for x, y in ((a, b), (a, a), (b, b)))
     differ = (aa > ROUNDING * (a**2).max(initial=0)) & (bb > ROUNDING * (b**2).max(initial=0))
-    correlation: NDArray[np.float64] = np.where(differ, across / np.sqrt(aa * bb), math.nan)
-    return correlation
+    return np.where(differ, across / np.sqrt(aa * bb), math.nan)
 
 
-def _correlation(statistic: Callable[..., float], y: ArrayLike, predicted: ArrayLike) -> float:
+def _correlation(name: str, y: ArrayLike, predicted: ArrayLike) -> float:
+    """The correlation that scipy.stats calls so, NaN where it is not defined."""
+    from scipy import stats
+
     truth, guess = _pair(y, predicted)
     if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(guess) == 0:
         return math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy's, of values that hardly differ
-        return float(statistic(truth, guess))
+        return float(getattr(stats, name)(truth, guess).statistic)
 
 
-def _pair(y: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pair(y: ArrayLike, predicted: ArrayLike) -> tuple[Array, Array]:
     return np.asarray(y, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of ratings and values, for a notebook: each draws into one matplotlib axes and gives it back.
+"""Pictures of ratings and values, for a notebook: each draws into one matplotlib axes and returns it.
 
 matplotlib comes with the extra `plot`.
 """
@@ -16,11 +16,11 @@ BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8d99ae"
 
 
 def score_distribution(scores: ArrayLike, *, bins: int = 20, ax: Axes | None = None) -> Axes:
-    """How many texts got which score.
+    """Histogram of scores, with their median.
 
     Args:
         scores: (n,), in the raters' units.
-        bins: of the histogram.
+        bins: the number of bins.
         ax: where to draw; a new figure if left out.
 
     Raises:
@@ -39,7 +39,7 @@ def score_distribution(scores: ArrayLike, *, bins: int = 20, ax: Axes | None = N
 def predicted_against_actual(
     scores: ArrayLike, values: ArrayLike, std: ArrayLike | None = None, *, ax: Axes | None = None
 ) -> Axes:
-    """Values against the scores people gave; on the line they agree.
+    """Scatter plot of values against the scores people gave; on the line they agree.
 
     Args:
         scores: (n,), in the raters' units.
@@ -64,7 +64,9 @@ def predicted_against_actual(
 
 
 def residuals(values: ArrayLike, missed: ArrayLike, std: ArrayLike | None = None, *, ax: Axes | None = None) -> Axes:
-    """What values miss the scores by; a trend means that a line is not enough, far points may be slips of raters.
+    """Scatter plot of residuals against values.
+
+    A trend means that a line is not enough; far points may be slips of raters.
 
     Args:
         values: (n,), in the raters' units.
@@ -95,7 +97,7 @@ def before_and_after(
     Args:
         before: (n,), in the raters' units.
         after: (n,), of the same examples.
-        labels: what each example is; left out, no names are written.
+        labels: the name of each example, n of them; none are written if left out.
         ax: where to draw; a new figure if left out.
 
     Raises:

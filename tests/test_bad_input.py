@@ -24,8 +24,8 @@ from dspy_qvl import (
     RankingExample,
     Reranker,
     ValueMetric,
+    errors,
 )
-from dspy_qvl import errors as errors_room
 from tests.conftest import CountingModel, rated
 
 BAD_TEXTS = [
@@ -418,7 +418,7 @@ def test_a_text_of_a_megabyte_is_valued(trained):
 
 
 def test_every_error_descends_from_one_root():
-    kinds = [kind for kind in vars(errors_room).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert all(issubclass(kind, QVLError) for kind in kinds if not issubclass(kind, Warning))
 
 
@@ -453,7 +453,7 @@ def nested(levels, inner=1):
 def test_whatever_is_shown_in_an_error_is_short_and_never_fails(learner, made, text):
     value = made()
     begun = time.perf_counter()
-    assert errors_room.shown(value) == text
+    assert errors.shown(value) == text
     assert time.perf_counter() - begun < 0.05
     with pytest.raises(InputError, match=re.escape(text)):
         learner.add_training_example(value, 1.0)
@@ -464,8 +464,8 @@ def test_whatever_is_shown_in_an_error_is_short_and_never_fails(learner, made, t
 )
 def test_what_is_shown_of_a_short_value_is_its_repr(value):
     whole = repr(value)
-    assert errors_room.shown(value) == (whole if len(whole) <= 60 else whole[:60] + "…")
-    assert errors_room.shown({"a": value, 1: 2}, 1000) == repr({"a": value, 1: 2})
+    assert errors.shown(value) == (whole if len(whole) <= 60 else whole[:60] + "…")
+    assert errors.shown({"a": value, 1: 2}, 1000) == repr({"a": value, 1: 2})
 
 
 def test_counts_that_cannot_be_written_down_are_refused(tmp_path):
@@ -631,7 +631,7 @@ def test_no_argument_makes_another_error_than_ours(tmp_path):
             except QVLError as error:
                 said = str(error)
             except Exception as error:
-                raise AssertionError(f"{call} failed with {name}={errors_room.shown(make())}") from error
+                raise AssertionError(f"{call} failed with {name}={errors.shown(make())}") from error
             assert len(said) < 1000, (call, name)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl import FeatureError, InputError, Qwen3EmbeddingValueLearner, StateError
-from dspy_qvl.features.features import LEXICAL_COLUMNS, Features
+from dspy_qvl.features import Features
+from dspy_qvl.features.built_in import LEXICAL_COLUMNS
 from dspy_qvl.features.table import Blocks, Table
 from tests.conftest import BAD, GOOD, CountingModel, rated
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import QVLWarning
-from dspy_qvl.ridge import solve as solve_room
+from dspy_qvl.ridge import solve
 from dspy_qvl.ridge.solve import beyond_float32, factored, solve_path
 
 
@@ -44,7 +44,7 @@ def spread_system(m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_a_large_system_is_projected_on_a_few_solutions_and_loses_nothing_that_counts(monkeypatch, kind):
     A, b = spread_system(400)
-    monkeypatch.setattr(solve_room, "TRIDIAGONAL", 100)
+    monkeypatch.setattr(solve, "TRIDIAGONAL", 100)
     alphas = np.geomspace(1e-3, 1e3, 25).tolist()
     energy = np.empty(len(alphas))
     for row, (solution, alpha) in enumerate(zip(solve_path(A, b, alphas, kind=kind), alphas, strict=True)):

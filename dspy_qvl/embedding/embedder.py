@@ -27,8 +27,9 @@ from dspy_qvl.embedding.models import (
     is_plain_route,
     without_secrets,
 )
+from dspy_qvl.embedding.truncation import Truncation
 from dspy_qvl.errors import EmbeddingError, ModelUnavailableError, TextsRefusedError, shown
-from dspy_qvl.vectors import Truncation, Vectors
+from dspy_qvl.vectors import Vectors
 
 NO_VECTOR = (Refused, EmbeddingError)
 Row = Vectors | Refused | EmbeddingError

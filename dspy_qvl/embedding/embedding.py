@@ -31,9 +31,10 @@ from dspy_qvl.embedding.instruction import instructed
 from dspy_qvl.embedding.models import LEXICAL, Backend, ModelSpec, Refused, Usage
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe
 from dspy_qvl.embedding.source import Source
+from dspy_qvl.embedding.truncation import Truncation
 from dspy_qvl.errors import InputError, QVLWarning, TextsRefusedError, check_count, check_text, shown
 from dspy_qvl.state import checked_path
-from dspy_qvl.vectors import Truncation, Vectors, is_unit, unit
+from dspy_qvl.vectors import Vectors, is_unit, unit
 
 __all__ = ["CACHE_FILE", "PROBE_TEXTS", "Embedding", "Probe", "is_unit", "unit"]
 

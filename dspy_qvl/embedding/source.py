@@ -25,8 +25,9 @@ from dspy_qvl.embedding.callers import Key, Run, Wanted, by_caller
 from dspy_qvl.embedding.embedder import NO_VECTOR, Model, Row
 from dspy_qvl.embedding.models import Backend, Refused
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe, other_model
+from dspy_qvl.embedding.truncation import Truncation
 from dspy_qvl.errors import EmbeddingError, QVLWarning, StateError
-from dspy_qvl.vectors import SAME_COSINE, Truncation, Vectors, dot_rows, unit
+from dspy_qvl.vectors import SAME_COSINE, Vectors, dot_rows, unit
 
 logger = logging.getLogger("dspy_qvl")
 

@@ -1,62 +1,19 @@
-"""Columns beside the embedding: what an embedding forgets, told in blocks.
+"""The blocks beside the embedding of one learner, made once for each text."""
 
-    "lexical"        hashed words and character n-grams (`lexical.py`): which words, where an embedding says what about
-    "length"         log(1 + characters): longer is better, or worse
-    a callable       your own, plain or async: a list of texts -> (n, k), a judge's score for instance
-
-What a text is worth to a query is not in the text alone. Beside a pair's text, whose vector is the embedding, stand
-
-    "cosine"         of the query's vector and the text's
-    "overlap"        of their words and n-grams: lexical cosine, and what share of either is found in the other
-    "product"        of the two vectors, column by column
-
-A value function sees the embedding and the blocks side by side. A block counts by the weight that cross-validation
-gives it (`weighting.py`); its columns share that weight, so columns on very different scales belong in blocks of
-their own.
-
-    texts ─► blocks ─► checked ─► kept in memory ─► Table: all columns of all texts, block after block
-"""
-
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dspy_qvl.embedding import LexicalModel, MemoryCache, result_of
+from dspy_qvl.embedding import MemoryCache, result_of
 from dspy_qvl.errors import FeatureError, InputError, check_text, is_list, shown
-from dspy_qvl.features.overlap import OVERLAP_MODEL, overlaps
-from dspy_qvl.features.table import (
-    AUTO,
-    COSINE,
-    EMBEDDING,
-    LENGTH,
-    LEXICAL,
-    OVERLAP,
-    PAIRED,
-    PRODUCT,
-    Blocks,
-    Queries,
-    Table,
-)
-from dspy_qvl.vectors import Vectors, dot_rows
+from dspy_qvl.features.built_in import BUILT_IN, COSINE, LENGTH, LEXICAL, OVERLAP, PAIRED, Make
+from dspy_qvl.features.table import AUTO, EMBEDDING, Blocks, Queries, Table
+from dspy_qvl.vectors import Vectors, as_float32
 
-Make = Callable[[Sequence[str]], Any]
-
-# Chosen on training folds: 2,048 columns lose 2 % of the explained variance on tweets, 16,384 gain less and cost more
-# memory than they are worth; beside an embedding whole words tell more than pieces of them.
-LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT = 8192, 0.8
 MEMORY_BYTES = 256 * 2**20
-
-
-def log_lengths(texts: Sequence[str]) -> Vectors:
-    """log(1 + characters), (n, 1)."""
-    return np.log1p(np.array([[len(text)] for text in texts], dtype=np.float32))
-
-
-BUILT_IN: Mapping[str, Make] = {LEXICAL: LexicalModel(LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT), LENGTH: log_lengths}
-WIDTHS = {LEXICAL: LEXICAL_COLUMNS, LENGTH: 1, COSINE: 1, OVERLAP: 3}  # columns; "product" has the embedding's
 
 
 class Features:
@@ -67,52 +24,49 @@ class Features:
     Args:
         wanted: "auto" for "lexical" and "length" where cross-validation finds them worth having; None for none;
             a name, a callable, or a list of them for blocks that are always used.
-        beside_lexical: whether the embedding is the lexical model, beside which "auto" needs no second one.
+        beside_lexical: True if the embedding is the lexical model, beside which "auto" needs no second one.
 
     Raises:
         InputError: an unknown name, a callable without one, or two blocks of one name.
     """
 
     def __init__(self, wanted: Any, *, beside_lexical: bool) -> None:
-        self.wanted = wanted
         self.beside_lexical = beside_lexical
         self.auto = isinstance(wanted, str) and wanted == AUTO
         if self.auto:
-            wanted = [LENGTH] if beside_lexical else [LEXICAL, LENGTH]
+            entries = [LENGTH] if beside_lexical else [LEXICAL, LENGTH]
         elif wanted is None:
-            wanted = []
+            entries = []
         elif isinstance(wanted, str) or callable(wanted):
-            wanted = [wanted]
+            entries = [wanted]
         elif isinstance(wanted, set | frozenset | Mapping) or not is_list(wanted):
             raise InputError(
                 f"features must be 'auto', None, or a list of 'lexical', 'length' and callables, "
                 f"but got {type(wanted).__name__}: {shown(wanted)}."
             )
-        wanted = list(wanted)
-        self.wanted = AUTO if self.auto else wanted  # an iterator would be spent
-        self._makes: dict[str, Make] = {}
-        for entry in wanted:
-            name, make = _named(entry)
-            if name in self._makes:
+        else:
+            entries = list(wanted)
+        self.wanted = AUTO if self.auto else entries  # an iterator would be spent
+        own: dict[str, Make | None] = {}
+        for entry in entries:
+            name = _name_of(entry)
+            if name in own:
                 raise InputError(f"features has two blocks named {shown(name)}; give each a name of its own.")
-            self._makes[name] = make
-        self._memory = {name: MemoryCache(MEMORY_BYTES) for name in {*self._makes, *BUILT_IN, OVERLAP}}
+            own[name] = entry if callable(entry) else None
+        self.names = tuple(own)
+        self._own = own
+        self._memory = {name: MemoryCache(MEMORY_BYTES) for name in {*own, *BUILT_IN}}
         self._widths: dict[str, int] = {}
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The blocks that were asked for."""
-        return tuple(self._makes)
-
     def candidates(self, *, paired: bool) -> tuple[str, ...]:
-        """The blocks to learn from: of pairs, "auto" tries those of both sides too.
+        """The blocks to learn from; for pairs, "auto" tries those of a query and a text too.
 
         Raises:
             InputError: a block of a query and a text, and there are no queries.
         """
         if self.auto and paired:
-            return (COSINE, OVERLAP, *self._makes)
-        asked = [name for name in self._makes if name in PAIRED]
+            return (COSINE, OVERLAP, *self.names)
+        asked = [name for name in self.names if name in PAIRED]
         if asked and not paired:
             raise InputError(
                 f"features has {', '.join(map(repr, asked))}, of a query and a text, but the texts were rated without "
@@ -121,8 +75,8 @@ class Features:
         return self.names
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Which of some blocks cannot be made here: neither built in nor given."""
-        return [name for name in names if name not in (*self._makes, *BUILT_IN, *PAIRED)]
+        """Those of some blocks that cannot be made here: neither built in nor given."""
+        return [name for name in names if name not in (*self.names, *BUILT_IN)]
 
     def __call__(
         self, texts: Sequence[str], embedded: Vectors, names: Sequence[str], queries: Queries | None = None
@@ -141,58 +95,42 @@ class Features:
         if not names:
             return Table(embedded, Blocks((EMBEDDING,), (embedded.shape[1],)))
         sent = [text if text.strip() else "" for text in texts]
-        columns = [
-            self._of_pairs(name, sent, embedded, queries)
-            if name in PAIRED and queries is not None
-            else self._of_texts(name, sent)
-            for name in names
-        ]
+        columns = [self._columns(name, sent, embedded, queries) for name in names]
         widths = (embedded.shape[1], *(block.shape[1] for block in columns))
         return Table(np.concatenate([embedded, *columns], axis=1), Blocks((EMBEDDING, *names), widths))
 
-    def _of_texts(self, name: str, texts: Sequence[str]) -> Vectors:
-        """The columns of a block, (n, k); each text's are made once."""
-        if name == LENGTH:
-            return log_lengths(texts)
-        memory = self._memory[name]
-        rows = {text: memory.get(_key(text)) for text in texts}
-        new = [text for text, row in rows.items() if row is None]
-        if new:
-            for text, row in zip(new, self._made(name, new), strict=True):
-                rows[text] = memory.put(_key(text), row)
-        return np.stack([row for text in texts if (row := rows[text]) is not None])
-
-    def _of_pairs(self, name: str, texts: Sequence[str], embedded: Vectors, queries: Queries) -> Vectors:
-        """The columns of a block of queries and texts, (n, k)."""
-        d, d_asked = embedded.shape[1], queries.vectors.shape[1]
-        if name == COSINE and d > d_asked:  # a subclass put columns behind the text's vector
-            embedded, d = embedded[:, :d_asked], d_asked
-        if name in (PRODUCT, COSINE) and d != d_asked:
-            raise FeatureError(
-                f"the feature block {name!r} needs vectors of one length, but a query has {d_asked} columns and a text "
-                f"{d}; leave it out where _get_embedding_vector changes them."
-            )
-        if name == PRODUCT:
-            return queries.vectors * embedded
+    def _columns(self, name: str, texts: Sequence[str], embedded: Vectors, queries: Queries | None) -> Vectors:
+        """The columns of one block, (n, k)."""
+        block = BUILT_IN.get(name)
+        if block and block.make and not block.kept:
+            made: Vectors = block.make(texts)
+            return made
+        if block is None or block.join is None:
+            return np.stack(self._rows(name, texts, lambda new: self._checked(name, new)))
+        if queries is None:
+            raise FeatureError(f"the feature block {name!r} is of a query and a text, but there is no query.")
+        if block.make:
+            asked = [query if query.strip() else "" for query in queries.texts]
+            return block.join(*(self._rows(name, side, block.make) for side in (asked, texts)))
+        d = queries.vectors.shape[1]
         if name == COSINE:
-            return dot_rows(queries.vectors, embedded).astype(np.float32)[:, None]
-        asked = [query if query.strip() else "" for query in queries.texts]
-        return overlaps(self._spelled(asked), self._spelled(texts))
+            embedded = embedded[:, :d]  # a subclass may have put columns behind the text's vector
+        if embedded.shape[1] != d:
+            raise FeatureError(
+                f"the feature block {name!r} needs vectors of one length, but a query has {d} columns and a text "
+                f"{embedded.shape[1]}; leave it out where _get_embedding_vector changes them."
+            )
+        return block.join(queries.vectors, embedded)
 
-    def _spelled(self, texts: Sequence[str]) -> list[Vectors]:
-        """Which words and n-grams are in each text, and how much each counts, (2, n_words) each."""
-        memory = self._memory[OVERLAP]
-        rows = {text: memory.get(_key(text)) for text in texts}
+    def _rows(self, name: str, texts: Sequence[str], make: Callable[[list[str]], Iterable[Vectors]]) -> list[Vectors]:
+        """The row of each text in a block, n of them; each text's is made once."""
+        memory = self._memory[name]
+        rows: dict[str, Any] = {text: memory.get(_key(text)) for text in texts}
         new = [text for text, row in rows.items() if row is None]
         if new:
-            made = OVERLAP_MODEL.sparse(new)
-            made.sort_indices()
-            for number, text in enumerate(new):
-                own = slice(made.indptr[number], made.indptr[number + 1])
-                rows[text] = memory.put(
-                    _key(text), np.stack([made.indices[own].astype(np.int32).view(np.float32), made.data[own]])
-                )
-        return [row for text in texts if (row := rows[text]) is not None]
+            for text, row in zip(new, make(new), strict=True):
+                rows[text] = memory.put(_key(text), row)
+        return [rows[text] for text in texts]
 
     def remember(self, texts: Sequence[str], columns: Mapping[str, Sequence[Vectors]]) -> None:
         """Keep columns of texts that were saved with a value function: what made them is not asked again."""
@@ -200,18 +138,33 @@ class Features:
             for text, row in zip(texts, rows, strict=True):
                 self._memory[name].put(_key(text if text.strip() else ""), row)
 
-    def _made(self, name: str, texts: list[str]) -> Vectors:
-        make = self._makes.get(name) or BUILT_IN[name]
+    def _checked(self, name: str, texts: Sequence[str]) -> Vectors:
+        """The columns of a block of texts, (n, k); its own answer (n,) is one column.
+
+        Raises:
+            FeatureError: the block failed, gave no table of numbers, the wrong count, no columns, NaN or infinity, or
+                another width than before.
+        """
+        what, make = f"the feature block {name!r}", self._own.get(name) or BUILT_IN[name].make
+        assert make is not None
         try:
             made = result_of(make, list(texts))
         except Exception as error:
-            raise FeatureError(f"the feature block {name!r} failed: {type(error).__name__}: {error}") from error
-        table = check_table(made, len(texts), f"the feature block {name!r}")
+            raise FeatureError(f"{what} failed: {type(error).__name__}: {error}") from error
+        try:
+            array = as_float32(made)
+        except (TypeError, ValueError) as error:
+            raise FeatureError(f"{what} gave something that is not a table of numbers ({error}).") from None
+        table = array[:, None] if array.ndim == 1 else array
+        if table.ndim != 2 or len(table) != len(texts) or table.shape[1] == 0:
+            raise FeatureError(f"{what} gave an array of shape {array.shape}; it must be ({len(texts)}, k) with k > 0.")
+        finite = np.isfinite(table).all(axis=1)
+        if not finite.all():
+            raise FeatureError(f"{what} gave NaN or infinity for text {int(np.argmin(finite))} of {len(texts)}.")
         width = self._widths.setdefault(name, table.shape[1])
         if table.shape[1] != width:
             raise FeatureError(
-                f"the feature block {name!r} gave {width} columns before and {table.shape[1]} now; it must always give "
-                "as many."
+                f"{what} gave {width} columns before and {table.shape[1]} now; it must always give as many."
             )
         return table
 
@@ -219,60 +172,34 @@ class Features:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.wanted, self.beside_lexical)
-
-
-def _remake(wanted: Any, beside_lexical: bool) -> Features:
-    return Features(wanted, beside_lexical=beside_lexical)
+        return functools.partial(Features, beside_lexical=self.beside_lexical), (self.wanted,)
 
 
 def _key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _of_both_sides(texts: Sequence[str]) -> Any:
-    """Stands where a block of one text has what makes it."""
-    raise InputError("this block is of a query and a text, but there is no query.")
+def _name_of(entry: object) -> str:
+    """The name of a block that was asked for.
 
-
-def _named(entry: object) -> tuple[str, Make]:
-    """The name of a block, and what makes it."""
+    Raises:
+        InputError: an unknown name, or a callable without a name that a saved value function could ask for it by.
+    """
     if isinstance(entry, str):
-        if entry not in BUILT_IN and entry not in PAIRED:
+        if entry not in BUILT_IN:
             raise InputError(
                 f"features knows no block {shown(entry)}; there are 'lexical' and 'length', for pairs 'cosine', "
                 "'overlap' and 'product', 'auto' alone, and callables."
             )
-        return entry, BUILT_IN.get(entry, _of_both_sides)
+        return entry
     if not callable(entry):
         raise InputError(
             f"a block of features must be a name or a callable, but got {type(entry).__name__}: {shown(entry)}."
         )
     name = getattr(entry, "name", None) or getattr(entry, "__name__", None)
-    if not isinstance(name, str) or name in (EMBEDDING, AUTO, *BUILT_IN, *PAIRED, "<lambda>"):
+    if not isinstance(name, str) or name in (EMBEDDING, AUTO, *BUILT_IN, "<lambda>"):
         raise InputError(
             f"the callable {shown(entry)} needs a name by which a saved value function can ask for it: define it with "
             f"def, or give it an attribute `name`, other than those of the built-in blocks."
         )
-    return check_text(name, "the name of a block of features"), entry
-
-
-def check_table(columns: object, n_texts: int, what: str) -> NDArray[np.float32]:
-    """What a block of features gave for `n_texts` texts, as (n_texts, k) float32; (n_texts,) is one column.
-
-    Raises:
-        FeatureError: no table of numbers, the wrong count, no columns, NaN or infinity.
-    """
-    try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            array = np.asarray(columns, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise FeatureError(f"{what} gave something that is not a table of numbers ({error}).") from None
-    shape = array.shape
-    array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or len(array) != n_texts or array.shape[1] == 0:
-        raise FeatureError(f"{what} gave an array of shape {shape}; it must be ({n_texts}, k) with k > 0.")
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise FeatureError(f"{what} gave NaN or infinity for text {int(np.argmin(finite))} of {n_texts}.")
-    return array
+    return check_text(name, "the name of a block of features")

@@ -1,5 +1,6 @@
-"""The words that a query and a text share."""
+"""The block "overlap": the words and n-grams that a query and a text share."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,15 +12,25 @@ from dspy_qvl.vectors import Vectors
 OVERLAP_MODEL = LexicalModel(2**18, 0.6)
 
 
+def word_weights(texts: Sequence[str]) -> list[Vectors]:
+    """The words and n-grams of each text and how much each counts, n of (2, m).
+
+    The first row holds the columns that are not zero, as the bits of an int32, the second their values.
+    """
+    made = OVERLAP_MODEL.sparse(texts)
+    made.sort_indices()
+    columns = made.indices.astype(np.int32).view(np.float32)
+    return [np.stack([columns[start:end], made.data[start:end]]) for start, end in itertools.pairwise(made.indptr)]
+
+
 def overlaps(queries: Sequence[Vectors], texts: Sequence[Vectors]) -> Vectors:
     """Lexical cosine, the share of the query that is found in the text, and that of the text in the query, (n, 3).
 
     Shares count words and n-grams as their squares in the unit vectors do: as often as they occur.
 
     Args:
-        queries: of the query of each pair, the columns that are not zero (as the bits of an int32) and their values,
-            (2, m).
-        texts: the same of the texts.
+        queries: the `word_weights` of the query of each pair.
+        texts: those of the texts.
     """
     out = np.zeros((len(texts), 3), dtype=np.float32)
     spread = np.zeros(OVERLAP_MODEL.n_features, dtype=np.float32)

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from dspy_qvl.vectors import Array, Rows, Vectors
 
-EMBEDDING, LEXICAL, LENGTH, AUTO = "embedding", "lexical", "length", "auto"
-COSINE, OVERLAP, PRODUCT = "cosine", "overlap", "product"
-PAIRED = (COSINE, OVERLAP, PRODUCT)  # blocks of a query and a text
+EMBEDDING, AUTO = "embedding", "auto"
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Blocks:
     """Names and widths of blocks of columns that stand side by side.
 
     Attributes:
-        names: of the blocks, each once.
-        widths: columns of each block.
+        names: those of the blocks, each once.
+        widths: the number of columns of each block.
     """
 
     names: tuple[str, ...]

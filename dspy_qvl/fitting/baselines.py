@@ -1,8 +1,15 @@
-"""Baselines that a value function must beat."""
+"""Baselines that a value function must beat, in one table; a new one is one entry of `BASELINES`."""
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from dspy_qvl.vectors import Array, Rows
+
+
+def mean_baseline(lengths: Array, y: Array, new_lengths: Array) -> Array:
+    """The mean score for every text, (m,) in the units of y."""
+    return np.full(len(new_lengths), y.mean())
 
 
 def length_baseline(lengths: Array, y: Array, new_lengths: Array) -> Array:
@@ -27,7 +34,7 @@ def nearest_baseline(vectors: Rows, y: Array, new_vectors: Rows, n_neighbors: in
         vectors: features of the rated texts, (n, d).
         y: their scores, (n,).
         new_vectors: features of the texts to value, (m, d).
-        n_neighbors: how many; all of them if fewer were rated.
+        n_neighbors: the number of neighbours; all texts if fewer were rated.
     """
     if len(new_vectors) == 0:
         return np.empty(0)
@@ -36,3 +43,12 @@ def nearest_baseline(vectors: Rows, y: Array, new_vectors: Rows, n_neighbors: in
     neighbors = KNeighborsRegressor(min(n_neighbors, len(y)), metric="cosine", algorithm="brute").fit(vectors, y)
     values: Array = neighbors.predict(new_vectors)
     return values
+
+
+# By name: what a rule sees of each text, "length" (log(1 + characters), (n,)) or "embedding" ((n, d)), and the rule:
+# columns of the rated texts, their scores, and columns of m new texts -> their values, (m,).
+BASELINES: Mapping[str, tuple[str, Callable[..., Array]]] = {
+    "mean": ("length", mean_baseline),
+    "length": ("length", length_baseline),
+    "nearest": ("embedding", nearest_baseline),
+}

@@ -1,4 +1,4 @@
-"""Which rows go where: folds to cross-validate on, and rows to hold out. Rows of one group are never split."""
+"""Folds to cross-validate on, and rows to hold out; rows of one group are never split."""
 
 import hashlib
 import math
@@ -20,16 +20,13 @@ INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | frozenset(
 
 
 def folded(text: str) -> str:
-    """A text without what tells copies of it apart: Unicode form, letter case, white space, and what nobody can see."""
+    """A text without the differences of copies: Unicode form, letter case, white space, invisible characters."""
     plain = " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
     if plain.isascii() and plain.isprintable():
         return plain
-    return " ".join("".join(letter for letter in plain if not _is_invisible(letter)).split())
-
-
-def _is_invisible(letter: str) -> bool:
-    """A control or format character (a byte order mark, a zero-width space, a soft hyphen), or a variation selector."""
-    return unicodedata.category(letter) in ("Cc", "Cf") or letter in INVISIBLE
+    # Cc and Cf are control and format characters: a byte order mark, a zero-width space, a soft hyphen.
+    kept = (one for one in plain if one not in INVISIBLE and unicodedata.category(one) not in ("Cc", "Cf"))
+    return " ".join("".join(kept).split())
 
 
 def copies(texts: Sequence[str], vectors: NDArray[np.floating[Any]] | None = None) -> list[int]:
@@ -41,12 +38,11 @@ def copies(texts: Sequence[str], vectors: NDArray[np.floating[Any]] | None = Non
         texts: a text for each row.
         vectors: their embedding, (n, d); None to go by the texts alone.
     """
-    keys: list[list[Hashable]] = [[folded(text)] for text in texts]
+    views: list[Sequence[Hashable]] = [[folded(text) for text in texts]]
     if vectors is not None:
         digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in vectors]
         if len(set(digests)) > 1:
-            keys = [[*key, digest] for key, digest in zip(keys, digests, strict=True)]
-    first: dict[Hashable, int] = {}
+            views.append(digests)
     root = list(range(len(texts)))
 
     def find(row: int) -> int:
@@ -54,8 +50,9 @@ def copies(texts: Sequence[str], vectors: NDArray[np.floating[Any]] | None = Non
             root[row] = row = root[root[row]]
         return row
 
-    for row, of_row in enumerate(keys):
-        for key in of_row:
+    for keys in views:
+        first: dict[Hashable, int] = {}
+        for row, key in enumerate(keys):
             a, b = find(first.setdefault(key, row)), find(row)
             root[max(a, b)] = min(a, b)
     return [find(row) for row in range(len(texts))]
@@ -88,7 +85,7 @@ def make_folds(members: Members, n_folds: int, rng: "np.random.Generator") -> li
     Args:
         members: the group of each row.
         n_folds: folds wanted, at least 2; with fewer groups there are fewer, and a warning says what that means.
-        rng: where the shuffle comes from.
+        rng: source of the shuffle.
 
     Raises:
         InputError: all rows are one group.

@@ -66,7 +66,7 @@ def permutation_test(
         alphas: penalties to choose from, each > 0.
         members: the group of each row, never split: (n,), at least two groups.
         n_folds: folds at most.
-        n_shuffles: how many shuffles; p is at least 1 / (1 + n_shuffles).
+        n_shuffles: the number of shuffles; p is at least 1 / (1 + n_shuffles).
         random_state: seed of folds and shuffles.
     """
     rng = np.random.default_rng(random_state)
@@ -84,12 +84,12 @@ def permutation_test(
 
 
 def shuffles(y: Array, groups: NDArray[np.intp], n_shuffles: int, rng: np.random.Generator) -> Array:
-    """Scores in other orders, as alike within groups as they are, (n_shuffles, n).
+    """Scores in other orders, within groups as alike as before, (n_shuffles, n).
 
     Args:
         y: scores, (n,).
         groups: the group of each row, numbered from 0, (n,).
-        n_shuffles: how many.
+        n_shuffles: the number of orders.
         rng: source of the orders.
     """
     sizes = np.bincount(groups)

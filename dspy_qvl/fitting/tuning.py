@@ -1,8 +1,9 @@
-"""From the columns of rated texts to a fit: which penalty, and how much each block counts.
+"""From the columns of rated texts to a fit: the penalty, and how much each block counts.
 
     table ─► weights of blocks ─► columns times factors ─► ridge ─► a line over the plain columns
 
-Factors enter the coefficients once a fit is made, so a value is an inner product with columns as they are.
+Weights, scales and factors are told apart in the package's guide. Factors enter the coefficients once a fit is made,
+so a value is an inner product with the plain columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,11 +30,11 @@ class Fitted:
     """A line over the plain columns of some blocks.
 
     Attributes:
-        line: coefficients of the columns as they are, their factors within.
+        line: coefficients of the plain columns, the factors multiplied in.
         blocks: names and widths of the blocks.
-        factors: what the columns of each block were multiplied with for the fit.
-        bounds: of each narrow block the lowest and the highest value of every column among the rated texts, (2, k);
-            None for a wide one. What lies beyond counts as the bound: nothing was learned there, and a line through
+        factors: one for each block, by which its columns were multiplied for the fit.
+        bounds: for each narrow block the lowest and the highest value of every column among the rated texts, (2, k);
+            None for a wide one. A value beyond counts as the bound: nothing was learned there, and a line through
             the lengths of rated texts says nothing of a text of one word.
     """
 
@@ -57,7 +58,7 @@ class Fitted:
         return Table(self.within(X), self.blocks).weighed(self.factors)
 
     def plain(self, line: ridge.Linear) -> ridge.Linear:
-        """A line over weighed columns as one over the columns as they are."""
+        """A line over weighed columns as a line over the plain ones."""
         return ridge.Linear(line.coef * self.blocks.spread(self.factors), float(line.intercept))
 
     def predict(self, table: Table) -> Array:
@@ -72,7 +73,7 @@ class Tuned:
     Attributes:
         alpha: the penalty with the lowest mean squared error over the folds.
         errors: mean squared error of each penalty on each fold, with these weights.
-        weights: of the blocks that are used, by name; the embedding's is 1.
+        weights: those of the blocks that are used, by name; the embedding's is 1.
         adds: for each block beside the embedding, the share of the cross-validated error that it takes away.
         fitted: the fit of all rows.
     """
@@ -100,8 +101,8 @@ def tune(
         y: their scores, (n,).
         alphas: penalties, each > 0.
         folds: the rows of each fold.
-        weights: of the blocks to use; None to choose them.
-        optional: whether a block may be left out.
+        weights: those of the blocks to use, by name; None to choose them.
+        optional: True if a block may be left out.
     """
     adds: dict[str, float] = {}
     if weights is None:
@@ -112,55 +113,59 @@ def tune(
             found = choose_weights(table.X, slices, y, alphas, folds, optional=optional, starts=starts)
             weights = {name: w for name, w in zip(names, found.weights, strict=True) if w > 0}
             adds = dict(zip(names[1:], found.adds, strict=True))
-    used = table.only(list(weights))
-    factors = _factors(used, weights)
-    search = ridge.search(used.weighed(factors), y, alphas, folds)
-    return Tuned(
-        alphas[search.best],
-        dict(zip(alphas, search.errors, strict=True)),
-        dict(weights),
-        adds,
-        _plain(search.line, used, factors),
-    )
+    used = _Used(table, weights)
+    search = ridge.search(used.X, y, alphas, folds)
+    errors = dict(zip(alphas, search.errors, strict=True))
+    return Tuned(alphas[search.best], errors, dict(weights), adds, used.fitted(search.line))
 
 
 def prior_weights(table: Table) -> dict[str, float]:
     """The weights of blocks that stand until ratings speak for others, by name."""
-    (embedding, *names), (_, *widths) = table.blocks.names, table.blocks.widths
-    paired = any(name in PAIRED for name in names)
-    narrow, wide = START_OF_PAIRED if paired else LEVELS[False][0], LEVELS[True][0]
-    others = zip(names, widths, strict=True)
-    return {embedding: 1.0, **{name: wide if width >= WIDE else narrow for name, width in others}}
+    names, widths = table.blocks.names, table.blocks.widths
+    narrow, wide = START_OF_PAIRED if set(names) & set(PAIRED) else LEVELS[False][0], LEVELS[True][0]
+    weights = {name: wide if width >= WIDE else narrow for name, width in zip(names, widths, strict=True)}
+    return {**weights, EMBEDDING: 1.0}
 
 
 def weighed(table: Table, weights: Mapping[str, float]) -> Rows:
-    """The columns of the blocks that have a weight, times what a fit multiplies them with, (n, d)."""
-    used = table.only(list(weights))
-    return used.weighed(_factors(used, weights))
+    """The columns of the blocks that have a weight, times their factors, (n, d)."""
+    return _Used(table, weights).X
 
 
 def refit(table: Table, y: Array, alpha: float, weights: Mapping[str, float]) -> Fitted:
     """The fit of rated texts with one penalty and the given weights of blocks."""
-    used = table.only(list(weights))
-    factors = _factors(used, weights)
-    return _plain(ridge.fit(used.weighed(factors), y, alpha), used, factors)
+    used = _Used(table, weights)
+    return used.fitted(ridge.fit(used.X, y, alpha))
 
 
-def _factors(table: Table, weights: Mapping[str, float]) -> tuple[float, ...]:
-    blocks = table.blocks.slices
-    scales = block_scales(table.X, list(blocks.values())) if len(blocks) > 1 else np.ones(1)
-    return tuple(weights[name] * float(scale) for name, scale in zip(blocks, scales, strict=True))
+class _Used:
+    """The blocks that have a weight, as a fit sees them.
 
+    Attributes:
+        table: their plain columns.
+        factors: weight x scale of each.
+        X: their columns times their factors, (n, d).
+    """
 
-def _plain(line: ridge.Linear, table: Table, factors: tuple[float, ...]) -> Fitted:
-    coef = line.coef * table.blocks.spread(factors)
-    bounds = tuple(
-        np.stack([columns.min(axis=0), columns.max(axis=0)]).astype(np.float32)
-        if name != EMBEDDING and columns.shape[1] < WIDE
-        else None
-        for name, columns in table.columns.items()
-    )
-    return Fitted(ridge.Linear(coef, line.intercept), table.blocks, factors, bounds)
+    def __init__(self, table: Table, weights: Mapping[str, float]) -> None:
+        self.table = table.only(list(weights))
+        blocks = self.table.blocks.slices
+        scales = block_scales(self.table.X, list(blocks.values())) if len(blocks) > 1 else np.ones(1)
+        self.factors = tuple(weights[name] * float(scale) for name, scale in zip(blocks, scales, strict=True))
+        self.X = self.table.weighed(self.factors)
+
+    def fitted(self, line: ridge.Linear) -> Fitted:
+        """A line over X as one over the plain columns, with the bounds of narrow blocks."""
+        blocks = self.table.blocks
+        bounds = tuple(
+            np.stack([columns.min(axis=0), columns.max(axis=0)]).astype(np.float32)
+            if name != EMBEDDING and columns.shape[1] < WIDE
+            else None
+            for name, columns in self.table.columns.items()
+        )
+        return Fitted(
+            ridge.Linear(line.coef * blocks.spread(self.factors), line.intercept), blocks, self.factors, bounds
+        )
 
 
 def block_report(tuned: Tuned) -> dict[str, dict[str, float]]:

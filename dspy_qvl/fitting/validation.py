@@ -1,8 +1,8 @@
-"""How good a value function is on texts it did not learn from, and which penalty makes it best.
+"""Figures of a value function on texts it did not learn from, and the penalty that makes them best.
 
-`tuning.py` fits, `scores.py` measures, and here rows are held out so that the one can be measured honestly. No figure
-without its doubt: what is held out carries a standard error, and a permutation test says whether there is anything to
-measure. The baselines are what a value function must beat to be worth having.
+`tuning.py` fits, `measures.py` measures, and here rows are held out so that the fit is measured honestly. Every figure
+comes with its doubt: of rows that are held out with a standard error, and a permutation test tells if there is anything
+to measure. A value function must beat the baselines to be worth having.
 """
 
 import math
@@ -13,17 +13,16 @@ import numpy as np
 
 from dspy_qvl import measures, ridge
 from dspy_qvl.features import EMBEDDING, Table
-from dspy_qvl.fitting.baselines import length_baseline, nearest_baseline
+from dspy_qvl.fitting.baselines import BASELINES
 from dspy_qvl.fitting.folds import Members, hold_out, make_folds, sample
 from dspy_qvl.fitting.permutation import LEVEL, permutation_test
 from dspy_qvl.fitting.tuning import SMALLEST_ALPHA, Tuned, block_report, prior_weights, tune, weighed
 from dspy_qvl.ridge import Folds
 from dspy_qvl.vectors import Array
 
-ENOUGH = 1000  # rows: a value function that cannot be told from noise by so many is of no use to anybody
+ENOUGH = 1000  # rows: a value function that cannot be told from noise by so many is of no use
 BEYOND = (10.0, 100.0)  # times the end of a range of penalties: where a better one is looked for
 WORTH_SAYING = 0.01  # share of the error that a penalty beyond the range must take away
-MEASURES = {"mse": measures.mse, "r2": measures.r2, "pearson": measures.pearson, "spearman": measures.spearman}
 
 
 def validate(
@@ -50,8 +49,8 @@ def validate(
         validation_split: fraction of the rows to hold out.
         cv_folds: folds of the cross-validation over the other rows.
         random_state: seed of the split and the folds.
-        weights: of the blocks; None to choose them on the rows that are not held out.
-        optional: whether a block may be left out.
+        weights: those of the blocks, by name; None to choose them on the rows that are not held out.
+        optional: True if a block may be left out.
 
     Returns:
         The figures `Qwen3EmbeddingValueLearner.train` documents, and the fit they are of.
@@ -67,11 +66,11 @@ def validate(
     fold_mse = tuned.errors[alpha]
     fitted = tuned.fitted.predict(known)
     lengths = np.log1p([len(text) for text in texts])
-    guesses = {
-        "mean": np.full(len(held), y[seen].mean()),
-        "length": length_baseline(lengths[seen], y[seen], lengths[held]),
-        "nearest": nearest_baseline(known.columns[EMBEDDING], y[seen], new.columns[EMBEDDING]),
+    views = {
+        "length": (lengths[seen], lengths[held]),
+        "embedding": (known.columns[EMBEDDING], new.columns[EMBEDDING]),
     }
+    guesses = {name: rule(views[view][0], y[seen], views[view][1]) for name, (view, rule) in BASELINES.items()}
     groups = [members[row] for row in held]
     metrics = {
         "train_mse": measures.mse(y[seen], fitted),
@@ -85,7 +84,7 @@ def validate(
         "alpha": alpha,
         "blocks": block_report(tuned),
         "baselines": {name: _figures("val", y[held], guess, groups) for name, guess in guesses.items()},
-        **_of_all_rows(table, y, [alpha], tuned, members=members, cv_folds=cv_folds, random_state=random_state),
+        **_of_all_rows(table, y, [alpha], tuned, members, cv_folds, random_state),
     }
     return metrics, tuned
 
@@ -118,21 +117,14 @@ def choose_alpha(
         },
         "cv_folds": len(folds),
         "blocks": block_report(tuned),
-        **_of_all_rows(table, y, alphas, tuned, members=members, cv_folds=cv_folds, random_state=random_state),
+        **_of_all_rows(table, y, alphas, tuned, members, cv_folds, random_state),
     }
     better = None if results["permutation_p"] > LEVEL else _better_beyond(table, y, alphas, folds, tuned)
     return results | ({} if better is None else {"better_alpha": better}), tuned
 
 
 def _of_all_rows(
-    table: Table,
-    y: Array,
-    alphas: Sequence[float],
-    tuned: Tuned,
-    *,
-    members: Members,
-    cv_folds: int,
-    random_state: int,
+    table: Table, y: Array, alphas: Sequence[float], tuned: Tuned, members: Members, cv_folds: int, random_state: int
 ) -> dict[str, float]:
     """The permutation test, and for few rows the out-of-fold figures of all of them."""
     rows = sample(members, ENOUGH, np.random.default_rng(random_state))
@@ -171,14 +163,10 @@ def _better_beyond(table: Table, y: Array, alphas: Sequence[float], folds: Folds
 def _figures(prefix: str, y: Array, guessed: Array, groups: Sequence[Hashable]) -> dict[str, float]:
     """Figures of values that were not learned from these scores, each with its standard error; NaN for fewer than 2."""
     if len(y) < 2:
-        return {f"{prefix}_{name}{end}": math.nan for name in MEASURES for end in ("", "_se")}
+        return {f"{prefix}_{name}{end}": math.nan for name in measures.FIGURES for end in ("", "_se")}
     drawn = measures.bootstrap(y, guessed, groups)
     report = {}
-    for name, measure in MEASURES.items():
-        figure = measure(y, guessed)
+    for name, figure in measures.figures(y, guessed).items():
         report[f"{prefix}_{name}"] = figure
         report[f"{prefix}_{name}_se"] = math.nan if math.isnan(figure) else measures.standard_error(drawn[name])
     return report
-
-
-# Baselines

@@ -10,7 +10,7 @@ import numpy as np
 from dspy_qvl import ridge
 from dspy_qvl.embedding import Probe
 from dspy_qvl.errors import InputError
-from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED
+from dspy_qvl.features import BUILT_IN, EMBEDDING
 from dspy_qvl.fitting import LEVEL, Fitted
 from dspy_qvl.learner.memo import Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
@@ -97,7 +97,7 @@ class Fit:
     def own_columns(self, X: Any) -> dict[str, Vectors]:
         """The columns of the caller's own blocks, (n, k) each, among features, (n, n_features)."""
         columns: dict[str, Any] = self.fitted.blocks.of(X)
-        return {name: columns[name] for name in columns if name not in (EMBEDDING, *BUILT_IN, *PAIRED)}
+        return {name: columns[name] for name in columns if name not in (EMBEDDING, *BUILT_IN)}
 
     def remember(self, rows: Iterable[int] | None = None) -> None:
         """Keep the saved columns of its texts, or of some rows, in memory, so that they are not computed again."""

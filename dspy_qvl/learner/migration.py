@@ -24,7 +24,6 @@ from dspy_qvl.ridge import posterior_of
 from dspy_qvl.text import RankingExample
 from dspy_qvl.vectors import Array, Vectors
 
-FIGURES = ("mse", "r2", "pearson", "spearman")
 N_MOVES = 10
 
 
@@ -124,7 +123,7 @@ def _figures(ratings: Array, values: Array) -> dict[str, float]:
 
     That mean is lower where the text left out was rated higher, so a fit that learned nothing would correlate at -1.
     """
-    figures = {name: getattr(measures, name)(ratings, values) for name in FIGURES}
+    figures = measures.figures(ratings, values)
     return figures if figures["r2"] > 0 else {**figures, "pearson": math.nan, "spearman": math.nan}
 
 

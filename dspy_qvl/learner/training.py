@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.embedding import Embedding, Usage
-from dspy_qvl.features import BUILT_IN, EMBEDDING, PAIRED, Table
+from dspy_qvl.features import BUILT_IN, EMBEDDING, Table
 from dspy_qvl.fitting import Fitted, choose_alpha, copies, members_of, refit, validate
 from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit, quantiles
@@ -76,10 +76,9 @@ class TrainingSet:
         embedding = vectorizer.embedding
         identity, probe = embedding.identity, embedding.probe()
         columns: dict[str, Rows] = self.table.columns
-        given = (*BUILT_IN, *PAIRED)  # made anew at no cost, so not kept
+        kept = {name: columns[name].copy() for name in fitted.blocks.names if name not in BUILT_IN}
         if not embedding.keeps_vectors or self.columns.owner is not None:
-            given = (EMBEDDING, *given)
-        kept = {name: columns[name].copy() for name in fitted.blocks.names if name not in given}
+            del kept[EMBEDDING]
         for array in (fitted.line.coef, *kept.values()):
             array.setflags(write=False)
         vectors = kept.pop(EMBEDDING, None)

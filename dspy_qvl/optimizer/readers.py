@@ -88,8 +88,7 @@ class RatedTextReader:
             truth = [example.score for example in unseen]
             queries = [example.query for example in unseen if example.query is not None]
             values = learner.predict_many([example.text for example in unseen], queries or None)
-            figures = {name: getattr(measures, name)(truth, values) for name in ("mse", "r2", "pearson", "spearman")}
-            report["val"] = {"n_texts": len(unseen), **figures}
+            report["val"] = {"n_texts": len(unseen), **measures.figures(truth, values)}
         return report
 
     def _unseen(self, valset: Any) -> Rated:

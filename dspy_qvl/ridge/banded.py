@@ -1,4 +1,4 @@
-"""How much each block of columns counts, chosen together with the penalty by cross-validation.
+"""Weights of blocks of columns, chosen together with the penalty by cross-validation (banded ridge regression).
 
     value = sum over blocks b of  c_b x_b w_b + intercept,       one penalty on all w_b
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dspy_qvl.ridge.moments import Folds, gather, rough_mean, summed
+from dspy_qvl.ridge.moments import Folds, gather, rough_mean
 from dspy_qvl.vectors import Array, Rows, Vectors
 
 WIDE = 16  # columns from which a block is wide: it shares its variance among many coefficients
@@ -38,10 +38,10 @@ WHOLE = 1e-5  # relative length of a Krylov vector below which its space is whol
 
 @dataclass(frozen=True)
 class Weighting:
-    """The weights of blocks, and what each block is good for.
+    """The weights of blocks, and the share of the error that each block takes away.
 
     Attributes:
-        weights: of each block, the first one's is 1, in units that give all blocks one variance.
+        weights: one for each block, the first one's is 1, in units that give all blocks one variance.
         adds: for each block but the first, the share of the cross-validated error that it takes away; NaN where
             there were too few rows to tell.
     """
@@ -58,7 +58,7 @@ def choose_weights(
     folds: Folds,
     *,
     optional: bool,
-    starts: Sequence[float | None] | None = None,
+    starts: Sequence[float] | None = None,
 ) -> Weighting:
     """The weights of blocks by cross-validation, each weighting at its best penalty.
 
@@ -73,16 +73,12 @@ def choose_weights(
         y: targets, (n,).
         alphas: penalties, each > 0.
         folds: the rows of each fold.
-        optional: whether a block may get the weight 0.
-        starts: the weight that stands until another is better, for each block; None for the smallest level.
+        optional: True if a block may get the weight 0.
+        starts: the weight of each block that stands until another is better; None for the smallest levels.
     """
-    usual = [LEVELS[block.stop - block.start >= WIDE] for block in blocks]
-    levels = [((0.0,) if optional else ()) + choices for choices in usual[1:]]
-    first = [
-        choices[0] if start is None else start
-        for choices, start in zip(usual, starts or [None] * len(usual), strict=True)
-    ]
-    start = (1.0, *first[1:])
+    usual = [LEVELS[width >= WIDE] for width in _widths(blocks)[1:]]
+    levels = [((0.0,) if optional else ()) + choices for choices in usual]
+    start = (1.0, *((choices[0] for choices in usual) if starts is None else starts[1:]))
     if len(y) < FEW:
         return Weighting(start, (np.nan,) * len(levels))
     if len(y) > ENOUGH:  # of each fold its share
@@ -128,22 +124,19 @@ class Weigher:
     """
 
     def __init__(self, X: Rows, blocks: Sequence[slice], y: Array, folds: Folds) -> None:
-        self._blocks = list(blocks)
-        self._y, self._folds = y, folds
+        self._blocks, self._y, self._folds = blocks, y, folds
         n, d = X.shape
         # Every block with variance 1, and the penalty with it: float32 must hold their squares.
         self._variance = _spreads(X, blocks[:1])[0] or 1.0
         scales = block_scales(X, blocks) / np.sqrt(self._variance)
-        columns = np.concatenate(
-            [np.full(block.stop - block.start, s) for block, s in zip(blocks, scales, strict=True)]
-        )
-        X = (X * columns).astype(np.float32)
+        X = (X * np.repeat(scales, _widths(blocks))).astype(np.float32)
         if n > d:
             targets = y[:, None]
             self._parts = gather(X, targets, rough_mean(X, targets), folds=folds, kind=np.float32)
-            self._whole = summed(self._parts)
-            self._kernels = None
+            self._whole = sum(self._parts[1:], self._parts[0])
+            self._fold_errors = self._primal
         else:
+            self._fold_errors = self._dual
             centred = X - X.mean(axis=0)
             self._kernels = np.stack([centred[:, block] @ centred[:, block].T for block in blocks])  # (n_blocks, n, n)
 
@@ -159,17 +152,14 @@ class Weigher:
         """
         factors = np.asarray(weightings, dtype=np.float64)  # (q, n_blocks)
         alphas = [alpha / self._variance for alpha in alphas]
-        fold_errors = self._primal if self._kernels is None else self._dual
-        return np.stack([fold_errors(number, factors, alphas) for number in range(len(self._folds))], axis=2)
+        return np.stack([self._fold_errors(number, factors, alphas) for number in range(len(self._folds))], axis=2)
 
     def _primal(self, number: int, factors: Array, alphas: Sequence[float]) -> Array:
         part = self._parts[number]
         seen = self._whole - part
         gram, xy = seen.centred()
         single = gram.astype(np.float32)
-        columns = np.empty((len(gram), len(factors)))  # the factor of every column under every weighting, (d, q)
-        for block, factor in zip(self._blocks, factors.T, strict=True):
-            columns[block] = factor
+        columns = np.repeat(factors.T, _widths(self._blocks), axis=0)  # the factor of every column, (d, q)
         scale = columns.astype(np.float32)
         solutions = krylov_path(lambda V: scale * (single @ (scale * V)), columns * xy, alphas)  # (d, q, n_alphas)
         coefs = (columns[:, :, None] * solutions).reshape(len(gram), -1).T[:, :, None]
@@ -178,7 +168,6 @@ class Weigher:
         return errors.reshape(len(factors), len(alphas))
 
     def _dual(self, number: int, factors: Array, alphas: Sequence[float]) -> Array:
-        assert self._kernels is not None
         fold = self._folds[number]
         seen = np.setdiff1d(np.arange(len(self._y)), fold)
         squares = (factors**2).astype(np.float32)  # (q, n_blocks)
@@ -191,8 +180,7 @@ class Weigher:
         def weighed(kernels: Vectors, V: Vectors) -> Vectors:
             """Sum over blocks of square x kernel x V, (m, n_seen) x (n_seen, q) -> (m, q)."""
             products = (kernel @ (V * square) for kernel, square in zip(kernels, squares.T, strict=True))
-            total: Vectors = sum(products, np.zeros((), dtype=np.float32))
-            return total
+            return np.asarray(sum(products, np.zeros((), dtype=np.float32)))
 
         right = np.repeat(target[:, None], len(factors), axis=1)
         duals = krylov_path(lambda V: weighed(inside, V), right, alphas)  # (n_seen, q, n_alphas)
@@ -214,6 +202,10 @@ def block_scales(X: Rows, blocks: Sequence[slice]) -> Array:
     scales: Array = np.ones(len(blocks))
     scales[usable] = np.sqrt(spreads[0] / spreads[usable])
     return scales
+
+
+def _widths(blocks: Sequence[slice]) -> list[int]:
+    return [block.stop - block.start for block in blocks]
 
 
 def _spreads(X: Rows, blocks: Sequence[slice]) -> Array:

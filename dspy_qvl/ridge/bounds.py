@@ -1,7 +1,7 @@
-"""Between which numbers the variances of many rows lie, from products of all of them.
+"""Lower and upper bounds on the variances of many rows, from products of all of them.
 
 A row's variance must be the same bits alone and among a thousand, and products of many rows round with their number.
-So `uncertainty.py` works it out row by row, in one order of summation; here many rows get bounds that what comes of
+So `posterior.py` works it out row by row, in one order of summation; here many rows get bounds that what comes of
 any order lies between. Where both bounds say the same there is nothing left to work out.
 
 A sum of k products, in whatever order, is off by at most k u of the sum of their magnitudes, u one rounding.
@@ -31,7 +31,7 @@ class Bounds:
     Args:
         n: learned rows.
         root: R, (m, m).
-        mean: of the learned rows, (d,).
+        mean: the mean of the learned rows, (d,).
         kernel: X', (d, n), X mean', (n,), and alpha; or None.
     """
 
@@ -39,7 +39,7 @@ class Bounds:
         self.n, self.root, self.mean = n, root, mean
         self.mean_squared = float(np.einsum("j,j->", mean, mean))
         self.kernel = kernel
-        self.second = False  # whether a row is multiplied with the root after `columns`
+        self.second = False  # True if a row is multiplied with the root after `columns`
         if kernel is None:
             self.columns = root.T
             self.offset, self.ones = self._rooted(mean[None])[0], np.zeros(len(root))

@@ -1,4 +1,4 @@
-"""A fitted line, what it misses, and the values it gives: the same bits for a row in any batch."""
+"""A fitted line, its leave-one-out residuals, and the values it gives: the same bits for a row in any batch."""
 
 from typing import Any, NamedTuple
 
@@ -13,12 +13,20 @@ class Linear(NamedTuple):
     coef: Array  # (d,), or (d, k) for k targets
     intercept: Any  # float, or (k,)
 
+    def single(self) -> "Linear":
+        """The line of the only target: coef (d,) and a float."""
+        return Linear(self.coef[:, 0], float(self.intercept[0]))
+
 
 class LeaveOneOut(NamedTuple):
     """Every row under the fit of all others."""
 
     residuals: Array  # (n,) or (n, k), in the units of y: what that fit misses the row by
     leverages: Array  # (n,), in (0, 1]: how much of the row's own fitted value it decides itself
+
+    def single(self) -> "LeaveOneOut":
+        """The residuals of the only target, (n,), and the same leverages."""
+        return LeaveOneOut(self.residuals[:, 0], self.leverages)
 
 
 def left_out(residual: Array, left: Array) -> LeaveOneOut:

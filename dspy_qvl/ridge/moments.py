@@ -125,11 +125,7 @@ def gather(
     n, k = y.shape
     d = len(shift) - k
     n_folds = 1 if folds is None else len(folds)
-    fold_of = np.zeros(n, dtype=np.intp)
-    if folds is not None:
-        fold_of.fill(-1)
-        for number, rows in enumerate(folds):
-            fold_of[rows] = number
+    fold_of = np.zeros(n, dtype=np.intp) if folds is None else fold_numbers(folds, n)
     weight_root = None if sample_weight is None else np.sqrt(sample_weight)
     x_shift, y_shift = shift[:d].astype(kind), shift[d:]
     buffer = np.empty((min(n, BLOCK), d + k + 1), dtype=kind)
@@ -149,20 +145,17 @@ def gather(
     return [Moments(shift, total, k) for total in sums]
 
 
-def summed(parts: Sequence[Moments]) -> Moments:
-    """The moments of the rows of all parts, added in their order."""
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole + part
-    return whole
+def fold_numbers(folds: Folds, n: int) -> NDArray[np.intp]:
+    """The number of the fold that each of n rows is in, (n,); -1 for rows in none."""
+    numbers = np.full(n, -1, dtype=np.intp)
+    for number, rows in enumerate(folds):
+        numbers[rows] = number
+    return numbers
 
 
 def rough_mean(X: Source, y: Array) -> Array:
     """About the mean of x and y, (d + k,): x from a sample, in float32 so that subtracting it from rows is exact."""
-    if isinstance(X, np.ndarray):
-        sample = X[:: max(1, len(X) // SAMPLE)]
-    else:
-        sample = next(iter(row_blocks(X, len(y), None)))[1][:SAMPLE]
+    sample = X[:: max(1, len(X) // SAMPLE)] if isinstance(X, np.ndarray) else _first_rows(X, len(y))[:SAMPLE]
     x_mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32).astype(np.float64)
     return np.concatenate([x_mean, y.mean(axis=0)])
 
@@ -196,13 +189,14 @@ def row_blocks(X: Source, n: int, d: int | None, size: int = BLOCK) -> Iterator[
 
 def kind_of_products(X: Source, n: int, d: int) -> ProductType:
     """The type of products: float32 where rows are float32 and so many that float64 would be felt."""
-    return np.float32 if n * d * d > CHEAP and _dtype(X) == np.float32 else np.float64
-
-
-def _dtype(X: Source) -> Any:
-    return X.dtype if isinstance(X, np.ndarray) else np.asarray(next(iter(X))).dtype
+    return np.float32 if n * d * d > CHEAP and _first_rows(X, n).dtype == np.float32 else np.float64
 
 
 def n_features(X: Source, n: int) -> int:
     """Columns of the rows."""
-    return int(X.shape[1]) if isinstance(X, np.ndarray) else int(next(row_blocks(X, n, None))[1].shape[1])
+    return int(_first_rows(X, n).shape[1])
+
+
+def _first_rows(X: Source, n: int) -> Rows:
+    """All rows of an array, or the first block of a source."""
+    return X if isinstance(X, np.ndarray) else next(row_blocks(X, n, None))[1]

@@ -1,4 +1,4 @@
-"""How sure a ridge fit is of a value, in closed form.
+"""The uncertainty of a value of a ridge fit, in closed form.
 
 A ridge fit is the mean of a posterior: with y = b + x w + noise of variance s^2 and w ~ N(0, s^2 / alpha I), a row x
 that was not learned from has a predictive distribution of variance
@@ -16,17 +16,16 @@ Source: Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, 2.
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dspy_qvl.ridge.bounds import Bounds
-from dspy_qvl.ridge.dual import centred_kernel, fit_dual, gram_of_rows
+from dspy_qvl.ridge.dual import Dual, centred_kernel
 from dspy_qvl.ridge.line import LeaveOneOut
 from dspy_qvl.ridge.moments import gather, rough_mean
-from dspy_qvl.ridge.primal import fit_primal
+from dspy_qvl.ridge.primal import Primal
 from dspy_qvl.ridge.solve import factored, inverse_root
 from dspy_qvl.vectors import Array, Rows, dot_rows
 
@@ -34,7 +33,7 @@ HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a s
 
 
 class _Kernel(NamedTuple):
-    """What v needs of the learned rows where they are no more than their columns."""
+    """The parts of the learned rows that v needs where they are no more than their columns."""
 
     columns: Rows  # X', (d, n): a text's words are few of the d
     row_means: Array  # X mean(X)', (n,)
@@ -42,12 +41,12 @@ class _Kernel(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """What a ridge fit leaves uncertain; every number is the same bits for a row in any batch.
+    """The uncertainty that a ridge fit leaves; every number is the same bits for a row in any batch.
 
     Attributes:
         noise: s, in the units of y.
         loo: every learned row under the fit of all others.
-        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): what `fit_variance` is to be compared with.
+        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): to compare a `fit_variance` with.
     """
 
     noise: float
@@ -75,7 +74,7 @@ class Posterior:
         return 1 / n + max(0.0, length - float(np.einsum("i,i->", solved, solved))) / self._alpha
 
     def bounds(self, X: Rows) -> tuple[Array, Array]:
-        """Between which numbers the `fit_variance` of each row lies, (m, d) -> (m,) and (m,), about 1e-9 apart."""
+        """Lower and upper bounds on the `fit_variance` of each row, (m, d) -> (m,) and (m,), about 1e-9 apart."""
         return self._bounds(X)
 
     @functools.cached_property
@@ -84,15 +83,14 @@ class Posterior:
         return Bounds(len(self.loo.leverages), self._root, self._mean, kernel)
 
     def std(self, fit_variance: float) -> float:
-        """Standard deviation of what a rater would say, in the units of y, from a row's `fit_variance`.
+        """Standard deviation of a new rating, in the units of y, from a row's `fit_variance`.
 
         Rounded to seven digits: what another BLAS rounds otherwise is not seen.
         """
-        mantissa, exponent = math.frexp(self.noise * math.sqrt(1 + fit_variance))
-        return math.ldexp(float(np.float32(mantissa)), exponent)
+        return float(self._rounded(np.array([fit_variance]))[0])
 
     def stds(self, X: Rows) -> Array:
-        """What `std` gives for the `fit_variance` of each row, bit for bit, (m, d) -> (m,), at the cost of products."""
+        """The `std` of each row, (m, d) -> (m,): the same bits as row by row, at the cost of products."""
         lowest, highest = (self._rounded(bound) for bound in self.bounds(X))
         for row in np.flatnonzero(lowest != highest):
             lowest[row] = self.std(self.fit_variance(X[row]))
@@ -114,22 +112,22 @@ def posterior_of(X: Rows, y: Array, alpha: float) -> Posterior:
     n, d = X.shape
     targets = y[:, None]
     kernel: _Kernel | None = None
+    problem: Dual | Primal
     if n <= d:
-        rows_kernel = gram_of_rows(X)
-        _, loo = fit_dual(X, rows_kernel, targets, alpha, None, want_loo=True)
-        system, row_means = centred_kernel(rows_kernel, np.ones(n))
+        problem = Dual(X, targets)
+        system, row_means = centred_kernel(problem.kernel, np.ones(n))
         columns: Any = np.ascontiguousarray(X.T)
         kernel, mean = _Kernel(columns, row_means), X.mean(axis=0, dtype=np.float64)
     else:
         (whole,) = gather(X, targets, rough_mean(X, targets))
-        _, loo = fit_primal(X, targets, alpha, None, want_loo=True, whole=whole)
+        problem = Primal(X, targets, whole=whole)
         system, mean = whole.centred()[0], whole.means[0]
-    assert loo is not None
+    _, make_loo = problem.fit(alpha)
+    loo = make_loo().single()
     _, factor = factored(system, alpha)
     root = inverse_root(system, alpha, factor)
     if len(root) > HALVED:
         root = root.astype(np.float32)
-    loo = LeaveOneOut(loo.residuals[:, 0], loo.leverages)
     left = 1 - loo.leverages
     usable = np.isfinite(loo.residuals) & (left > 0)
     noise = np.sqrt(np.mean(loo.residuals[usable] ** 2 * left[usable])) if usable.any() else y.std()

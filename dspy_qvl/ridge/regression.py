@@ -1,49 +1,22 @@
-"""Ridge regression with an intercept, as plain functions on arrays.
-
-    minimise over w, b:   sum_i s_i (y_i - x_i w - b)^2 + alpha |w|^2,      X: (n, d), y: (n,) or (n, k)
-
-The intercept is not penalised, so centring X and y over the rows removes it; with the weights' roots taken into
-the rows, Xc and yc,
-
-    w = (Xc'Xc + alpha I)^-1 Xc'yc,      b = mean(y) - mean(X) w            (primal, a system of size d)
-    w = Xc' (Xc Xc' + alpha I)^-1 yc                                        (dual, a system of size n)
-
-Both give the same w; the smaller system is solved. One factorisation of a system serves every penalty: up to 2,000
-rows and columns its tridiagonal form, beyond that a few Choleskys and a projection (`solve_path`). The model that
-never saw a fold comes by subtracting the fold's moments from the whole (`moments.py`, `primal.py`, `dual.py`).
-
-Rows are float32 at rest; every sum and every solve is float64. Products of many rows are float32, where that is
-good enough, and what a fit keeps is refined to rounding.
-
-A fit is the same bits on one machine. BLAS sums in another order with another number of threads, and on another
-processor: coefficients then differ by rounding (3e-14 of the largest, 300 texts, 1 and 2 threads), and penalties whose
-errors do not differ by more count as tied.
-
-    search          which penalty: the error of each on each fold, and the fit with the best, from one pass
-    fit             the fit with one penalty
-    leave_one_out   the residual of each row under a fit that never saw it, without refitting
-    out_of_fold     the value of each row under the fit that never saw its fold, for every penalty
-"""
+"""The calls of the engine: search, fit, leave_one_out and out_of_fold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dspy_qvl.ridge.dual import fit_dual, gathered, gram_of_rows, out_of_fold_dual
-from dspy_qvl.ridge.line import LeaveOneOut, Linear, predict
-from dspy_qvl.ridge.moments import Folds, Source, kind_of_products, n_features, row_blocks
-from dspy_qvl.ridge.primal import fit_primal, fold_moments, unseen
+from dspy_qvl.ridge.dual import Dual
+from dspy_qvl.ridge.line import LeaveOneOut, Linear
+from dspy_qvl.ridge.moments import Folds, Source, n_features, row_blocks
+from dspy_qvl.ridge.primal import Primal
 from dspy_qvl.vectors import Array
 
 TIE = 1e-7  # relative difference of errors that rounding can make
 
-__all__ = ["LeaveOneOut", "Linear", "Search", "fit", "leave_one_out", "out_of_fold", "predict", "search"]
-
 
 @dataclass(frozen=True)
 class Search:
-    """The penalties of a search, and what came of it.
+    """The penalties of a search, their errors, and the fit with the best.
 
     Attributes:
         alphas: the penalties, (n_alphas,).
@@ -77,38 +50,18 @@ def search(
         alphas: penalties, each > 0, in units of X squared.
         folds: the rows of each fold; disjoint, together all n rows, at least two folds.
         sample_weight: weight of each row, (n,), above 0; None for 1.
-        leave_one_out: whether to compute leverages and leave-one-out residuals as well.
+        leave_one_out: True to compute leverages and leave-one-out residuals as well.
 
     Returns:
         A `Search`. Fold errors are weighted like the rows.
     """
-    targets, n = _columns(y), len(y)
-    d = n_features(X, n)
-    if n <= d:
-        rows = gathered(X, n, d)
-        kernel = gram_of_rows(rows)
-        values = out_of_fold_dual(
-            kernel, targets, alphas, folds, sample_weight, kind_of_products(rows, n, n)
-        )  # (n_alphas, n, k)
-        squares = (values - targets) ** 2
-        errors = np.stack(
-            [
-                np.average(squares[:, f], axis=1, weights=None if sample_weight is None else sample_weight[f])
-                for f in folds
-            ],
-            axis=1,
-        )
-        best = _best(errors, targets)
-        line, loo = fit_dual(rows, kernel, targets, alphas[best], sample_weight, leave_one_out)
-    else:
-        parts, whole = fold_moments(X, targets, alphas, folds, sample_weight)
-        errors = np.empty((len(alphas), len(folds), targets.shape[1]))
-        for number, (part, coefs, intercepts) in enumerate(unseen(parts, whole, alphas, kind_of_products(X, n, d))):
-            errors[:, number] = part.mean_squared_errors(coefs, intercepts)
-        best = _best(errors, targets)
-        line, loo = fit_primal(X, targets, alphas[best], sample_weight, leave_one_out, whole)
+    problem = _problem(X, y, sample_weight)
+    errors = problem.fold_errors(alphas, folds)
+    best = _best(errors, problem.y)
+    line, make_loo = problem.fit(alphas[best])
+    loo = make_loo() if leave_one_out else None
     if y.ndim == 1:
-        errors, line, loo = errors[..., 0], _single(line), _single_loo(loo)
+        errors, line, loo = errors[..., 0], line.single(), loo and loo.single()
     return Search(np.asarray(alphas, dtype=np.float64), errors, best, line, loo)
 
 
@@ -124,8 +77,8 @@ def fit(X: Source, y: Array, alpha: float, *, sample_weight: Array | None = None
     Returns:
         coef (d,) and intercept, in the units of y; (d, k) and (k,) for k targets.
     """
-    line, _ = _fit(X, y, alpha, sample_weight, want_loo=False)
-    return line
+    line, _ = _problem(X, y, sample_weight).fit(alpha)
+    return line.single() if y.ndim == 1 else line
 
 
 def leave_one_out(X: Source, y: Array, alpha: float, *, sample_weight: Array | None = None) -> LeaveOneOut:
@@ -146,22 +99,9 @@ def leave_one_out(X: Source, y: Array, alpha: float, *, sample_weight: Array | N
 
     Source: Rifkin & Lippert (2007), Notes on Regularized Least Squares.
     """
-    _, loo = _fit(X, y, alpha, sample_weight, want_loo=True)
-    assert loo is not None
-    return loo
-
-
-def _fit(
-    X: Source, y: Array, alpha: float, sample_weight: Array | None, *, want_loo: bool
-) -> tuple[Linear, LeaveOneOut | None]:
-    targets, n = _columns(y), len(y)
-    d = n_features(X, n)
-    if n <= d:
-        rows = gathered(X, n, d)
-        line, loo = fit_dual(rows, gram_of_rows(rows), targets, alpha, sample_weight, want_loo)
-    else:
-        line, loo = fit_primal(X, targets, alpha, sample_weight, want_loo)
-    return (_single(line), _single_loo(loo)) if y.ndim == 1 else (line, loo)
+    _, make_loo = _problem(X, y, sample_weight).fit(alpha)
+    loo = make_loo()
+    return loo.single() if y.ndim == 1 else loo
 
 
 def out_of_fold(
@@ -179,26 +119,18 @@ def out_of_fold(
     Returns:
         (n_alphas, n) or (n_alphas, n, k), in the units of y.
     """
-    targets, n = _columns(y), len(y)
-    d = n_features(X, n)
-    if n <= d:
-        rows = gathered(X, n, d)
-        out = out_of_fold_dual(gram_of_rows(rows), targets, alphas, folds, sample_weight, kind_of_products(rows, n, n))
-    else:
-        parts, whole = fold_moments(X, targets, alphas, folds, sample_weight)
-        fold_of = np.empty(n, dtype=np.intp)
-        for number, fold in enumerate(folds):
-            fold_of[fold] = number
-        lines = [
-            (coefs, intercepts) for _, coefs, intercepts in unseen(parts, whole, alphas, kind_of_products(X, n, d))
-        ]
-        out = np.empty((len(alphas), n, targets.shape[1]))
-        for start, block in row_blocks(X, n, d):
-            for number, (coefs, intercepts) in enumerate(lines):
-                members = np.flatnonzero(fold_of[start : start + len(block)] == number)
-                values = np.einsum("nd,adk->ank", block[members].astype(np.float64), coefs, optimize=True)
-                out[:, start + members] = values + intercepts[:, None, :]
+    out = _problem(X, y, sample_weight).out_of_fold(alphas, folds)
     return out[..., 0] if y.ndim == 1 else out
+
+
+def _problem(X: Source, y: Array, sample_weight: Array | None) -> Dual | Primal:
+    """The problem in the form whose system is smaller; targets as columns, (n, k)."""
+    n, targets = len(y), y[:, None] if y.ndim == 1 else y
+    d = n_features(X, n)
+    if n > d:
+        return Primal(X, targets, sample_weight)
+    rows = X if isinstance(X, np.ndarray) else np.concatenate([block for _, block in row_blocks(X, n, d)])
+    return Dual(rows, targets, sample_weight)
 
 
 def _best(errors: Array, y: Array) -> int:
@@ -206,16 +138,3 @@ def _best(errors: Array, y: Array) -> int:
     spread = y.var(axis=0)
     means = (errors.mean(axis=1) / np.where(spread > 0, spread, 1.0)).mean(axis=1)
     return int(np.flatnonzero(means <= means.min() * (1 + TIE))[0])
-
-
-def _columns(y: Array) -> Array:
-    """Targets or right-hand sides as columns, (n, k)."""
-    return y[:, None] if y.ndim == 1 else y
-
-
-def _single(line: Linear) -> Linear:
-    return Linear(line.coef[:, 0], float(line.intercept[0]))
-
-
-def _single_loo(loo: LeaveOneOut | None) -> LeaveOneOut | None:
-    return None if loo is None else LeaveOneOut(loo.residuals[:, 0], loo.leverages)

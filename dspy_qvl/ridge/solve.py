@@ -3,7 +3,7 @@
     factored         one penalty: a Cholesky factor, and a function that solves with it
     inverse_root     a root of the inverse, for what is quadratic in it
     solve_path       many: one factorisation of A serves them all
-    beyond_float32   whether float32 would be felt
+    beyond_float32   True if the rounding of float32 would be felt
 
 Where rounding leaves no factor, the system is solved on the directions that carry anything, and a warning says so.
 """
@@ -22,7 +22,7 @@ from dspy_qvl.vectors import Array
 TRIDIAGONAL = 2000  # size of a system above which Choleskys are cheaper than its tridiagonal form
 DECADES = 1.5  # of alpha from one Cholesky to the next
 FLOAT32_REACH = 1e-6
-UNCERTAIN = 1e-13  # reciprocal condition below which digits are lost that somebody may count on
+UNCERTAIN = 1e-13  # reciprocal condition below which digits are lost that a caller may count on
 
 
 def factored(A: Array, alpha: float) -> tuple[Callable[[Array], Array], Array | None]:
@@ -36,19 +36,14 @@ def factored(A: Array, alpha: float) -> tuple[Callable[[Array], Array], Array | 
     np.fill_diagonal(system, system.diagonal() + alpha)
     norm = np.abs(system).sum(axis=0).max()
     try:
-        factor, lower = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+        factor, _ = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
     except LinAlgError:
         _warn_ill_conditioned(alpha)
         return _spectral(A, alpha), None
     reciprocal, _ = lapack.dpocon(factor, norm, uplo="L")
     if reciprocal < UNCERTAIN:
         _warn_ill_conditioned(alpha)
-
-    def solve(b: Array) -> Array:
-        solution: Array = cho_solve((factor, lower), b, check_finite=False)
-        return solution
-
-    return solve, factor
+    return lambda b: np.asarray(cho_solve((factor, True), b, check_finite=False)), factor
 
 
 def inverse_root(A: Array, alpha: float, factor: Array | None) -> Array:
@@ -82,7 +77,7 @@ def _warn_ill_conditioned(alpha: float) -> None:
 
 
 def beyond_float32(gram: Array, alpha: float) -> bool:
-    """Tell whether the rounding of float32 products could be felt: alpha is below 1e-6 of the largest eigenvalue."""
+    """True if the rounding of float32 products could be felt: alpha is below 1e-6 of the largest eigenvalue."""
     direction = gram @ np.ones(len(gram))
     for _ in range(10):  # power iteration; a few digits are enough
         norm = np.linalg.norm(direction)
@@ -100,7 +95,7 @@ def solve_path(A: Array, b: Array, alphas: Sequence[float], *, kind: ProductType
     share the span of the solutions at a few penalties, and of their derivatives with respect to it.
 
     Args:
-        A: symmetric, positive semi-definite, (m, m); left as it is.
+        A: symmetric, positive semi-definite, (m, m); not changed.
         b: right-hand sides, (m,) or (m, k).
         alphas: penalties, each > 0.
         kind: float32 for factorisations in half the time, where 1e-6 of the largest eigenvalue is below every alpha.
@@ -134,20 +129,14 @@ def _solve_tridiagonal(A: Array, b: Array, alphas: Sequence[float], kind: Produc
         band[0] = diagonal.astype(np.float64) + alpha
         solutions[:, number] = solveh_banded(band, rotated, lower=True, check_finite=False)
     back = rotate(solutions.reshape(m, -1), transposed=False).astype(np.float64)
-    result: Array = np.moveaxis(back.reshape(m, len(alphas), k), 0, 1)
-    return result
+    return np.moveaxis(back.reshape(m, len(alphas), k), 0, 1)
 
 
 def _tridiagonal(A: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], Any]:
     """The diagonal and off-diagonal of T in A = Q T Q', and a function that applies Q or Q'."""
-    from scipy.linalg import lapack
+    from scipy.linalg import get_lapack_funcs
 
-    single = A.dtype == np.float32
-    sytrd, sytrd_lwork, ormqr = (
-        (lapack.ssytrd, lapack.ssytrd_lwork, lapack.sormqr)
-        if single
-        else (lapack.dsytrd, lapack.dsytrd_lwork, lapack.dormqr)
-    )
+    sytrd, sytrd_lwork, ormqr = get_lapack_funcs(("sytrd", "sytrd_lwork", "ormqr"), dtype=A.dtype)
     work, info = sytrd_lwork(len(A), lower=1)
     reflectors, diagonal, off_diagonal, tau, info = sytrd(A, lower=1, lwork=int(work))
     if info != 0:

@@ -41,9 +41,9 @@ KERNEL_AT_MOST = 4000  # rows whose kernel and its inverse, n^2 float64 each, ar
 
 
 def begin(X: Rows, y: Array, alpha: float) -> "RecursiveRidge | RecursiveKernelRidge | None":
-    """What keeps the fit of rows up to date, (n, d) with targets (n, k).
+    """An incremental solver for the fit of rows, (n, d) with targets (n, k).
 
-    Where both rows and columns are many, a fit from scratch is the better way, and there is no such thing.
+    None where both rows and columns are many: a fit from scratch is cheaper there.
     """
     n, d = X.shape
     if n > d:
@@ -56,7 +56,7 @@ class RecursiveRidge:
     """The ridge fit of rows that come and go; equal to a fit from scratch to 1e-10 relative.
 
     Args:
-        moments: of the rows the fit begins with, in float64. Their shift stays.
+        moments: those of the rows the fit begins with, in float64. Their shift stays.
         alpha: penalty, > 0.
     """
 
@@ -70,12 +70,12 @@ class RecursiveRidge:
         self._c = moments.sums[kept, d:-1].copy()  # (d + 1, k)
         self._totals = moments.sums[-1].copy()  # of x, y and 1 about the shift, (d + k + 1,)
         self._squares = moments.sums.diagonal().copy()
-        self._largest = self._squares.copy()  # that they ever were
-        self._rows, self._weights = np.empty((GATHERED, d + 1)), np.empty(GATHERED)  # what B waits for
-        self._pulled, self._gains = np.empty((GATHERED, d + 1)), np.empty(GATHERED)  # what P waits for
+        self._largest = self._squares.copy()  # the largest they ever were
+        self._rows, self._weights = np.empty((GATHERED, d + 1)), np.empty(GATHERED)  # not yet in B
+        self._pulled, self._gains = np.empty((GATHERED, d + 1)), np.empty(GATHERED)  # not yet in P
         self._n_waiting = self._n_since = 0
-        self._P: Array = self._B.copy(order="F")  # of both, the lower triangle counts
-        self._theta: Array = self._c
+        self._P: Array  # of B and P, the lower triangle counts
+        self._theta: Array
         self._factorise()
 
     @property
@@ -87,21 +87,21 @@ class RecursiveRidge:
 
     @property
     def worn(self) -> bool:
-        """Tell whether sums of the rows that are left have lost digits to rows that are gone."""
+        """True if sums of the rows that are left have lost digits to rows that are gone."""
         spread = self._squares - self._totals**2 / self._totals[-1]
         spread[: len(self._theta) - 1] += self.alpha
         return bool((self._largest > WORN * spread)[:-1].any())
 
     def suits(self, n: int) -> bool:
-        """Tell whether it is the way to keep up n rows."""
+        """True if n rows are better kept up to date like this than fitted from scratch."""
         return n > len(self._theta) - 1 or n <= KERNEL_AT_MOST
 
     def add(self, x: Row, y: Array, sample_weight: float = 1.0) -> None:
-        """Take in a row, (d,), with its targets, (k,)."""
+        """Add a row, (d,), with its targets, (k,)."""
         self._change(x, y, sample_weight)
 
     def remove(self, x: Row, y: Array, sample_weight: float = 1.0) -> None:
-        """Let a row go that was taken in before with the same targets and weight."""
+        """Remove a row that was added before with the same targets and weight."""
         self._change(x, y, -sample_weight)
 
     def _change(self, x: Row, y: Array, signed_weight: float) -> None:
@@ -129,12 +129,12 @@ class RecursiveRidge:
         self._theta += np.multiply.outer(gain * pulled, target - z @ self._theta)
         if self._n_waiting == GATHERED:
             self._gather()
-            missed = self._c - _times(self._B, self._theta)
+            missed = self._c - _symmetric_product(self._B, self._theta)
             if np.linalg.norm(missed) > DRIFT * np.linalg.norm(self._c):
                 self._factorise()
 
     def _gather(self) -> None:
-        """Let B and P take in what waits."""
+        """Add the waiting rows to B and P."""
         n = self._n_waiting
         self._B = _plus_squares(self._B, self._rows[:n], self._weights[:n])
         self._P = _plus_squares(self._P, self._pulled[:n], -self._gains[:n])
@@ -151,10 +151,10 @@ class RecursiveRidge:
             self._P, info = lapack.dpotri(factor, lower=1)
         if info != 0:  # alpha is below the rounding of B: leave alone the directions that carry nothing
             eigenvalues, vectors = np.linalg.eigh(self._B, UPLO="L")
-            floor = np.finfo(np.float64).eps * eigenvalues[-1]
-            self._P = np.asfortranarray((vectors / np.maximum(eigenvalues, floor)) @ vectors.T)
-        self._theta = _times(self._P, self._c)
-        self._theta += _times(self._P, self._c - _times(self._B, self._theta))
+            least = np.finfo(np.float64).eps * eigenvalues[-1]
+            self._P = np.asfortranarray((vectors / np.maximum(eigenvalues, least)) @ vectors.T)
+        self._theta = _symmetric_product(self._P, self._c)
+        self._theta += _symmetric_product(self._P, self._c - _symmetric_product(self._B, self._theta))
 
 
 class RecursiveKernelRidge:
@@ -179,9 +179,7 @@ class RecursiveKernelRidge:
             self._K[:n, :n] = block @ block.T + (self._K[:n, :n] if columns.start else 0.0)
         self._P = np.empty_like(self._K)
         self._n = n
-        self._largest: float = float(
-            self._K[:n, :n].diagonal().max()
-        )  # squared distance from the shift that a row ever had
+        self._largest = float(self._K.diagonal()[:n].max())  # squared distance from the shift that a row ever had
         self._foreign: bool = False
         self._factorise()
 
@@ -201,17 +199,17 @@ class RecursiveKernelRidge:
 
     @property
     def worn(self) -> bool:
-        """Tell whether K has lost digits to rows that are gone, or a row was to go that is not there."""
+        """True if K has lost digits to rows that are gone, or a row was to be removed that is not there."""
         K = self._K[: self._n, : self._n]
         spread = float((np.trace(K) - K.sum() / self._n) / self._n)
         return self._foreign or self._largest > WORN * (spread + self.alpha)
 
     def suits(self, n: int) -> bool:
-        """Tell whether it is the way to keep up n rows."""
+        """True if n rows are better kept up to date like this than fitted from scratch."""
         return bool(n <= self._X.shape[1]) and n <= KERNEL_AT_MOST
 
     def add(self, x: Row, y: Array) -> None:
-        """Take in a row, (d,), with its targets, (k,)."""
+        """Add a row, (d,), with its targets, (k,)."""
         if self._n == len(self._X):
             self._grow()
         n = self._n
@@ -234,7 +232,7 @@ class RecursiveKernelRidge:
         self._P[n, n] = 1 / left
 
     def remove(self, x: Row, y: Array) -> None:
-        """Let a row go that was taken in before with the same targets; where there is no such row, it is `worn`."""
+        """Remove a row that was added before with the same targets; without such a row the solver is `worn`."""
         n = self._n
         same = np.flatnonzero((self._X[:n] == x).all(axis=1) & (self._y == y).all(axis=1))
         if not len(same):  # what makes its columns gave others this time
@@ -269,7 +267,7 @@ class RecursiveKernelRidge:
         self._n_since = 0
 
 
-def _times(A: Array, right: Array) -> Array:
+def _symmetric_product(A: Array, right: Array) -> Array:
     """A right, (m, k), of a symmetric A whose lower triangle counts."""
     from scipy.linalg import blas
 

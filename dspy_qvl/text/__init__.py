@@ -1,4 +1,15 @@
-"""Rated texts, and how examples are written as texts."""
+"""Rated texts, and the one way from an example or a prediction to the text that is valued.
+
+    example, prediction ─► Rendering ─► text ─► learned from, or scored
+    rated rows ─► rated_text ─► RankingExample: text, score, metadata, query
+
+`rendering.py` takes fields and writes format strings, with `typed.py` for values that are no strings; `ratings.py`
+holds rated texts, with `metadata.py` for what is saved beside them; `reading.py` reads lists of examples; `quoting.py`
+makes a stranger's text safe to print or to put into a prompt.
+
+Contract: learning and scoring see the same string. A text that cannot be used raises an `InputError`, a missing one a
+`MissingTextError`; nothing is guessed.
+"""
 
 from dspy_qvl.text.metadata import check_metadata
 from dspy_qvl.text.quoting import plain, quoted

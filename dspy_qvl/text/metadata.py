@@ -1,4 +1,4 @@
-"""What is kept beside a rated text, in the form it is saved in."""
+"""Metadata of rated texts, in the form JSON saves it."""
 
 import json
 import math
@@ -21,9 +21,9 @@ def check_metadata(metadata: object, what: str = "metadata", *, saved: bool = Fa
     None.
 
     Args:
-        metadata: what to keep.
+        metadata: a dict, or None.
         what: how an error names it.
-        saved: whether it was saved before: then integers of any size stay, which were once let in.
+        saved: True for metadata of a file: integers of any size stay then, as earlier versions saved them.
 
     Raises:
         InputError: not a dict, or something in it that JSON cannot hold: an object, a key that is no string, a lone

@@ -1,4 +1,4 @@
-r"""Texts of strangers as they are quoted: on one line, and without anything that could pass for structure.
+r"""Quotes a stranger's text: on one line, and without anything that could pass for structure.
 
 Feedback is copied into prompts and printed. What a language model or a terminal could take for an order is broken, so
 that a reader sees both what was there and that it was broken:
@@ -12,7 +12,7 @@ that a reader sees both what was there and that it was broken:
     a role and a colon where a line begins      System: …                       System·: …
     the quotation mark around it all            "                               \"
 
-Everything else stays as it is: letters of any script, emoji, accents, code. It cannot make a model deaf to what a text
+Everything else is unchanged: letters of any script, emoji, accents, code. It cannot make a model deaf to what a text
 says in plain words.
 """
 

@@ -40,7 +40,7 @@ class RankingExample:
         text: the text that was rated.
         score: its rating, a finite number on the rater's own scale.
         metadata: anything JSON can hold, or None.
-        query: what the text was rated for (an answer's question, a summary's article), or None.
+        query: the query the text was rated for (an answer's question, a summary's article), or None.
     """
 
     text: str
@@ -50,7 +50,7 @@ class RankingExample:
 
     @property
     def item(self) -> "Item":
-        """What was rated: the text, or the text for its query."""
+        """The item that was rated: the text, or the text for its query."""
         return self.text if self.query is None else Pair(self.query, self.text)
 
 
@@ -65,25 +65,23 @@ def rated_text(item: object, what: str = "example") -> RankingExample:
     Raises:
         InputError: another form, or a text, score or metadata that cannot be used.
     """
-    metadata: object = None
-    query: object = None
+    fields: Any = item
     if isinstance(item, RankingExample):
-        text, score, metadata, query = item.text, item.score, item.metadata, item.query
+        fields = vars(item)
     elif isinstance(item, tuple | list) and len(item) in (2, 3):
-        text, score, metadata = (*item, None)[:3]
-    elif isinstance(item, Mapping | dspy.Example):
-        missing = [name for name in ("text", "score") if name not in item]
-        if missing:
-            raise InputError(f"{what} has no {' and no '.join(missing)}; it has {shown([*item.keys()])}.")
-        text, score, metadata, query = item["text"], item["score"], item.get("metadata"), item.get("query")
-    else:
+        fields = dict(zip(("text", "score", "metadata"), item, strict=False))
+    elif not isinstance(item, Mapping | dspy.Example):
         raise InputError(
             f"{what} must be a RankingExample, a (text, score) tuple, or a dict or dspy.Example with text and score, "
             f"but got {type(item).__name__}: {shown(item)}."
         )
+    missing = [name for name in ("text", "score") if name not in fields]
+    if missing:
+        raise InputError(f"{what} has no {' and no '.join(missing)}; it has {shown([*fields.keys()])}.")
+    query = fields.get("query")
     return RankingExample(
-        check_text(text, f"the text of {what}"),
-        check_score(score, f"the score of {what}"),
-        check_metadata(metadata, f"the metadata of {what}"),
+        check_text(fields["text"], f"the text of {what}"),
+        check_score(fields["score"], f"the score of {what}"),
+        check_metadata(fields.get("metadata"), f"the metadata of {what}"),
         None if query is None else check_text(query, f"the query of {what}"),
     )

@@ -1,4 +1,4 @@
-"""Rated examples: a list of them, and what one of their fields holds."""
+"""Reads lists of rated examples, and fields of one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import dspy
 
 from dspy_qvl.errors import InputError, check_flat, is_missing, shown
 
-FromExample = str | Callable[[Any], Any]  # the name of a field, or what makes of an example what it would hold
+FromExample = str | Callable[[Any], Any]  # the name of a field, or a function: example -> its value
 
 
 def checked_examples(examples: Any, what: str) -> Sequence[Any]:
@@ -25,7 +25,7 @@ def checked_examples(examples: Any, what: str) -> Sequence[Any]:
 
 
 def taken(given: FromExample, example: Any, name: str, at: str) -> Any:
-    """A field of an example, or what a callable makes of it.
+    """The value of an example's field, or of a callable for the example.
 
     Raises:
         InputError: there is none, or no value in it, or the callable failed.

@@ -1,4 +1,4 @@
-"""What is valued: a text, and a text with its rating.
+"""From an example and a prediction to the text that is valued.
 
 Learning and scoring must see the same string, so every way from an object to a text passes through here.
 """
@@ -20,15 +20,15 @@ NO_FIELD = re.compile(r"\s*|\d+|\w+(\.\w+|\[[^\]]*\])+")  # in braces: nothing, 
 
 
 class _Part(NamedTuple):
-    """What is written before a field, and the field."""
+    """Literal text of a format string, and the field that follows it."""
 
     written: str
-    name: str = ""  # none where nothing follows
-    of_example: bool = False  # whether input or label
+    name: str | None  # None at the end, where no field follows
+    of_example: bool = False  # True for {example.name}: the example's, input or label
 
 
 class Rendering:
-    r"""Which text of an example and a prediction is valued: at learning and at scoring the same.
+    r"""Writes the text of an example and a prediction that is valued, at learning and at scoring the same.
 
         "answer"                                  a field of the prediction; any name a column of a table may have
         "Question: {question}\nAnswer: {answer}"  fields of the prediction; those it does not have are taken from the
@@ -61,7 +61,7 @@ class Rendering:
 
     @property
     def shape(self) -> tuple[str, ...] | None:
-        """What is written around the fields: equal for renderings that give the same text; None for a callable."""
+        """The text around the fields: equal for renderings that give the same text; None for a callable."""
         return None if callable(self.text) else tuple(part.written for part in self._parts) or ("",)
 
     def rated(self, example: Any) -> str:
@@ -73,9 +73,7 @@ class Rendering:
         """
         if callable(self.text):
             return self._called(example, example)
-        return "".join(
-            part.written + (as_string(_field(part.name, example)) if part.name else "") for part in self._parts
-        )
+        return self._written(lambda name: _field(name, example))
 
     def query(self, example: Any, pred: Any) -> str:
         """The query that a prediction is an answer to: from the example's inputs, or as the prediction repeats it.
@@ -85,12 +83,7 @@ class Rendering:
         """
         inputs = _inputs(example)
         said = pred if isinstance(pred, Mapping | dspy.Example) else {}
-        text = ""
-        for written, name, _ in self._parts:
-            text += written
-            if name:
-                text += as_string(_field(name, inputs if name in inputs else said))
-        return text
+        return self._written(lambda name: _field(name, inputs if name in inputs else said))
 
     def __call__(self, example: Any, pred: Any) -> str:
         """The text of a prediction for an example, to be valued; never blank.
@@ -115,8 +108,7 @@ class Rendering:
         if not isinstance(pred, Mapping | dspy.Example):
             raise MissingTextError(f"the program gave {type(pred).__name__}, not a prediction.")
         if self.text is None:
-            name = self.usual if self.usual is not None and self.usual in pred else _only_text(pred)
-            return _said(name, pred)
+            return _said(self.usual if self.usual is not None and self.usual in pred else _only_text(pred), pred)
         if "{" not in self.text:
             return _said(self.text, pred)
         text, n_said = "", 0
@@ -130,6 +122,10 @@ class Rendering:
             names = _listed(part.name for part in self._parts if part.name)
             raise MissingTextError(f"the prediction has none of the fields {names}; it has {_listed(pred.keys())}.")
         return text
+
+    def _written(self, field: Callable[[str], str]) -> str:
+        """The parts one after the other, each field as `field` writes it."""
+        return "".join(part.written + (field(part.name) if part.name else "") for part in self._parts)
 
     def _answer_field(self, example: Any) -> str:
         """The field that a prediction which is a string stands for: the one the example does not give."""
@@ -163,7 +159,7 @@ class Rendering:
 
 
 def is_blank(text: str) -> bool:
-    """Tell whether nothing of a text can be seen."""
+    """True if nothing of a text can be seen."""
     return not any(
         (letter.isprintable() and not letter.isspace()) or "\ud800" <= letter <= "\udfff"  # half a letter, shown as "?"
         for letter in text
@@ -188,10 +184,10 @@ def _parts(text: str, what: str) -> tuple[_Part, ...]:
     except ValueError as error:
         raise InputError(f"{what}={shown(text)} is no format string: {error}.") from None
     found = tuple(
-        _Part(written, (name or "").removeprefix(OF_EXAMPLE), (name or "").startswith(OF_EXAMPLE))
+        _Part(written, name and name.removeprefix(OF_EXAMPLE), (name or "").startswith(OF_EXAMPLE))
         for written, name, _, _ in parts
     )
-    names = [part.name for part, (_, name, _, _) in zip(found, parts, strict=True) if name is not None]
+    names = [part.name for part in found if part.name is not None]
     if not names or any(NO_FIELD.fullmatch(name) for name in names) or any(spec or how for _, _, spec, how in parts):
         raise InputError(
             f"{what}={shown(text)} must hold nothing but names of fields in braces, for instance "
@@ -206,7 +202,7 @@ def _parts(text: str, what: str) -> tuple[_Part, ...]:
 
 
 def _inputs(example: Any) -> Mapping[str, Any]:
-    """What an example gives beside labels: its inputs, or all of one that does not tell them apart."""
+    """The fields of an example that are no labels: its inputs, or all of one that does not tell them apart."""
     if isinstance(example, dspy.Example):
         chosen = getattr(example, "_input_keys", None)
         return {name: example[name] for name in example.keys() if chosen is None or name in chosen}  # noqa: SIM118
@@ -221,19 +217,26 @@ def _given(name: str, example: Any, pred: Any, *, of_all: bool) -> str:
     if name not in fields:
         label = ", and of the example it is no input" if _has(example, name) else ""
         raise MissingTextError(f"the prediction has no field {name!r}{label}; it has {_listed(pred.keys())}.")
-    return as_string(_field(name, fields))
+    return _value(name, fields)
 
 
 def _has(fields: Any, name: Any) -> bool:
     return isinstance(fields, Mapping | dspy.Example) and name in fields
 
 
-def _field(name: str, fields: Any) -> Any:
+def _field(name: str, fields: Any) -> str:
+    """A field of an example, as a text; it may be empty."""
     if name not in fields:
         raise MissingTextError(f"there is no field {name!r} among {_listed(fields.keys())}{_braces(name, fields)}.")
-    if is_missing(fields[name]):
-        raise MissingTextError(f"the field {name!r} is {fields[name]}.")
-    return fields[name]
+    return _value(name, fields)
+
+
+def _value(name: str, fields: Any) -> str:
+    """A field that is there, as a text."""
+    value = fields[name]
+    if is_missing(value):
+        raise MissingTextError(f"the field {name!r} is {value}.")
+    return as_string(value)
 
 
 def _said(name: str, pred: Any) -> str:
@@ -242,7 +245,7 @@ def _said(name: str, pred: Any) -> str:
         raise MissingTextError(
             f"the prediction has no field {name!r}; it has {_listed(pred.keys())}{_braces(name, pred)}."
         )
-    text = as_string(_field(name, pred))
+    text = _value(name, pred)
     if is_blank(text):
         raise MissingTextError("the answer is empty." if len(pred) == 1 else f"the field {name!r} is empty.")
     return text

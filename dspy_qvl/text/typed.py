@@ -1,8 +1,8 @@
-"""How the value of a field is written as a text: the same content, the same text, whatever the type.
+"""Writes the value of a field as a text: the same content, the same text, whatever the type.
 
 A program's typed output at scoring, and the row of a JSON file at learning, must not differ:
 
-    "warm"                                    warm                          strings as they are
+    "warm"                                    warm                          strings unchanged
     Tone.WARM = "warm"                        warm                          an Enum by its value
     Literal, bool, int, float                 warm, True, 3, 0.5            as Python writes them
     Noul, Score, Choice of dspy.experimental  True, 0.5, warm               by what was decided
@@ -51,12 +51,12 @@ def as_string(value: Any) -> str:
 
 
 def is_string(value: Any) -> bool:
-    """Tell whether a value is a string, or stands for one: an Enum or a `Choice` of strings, `dspy.Code`."""
+    """True if a value is a string, or stands for one: an Enum or a `Choice` of strings, `dspy.Code`."""
     return isinstance(value, str | Enum | BaseModel) and isinstance(_plain(value), str)
 
 
 def _plain(value: Any) -> Any:
-    """A value as strings, numbers, lists and dicts with string keys; what is none of these as it is."""
+    """A value as strings, numbers, lists and dicts with string keys; another value unchanged."""
     if isinstance(value, Enum):
         return _plain(value.value)
     if isinstance(value, str):
@@ -97,7 +97,7 @@ def _key(name: Any) -> str:
 
 
 def _said(value: Any) -> str:
-    """What `str` makes of a value, if that is more than its address."""
+    """The `str` of a value, refused if that is no more than its address."""
     try:
         said = str(value)
     except Exception as error:

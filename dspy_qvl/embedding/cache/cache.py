@@ -11,8 +11,10 @@ from dspy_qvl.embedding.cache import exporting, pruning
 from dspy_qvl.embedding.cache.memory import MemoryCache
 from dspy_qvl.embedding.cache.pruning import CacheInfo
 from dspy_qvl.embedding.cache.store import VectorStore
+from dspy_qvl.embedding.tables import checked_vectors, first_of_each
+from dspy_qvl.embedding.truncation import Truncation
 from dspy_qvl.errors import InputError, check_text, check_texts, shown
-from dspy_qvl.vectors import Truncation, Vector, as_float32, checked_vectors, first_of_each, slices
+from dspy_qvl.vectors import Vector, as_float32, slices
 
 STORAGES = ("float32", "float16")
 PUT_AT_ONCE = 1024  # vectors of a transaction

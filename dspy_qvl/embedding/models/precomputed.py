@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.embedding.tables import CHECK_AT_ONCE, checked_vectors, first_of_each
 from dspy_qvl.errors import InputError, TextsRefusedError, check_texts, shown
-from dspy_qvl.vectors import CHECK_AT_ONCE, Vectors, as_float32, checked_vectors, first_of_each, slices
+from dspy_qvl.vectors import Vectors, as_float32, slices
 
 # A table has no vectors for the texts that other models are known by; for these it gives what its digest says, so that
 # another table is another model. Nobody rates such a text.
