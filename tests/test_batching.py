@@ -15,6 +15,7 @@ import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
 from dspy_qvl.embedding.batching import Coalescer
+from dspy_qvl.embedding.callers import Caller
 from dspy_qvl.embedding.embedding import Embedding
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.spec import ModelSpec
@@ -196,7 +197,7 @@ def test_a_caller_with_many_batches_does_not_keep_others_waiting(tmp_path):
 
 
 def test_a_batch_keeps_to_its_budget_of_padded_tokens():
-    coalescer = Coalescer(1, batch_size=8, budget=100)
+    coalescer = Coalescer(1, batch_size=8)
     batches = []
 
     def run(batch):
@@ -205,7 +206,7 @@ def test_a_batch_keeps_to_its_budget_of_padded_tokens():
 
     costs = [5, 90, 30, 31, 7, 250, 8, 33, 9, 6, 5, 5, 5, 5, 5]
     texts = [(bytes([row]), str(row), cost) for row, cost in enumerate(costs)]
-    assert coalescer(texts, lambda key: None, run) == {key: text for key, text, _ in texts}
+    assert coalescer(Caller(texts, lambda key: None, run, budget=100)) == {key: text for key, text, _ in texts}
     assert sum(map(len, batches)) == len(costs)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(batch) <= 100
@@ -265,8 +266,8 @@ def test_64_threads_with_failures_and_interrupts_come_to_an_end(tmp_path):
 
     n_right = in_threads(64, call)
     assert sum(n_right) > 64 * 30 / 2
-    coalescer = embedding._first._coalescer
-    assert (coalescer._free, len(coalescer._queue), len(coalescer._wanted)) == (1, 0, 0)
+    coalescer = embedding._sources.current()._coalescer
+    assert (len(coalescer._flying), len(coalescer._callers), len(coalescer._texts)) == (0, 0, 0)
 
 
 @needs_a_timer
@@ -298,8 +299,8 @@ def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path)
         thread.join(DEADLINE)
         assert not thread.is_alive()
     embed("at last")
-    coalescer = embedding._first._coalescer
-    assert (coalescer._free, len(coalescer._queue), len(coalescer._wanted)) == (1, 0, 0)
+    coalescer = embedding._sources.current()._coalescer
+    assert (len(coalescer._flying), len(coalescer._callers), len(coalescer._texts)) == (0, 0, 0)
     assert n_struck > 20
     print(n_struck, "interrupts", dict(n_embedded))
 
@@ -384,7 +385,7 @@ def test_a_loop_that_was_closed_takes_no_text_and_no_slot_with_it(tmp_path):
         loop.close()
     vectors = in_threads(4, lambda thread: embedding.encoder().vector(["one", "two", "three", "four"][thread]))
     assert all(isinstance(vector, np.ndarray) for vector in vectors)
-    assert embedding._first._coalescer._free == 1
+    assert embedding._sources.current()._coalescer._flying == []
 
 
 def test_a_plain_call_inside_a_running_loop_does_not_wait_for_that_loop(tmp_path):
@@ -420,8 +421,8 @@ def test_a_plain_call_does_not_wait_for_a_batch_that_a_cancelled_task_left_on_it
 def test_a_caller_that_may_have_several_batches_in_flight_has_them_up_to_the_limit(tmp_path, kind):
     model = SlowModel(0.05)
     embedding = make(model, tmp_path, batch_size=5)
-    embedding._first._coalescer = Coalescer(4, 5)
-    object.__setattr__(embedding._first.backend, "width", 4)
+    embedding._sources.current()._coalescer = Coalescer(4, 5)
+    object.__setattr__(embedding._sources.current().backend, "width", 4)
     texts = [f"text {number}" for number in range(60)]
     given = embedding(texts) if kind == "sync" else asyncio.run(embedding.acall(texts))
     np.testing.assert_allclose(given, LexicalModel(32)(texts), atol=1e-6)
@@ -449,7 +450,7 @@ def test_a_learner_is_awaited(tmp_path):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_worker_process_embeds_while_the_parent_does(tmp_path, method):
     embedding = make(SlowModel(0.3), tmp_path)
-    threads = [threading.Thread(target=embedding.vector, args=(f"parent {number}",)) for number in range(4)]
+    threads = [threading.Thread(target=embedding.encoder().vector, args=(f"parent {number}",)) for number in range(4)]
     for thread in threads:
         thread.start()
     time.sleep(0.1)  # one of them holds the only slot, the others wait
