@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -63,6 +66,13 @@ class SlowModel:
 
 def make(model, tmp_path, **settings):
     return Embedding(ModelSpec("", embedder=model), cache_dir=tmp_path / "cache", **settings)
+
+
+def with_slots(embedding, n_slots):
+    """Let the embedding have so many batches in flight, of one caller too."""
+    source = embedding._sources.current()
+    source._coalescer = Coalescer(n_slots, source.batch_size)
+    object.__setattr__(source.backend, "width", n_slots)
 
 
 def in_threads(n, call):
@@ -267,20 +277,23 @@ def test_64_threads_with_failures_and_interrupts_come_to_an_end(tmp_path):
     n_right = in_threads(64, call)
     assert sum(n_right) > 64 * 30 / 2
     coalescer = embedding._sources.current()._coalescer
-    assert (len(coalescer._flying), len(coalescer._callers), len(coalescer._texts)) == (0, 0, 0)
+    assert (len(coalescer._in_flight), len(coalescer._callers), len(coalescer._texts)) == (0, 0, 0)
 
 
 @needs_a_timer
 @may_be_swallowed
-def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path):
+@pytest.mark.parametrize("n_slots", [1, 4])
+def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path, n_slots):
     rng, seconds = random.Random(0), float(os.environ.get("SECONDS_OF_INTERRUPTS", "0.7"))
     embedding = make(SlowModel(0.0), tmp_path, batch_size=4)
-    numbers = itertools.count()
+    with_slots(embedding, n_slots)
+    numbers, n_texts = itertools.count(), 3 * n_slots  # with several slots also several batches
     stop, n_embedded = threading.Event(), Counter()
 
     def embed(who: str) -> None:
         # Some texts are wanted by several at once.
-        embedding([f"{who} {next(numbers)}", f"text {next(numbers) // 3}"])
+        mine = [f"{who} {next(numbers)}" for _ in range(n_texts - 2)]
+        embedding([*mine, f"text {next(numbers) // (3 * n_texts)}"])
         n_embedded[who] += 1
 
     def others(who: str) -> None:
@@ -292,16 +305,17 @@ def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path)
         thread.start()
     longest = 2 * seconds_of(lambda: embed("main"))
     n_struck, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or n_struck <= 20:
         n_struck += interrupted(lambda: embed("main"), rng, longest)
     stop.set()
     for thread in threads:
         thread.join(DEADLINE)
         assert not thread.is_alive()
     embed("at last")
-    coalescer = embedding._sources.current()._coalescer
-    assert (len(coalescer._flying), len(coalescer._callers), len(coalescer._texts)) == (0, 0, 0)
-    assert n_struck > 20
+    coalescer, end = embedding._sources.current()._coalescer, time.monotonic() + DEADLINE
+    while coalescer._in_flight and time.monotonic() < end:  # batches of the pool outlive their callers
+        time.sleep(0.01)
+    assert (len(coalescer._in_flight), len(coalescer._callers), len(coalescer._texts)) == (0, 0, 0)
     print(n_struck, "interrupts", dict(n_embedded))
 
 
@@ -385,7 +399,7 @@ def test_a_loop_that_was_closed_takes_no_text_and_no_slot_with_it(tmp_path):
         loop.close()
     vectors = in_threads(4, lambda thread: embedding.encoder().vector(["one", "two", "three", "four"][thread]))
     assert all(isinstance(vector, np.ndarray) for vector in vectors)
-    assert embedding._sources.current()._coalescer._flying == []
+    assert embedding._sources.current()._coalescer._in_flight == []
 
 
 def test_a_plain_call_inside_a_running_loop_does_not_wait_for_that_loop(tmp_path):
@@ -421,8 +435,7 @@ def test_a_plain_call_does_not_wait_for_a_batch_that_a_cancelled_task_left_on_it
 def test_a_caller_that_may_have_several_batches_in_flight_has_them_up_to_the_limit(tmp_path, kind):
     model = SlowModel(0.05)
     embedding = make(model, tmp_path, batch_size=5)
-    embedding._sources.current()._coalescer = Coalescer(4, 5)
-    object.__setattr__(embedding._sources.current().backend, "width", 4)
+    with_slots(embedding, 4)
     texts = [f"text {number}" for number in range(60)]
     given = embedding(texts) if kind == "sync" else asyncio.run(embedding.acall(texts))
     np.testing.assert_allclose(given, LexicalModel(32)(texts), atol=1e-6)
@@ -444,7 +457,49 @@ def test_a_learner_is_awaited(tmp_path):
     assert [prediction.score for prediction in predictions] == [learner.predict(f"a text {n}") for n in range(30)]
 
 
+WHO = contextvars.ContextVar("WHO", default="nobody")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "several batches"])
+def test_context_variables_of_the_caller_reach_the_model(tmp_path, kind):
+    seen = []
+
+    def asks(texts):
+        seen.append(WHO.get())
+        return LexicalModel(32)(texts)
+
+    asks.name = "asks"
+    embedding = make(asks, tmp_path, batch_size=5)
+    with_slots(embedding, 4 if kind == "several batches" else 1)
+    WHO.set("the caller")
+    texts = [f"text {number}" for number in range(20)]
+    asyncio.run(embedding.acall(texts)) if kind == "async" else embedding(texts)
+    assert seen == ["the caller"] * 4
+
+
 # Processes
+
+
+def test_a_batch_that_a_cancelled_task_left_is_kept_though_the_process_ends(tmp_path):
+    code = f"""
+import asyncio
+from pathlib import Path
+from tests.test_batching import SlowModel, make
+
+async def main():
+    model = SlowModel(0.5)
+    model(["what it imports at its first call"])
+    task = asyncio.create_task(make(model, Path({str(tmp_path)!r})).acall(["one"]))
+    while len(model.batches) == 1:
+        await asyncio.sleep(0.01)
+    task.cancel()
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    model = SlowModel()
+    make(model, tmp_path)(["one"])
+    assert model.batches == []
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

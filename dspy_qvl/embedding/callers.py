@@ -46,8 +46,8 @@ class Caller:
         width: most batches of this caller in flight at once.
         budget: most tokens of a batch as the model sees it, padded: its texts times the longest of them.
         context: the context variables that its batches see.
-        in_person: True if its batches run in its own thread, False if they run in a pool.
-        tell: hands over a batch that the caller must run itself, or None: something has changed.
+        own_thread: True if its batches run in the thread that waits for them, False if they run in a pool.
+        notify: hands over a batch that the waiting thread must run, or None to make it look at `done` again.
         pending: texts that were in no batch when last looked at, the cheapest first.
         outcome: key -> the outcome of its text, of those that have one.
         failure: the exception of one of its texts.
@@ -60,8 +60,8 @@ class Caller:
     width: int = 1
     budget: float = math.inf
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    in_person: bool = field(default=False, init=False)
-    tell: Callable[[Batch | None], object] = field(init=False)
+    own_thread: bool = field(default=False, init=False)
+    notify: Callable[[Batch | None], object] = field(init=False)
     pending: deque[PendingText] = field(default_factory=deque, init=False)
     outcome: dict[Key, Any] = field(default_factory=dict, init=False)
     failure: BaseException | None = field(default=None, init=False)

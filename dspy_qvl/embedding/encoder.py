@@ -74,7 +74,7 @@ class Encoder:
             search = self._on_disk(search, texts)
         if search.missing:
             search.add(search.source.ask(search.missing, self.expect))
-        if search.source.dim is None:  # only blank texts so far: any other text tells how long a vector is
+        if search.source.truncation.dim is None:  # only blank texts so far: any other text tells how long a vector is
             Encoder(self.sources, self.sent, instruct=False)(PROBE_TEXTS[:1])
         return _rows(search, texts)
 
@@ -85,7 +85,7 @@ class Encoder:
             search = await asyncio.to_thread(self._on_disk, search, texts)
         if search.missing:
             search.add(await search.source.aask(search.missing, self.expect))
-        if search.source.dim is None:
+        if search.source.truncation.dim is None:
             await Encoder(self.sources, self.sent, instruct=False).acall(PROBE_TEXTS[:1])
         return _rows(search, texts)
 
@@ -139,7 +139,7 @@ def _rows(search: _Search, texts: Sequence[str]) -> Vectors:
             f"Leave it out or change it; the {len(texts) - len(refused)} others are embedded{search.source.where()}.",
             refused=refused,
         )
-    vectors = np.zeros((len(texts), search.source.dim or 0), dtype=np.float32)
+    vectors = np.zeros((len(texts), search.source.truncation.dim or 0), dtype=np.float32)
     for row, vector in enumerate(found):
         if vector is not None:
             vectors[row] = vector

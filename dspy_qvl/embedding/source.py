@@ -50,6 +50,7 @@ class Source:
         sent: text, and whether the instruction is put before it -> the string that the model is sent.
 
     Attributes:
+        backend, truncation, batch_size: as given.
         cache: its vectors in memory and on disk.
         trusted: digests of the probes that the model has given, or was seen to give.
     """
@@ -68,24 +69,21 @@ class Source:
     ) -> None:
         self.backend = backend
         self.batch_size = batch_size
-        self._truncation = truncation
+        self.truncation = truncation
         self._model = Model(backend, truncation)
-        self._is_as_stored = False  # True once a server gave the vector that is stored of a probe text
         self._warned_of_length = False
         self._meeting = threading.RLock()
         self.trusted: set[bytes] = set()
         identity = json.dumps({**(backend.identity or {}), "endpoint": backend.endpoint}, sort_keys=True)
         self.cache = EmbeddingCache(identity, path, storage=storage, truncation=truncation, sent=sent)
+        # A server's model may have changed: until it has given the stored vector of this text, it is asked for it.
+        is_stored = backend.is_served and self.cache.store is not None
+        self._probe_key = self.cache.key(PROBE_TEXTS[0]) if is_stored else None
         # Learners of one model ask for their texts together; but not with each other's key, and not through an
         # embedder that only has the same name.
         same = (identity, path, truncation.dim, batch_size, backend.slots)
         whose = (spec.api_key, address, json.dumps(spec.options, sort_keys=True), id(spec.embedder))
         self._coalescer = Coalescer.shared((*same, *whose), backend.slots, batch_size)
-
-    @property
-    def dim(self) -> int | None:
-        """Columns of a vector; None until the first vector tells."""
-        return self._truncation.dim
 
     # Disk, then model
 
@@ -161,8 +159,8 @@ class Source:
     def _kept(self, outcome: Mapping[Key, Any]) -> dict[Key, Any]:
         """The outcome of texts, with vectors that another learner of the same model asked for kept here too."""
         vectors = {key: vector for key, vector in outcome.items() if not isinstance(vector, Refused)}
-        if self.dim is None and vectors:
-            self._truncation.keep(len(next(iter(vectors.values()))))
+        if self.truncation.dim is None and vectors:
+            self.truncation.keep(len(next(iter(vectors.values()))))
         return {**outcome, **{key: self.cache.memory.put(key, vector) for key, vector in vectors.items()}}
 
     def where(self) -> str:
@@ -174,8 +172,8 @@ class Source:
     def _answer(self, batch: Batch) -> dict[Key, Any]:
         """The outcome of each text of a batch: its unit vector, stored by now, a `Refused`, or an error."""
         texts = {text.key: text.text for text in batch}
-        if self._must_be_as_stored:
-            texts.setdefault(self.cache.key(PROBE_TEXTS[0]), PROBE_TEXTS[0])
+        if (probe_key := self._probe_key) is not None:  # another batch may set it to None
+            texts.setdefault(probe_key, PROBE_TEXTS[0])
         try:
             outcome: dict[Key, Any] = dict(zip(texts, self._model(list(texts.values())), strict=True))
             vectors = {key: row for key, row in outcome.items() if not isinstance(row, NO_VECTOR)}
@@ -195,19 +193,14 @@ class Source:
 
     # Is it still the same model?
 
-    @property
-    def _must_be_as_stored(self) -> bool:
-        """True until a server has given the vector that is stored of a probe text, if any is."""
-        return self.backend.is_served and self.cache.store is not None and not self._is_as_stored
-
     def _check_as_stored(self, vectors: Mapping[Key, Vectors]) -> None:
-        """Compare a server's full vector of the probe text with the stored one: its model may have been changed.
+        """Compare a server's full vector of the probe text, if it is among these, with the stored one.
 
         Raises:
             EmbeddingError: they differ; nothing of the batch is stored.
         """
-        key = self.cache.key(PROBE_TEXTS[0])
-        if not self._must_be_as_stored or self.cache.store is None or key not in vectors:
+        key = self._probe_key
+        if key is None or key not in vectors or self.cache.store is None:
             return
         for stored in self.cache.store.read([key]).values():
             if difference := unlike(unit(vectors[key][None]), unit(stored[None])):
@@ -216,7 +209,7 @@ class Source:
                     f"{self.cache.store.path} (for a probe text: {difference}): the server's model was changed. Give "
                     "this learner another cache_dir, or drop the old vectors with embedding_cache.prune(model=…)."
                 )
-        self._is_as_stored = True
+        self._probe_key = None
 
     def meets(self, expect: Probe) -> bool:
         """True if the model gives the expected vectors for the probe texts; it is asked for them."""
