@@ -319,6 +319,22 @@ def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path,
     print(n_struck, "interrupts", dict(n_embedded))
 
 
+@needs_a_timer
+def test_an_interrupt_reaches_a_caller_that_waits_for_the_batch_of_another(tmp_path):
+    model = SlowModel(1.0)
+    embedding = make(model, tmp_path)
+    other = threading.Thread(target=embedding, args=(["one"],), daemon=True)
+    other.start()
+    while not model.batches:
+        time.sleep(0.001)
+    start = time.monotonic()
+    for text in ("one", "two"):  # in flight, and waiting for the only slot
+        assert interrupted(lambda: embedding([text]), random.Random(0), 0.05)  # noqa: B023
+    assert time.monotonic() - start < 0.5
+    other.join(DEADLINE)
+    assert model.asked == {"one": 1}
+
+
 # Event loops
 
 

@@ -42,9 +42,9 @@ class _Search:
         self.missing = {key: text for key, text in self.missing.items() if key not in found}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen, which would take longer to make than to look up a vector
 class Encoder:
-    """Texts -> unit vectors of one model; made anew for a call, nothing is kept in it.
+    """Texts -> unit vectors of one model; made anew for each call, so nothing is kept in it.
 
     Attributes:
         sources: the vectors of the model, at each of its addresses.
@@ -91,9 +91,10 @@ class Encoder:
 
     def vector(self, text: str) -> Vectors:
         """The unit vector of one checked text, (dim,), read-only."""
-        if text.strip():
+        sent = self.sent(text, self.instruct)
+        if sent:
             cache = self.sources.current().cache  # single values pass here
-            vector = cache.memory.get(cache.key(self.sent(text, self.instruct)))
+            vector = cache.memory.get(cache.key(sent))
             if vector is not None:
                 return vector
         row: Vectors = self([text])[0]
