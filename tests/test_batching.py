@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import contextvars
 import itertools
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,6 +18,7 @@ import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
 from dspy_qvl.embedding.batching import Coalescer
+from dspy_qvl.embedding.callers import Caller
 from dspy_qvl.embedding.embedding import Embedding
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.spec import ModelSpec
@@ -62,6 +66,13 @@ class SlowModel:
 
 def make(model, tmp_path, **settings):
     return Embedding(ModelSpec("", embedder=model), cache_dir=tmp_path / "cache", **settings)
+
+
+def with_slots(embedding, n_slots):
+    """Let the embedding have so many batches in flight, of one caller too."""
+    source = embedding._sources.current()
+    source._coalescer = Coalescer(n_slots, source.batch_size)
+    object.__setattr__(source.backend, "width", n_slots)
 
 
 def in_threads(n, call):
@@ -196,7 +207,7 @@ def test_a_caller_with_many_batches_does_not_keep_others_waiting(tmp_path):
 
 
 def test_a_batch_keeps_to_its_budget_of_padded_tokens():
-    coalescer = Coalescer(1, batch_size=8, budget=100)
+    coalescer = Coalescer(1, batch_size=8)
     batches = []
 
     def run(batch):
@@ -205,7 +216,7 @@ def test_a_batch_keeps_to_its_budget_of_padded_tokens():
 
     costs = [5, 90, 30, 31, 7, 250, 8, 33, 9, 6, 5, 5, 5, 5, 5]
     texts = [(bytes([row]), str(row), cost) for row, cost in enumerate(costs)]
-    assert coalescer(texts, lambda key: None, run) == {key: text for key, text, _ in texts}
+    assert coalescer(Caller(texts, lambda key: None, run, budget=100)) == {key: text for key, text, _ in texts}
     assert sum(map(len, batches)) == len(costs)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(batch) <= 100
@@ -265,21 +276,24 @@ def test_64_threads_with_failures_and_interrupts_come_to_an_end(tmp_path):
 
     n_right = in_threads(64, call)
     assert sum(n_right) > 64 * 30 / 2
-    coalescer = embedding._first._coalescer
-    assert (coalescer._free, len(coalescer._queue), len(coalescer._wanted)) == (1, 0, 0)
+    coalescer = embedding._sources.current()._coalescer
+    assert (len(coalescer._in_flight), len(coalescer._callers), len(coalescer._texts)) == (0, 0, 0)
 
 
 @needs_a_timer
 @may_be_swallowed
-def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path):
+@pytest.mark.parametrize("n_slots", [1, 4])
+def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path, n_slots):
     rng, seconds = random.Random(0), float(os.environ.get("SECONDS_OF_INTERRUPTS", "0.7"))
     embedding = make(SlowModel(0.0), tmp_path, batch_size=4)
-    numbers = itertools.count()
+    with_slots(embedding, n_slots)
+    numbers, n_texts = itertools.count(), 3 * n_slots  # with several slots also several batches
     stop, n_embedded = threading.Event(), Counter()
 
     def embed(who: str) -> None:
         # Some texts are wanted by several at once.
-        embedding([f"{who} {next(numbers)}", f"text {next(numbers) // 3}"])
+        mine = [f"{who} {next(numbers)}" for _ in range(n_texts - 2)]
+        embedding([*mine, f"text {next(numbers) // (3 * n_texts)}"])
         n_embedded[who] += 1
 
     def others(who: str) -> None:
@@ -291,17 +305,34 @@ def test_an_interrupt_at_any_moment_costs_no_slot_and_lets_nobody_wait(tmp_path)
         thread.start()
     longest = 2 * seconds_of(lambda: embed("main"))
     n_struck, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or n_struck <= 20:
         n_struck += interrupted(lambda: embed("main"), rng, longest)
     stop.set()
     for thread in threads:
         thread.join(DEADLINE)
         assert not thread.is_alive()
     embed("at last")
-    coalescer = embedding._first._coalescer
-    assert (coalescer._free, len(coalescer._queue), len(coalescer._wanted)) == (1, 0, 0)
-    assert n_struck > 20
+    coalescer, end = embedding._sources.current()._coalescer, time.monotonic() + DEADLINE
+    while coalescer._in_flight and time.monotonic() < end:  # batches of the pool outlive their callers
+        time.sleep(0.01)
+    assert (len(coalescer._in_flight), len(coalescer._callers), len(coalescer._texts)) == (0, 0, 0)
     print(n_struck, "interrupts", dict(n_embedded))
+
+
+@needs_a_timer
+def test_an_interrupt_reaches_a_caller_that_waits_for_the_batch_of_another(tmp_path):
+    model = SlowModel(1.0)
+    embedding = make(model, tmp_path)
+    other = threading.Thread(target=embedding, args=(["one"],), daemon=True)
+    other.start()
+    while not model.batches:
+        time.sleep(0.001)
+    start = time.monotonic()
+    for text in ("one", "two"):  # in flight, and waiting for the only slot
+        assert interrupted(lambda: embedding([text]), random.Random(0), 0.05)  # noqa: B023
+    assert time.monotonic() - start < 0.5
+    other.join(DEADLINE)
+    assert model.asked == {"one": 1}
 
 
 # Event loops
@@ -384,7 +415,7 @@ def test_a_loop_that_was_closed_takes_no_text_and_no_slot_with_it(tmp_path):
         loop.close()
     vectors = in_threads(4, lambda thread: embedding.encoder().vector(["one", "two", "three", "four"][thread]))
     assert all(isinstance(vector, np.ndarray) for vector in vectors)
-    assert embedding._first._coalescer._free == 1
+    assert embedding._sources.current()._coalescer._in_flight == []
 
 
 def test_a_plain_call_inside_a_running_loop_does_not_wait_for_that_loop(tmp_path):
@@ -420,8 +451,7 @@ def test_a_plain_call_does_not_wait_for_a_batch_that_a_cancelled_task_left_on_it
 def test_a_caller_that_may_have_several_batches_in_flight_has_them_up_to_the_limit(tmp_path, kind):
     model = SlowModel(0.05)
     embedding = make(model, tmp_path, batch_size=5)
-    embedding._first._coalescer = Coalescer(4, 5)
-    object.__setattr__(embedding._first.backend, "width", 4)
+    with_slots(embedding, 4)
     texts = [f"text {number}" for number in range(60)]
     given = embedding(texts) if kind == "sync" else asyncio.run(embedding.acall(texts))
     np.testing.assert_allclose(given, LexicalModel(32)(texts), atol=1e-6)
@@ -443,13 +473,55 @@ def test_a_learner_is_awaited(tmp_path):
     assert [prediction.score for prediction in predictions] == [learner.predict(f"a text {n}") for n in range(30)]
 
 
+WHO = contextvars.ContextVar("WHO", default="nobody")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "several batches"])
+def test_context_variables_of_the_caller_reach_the_model(tmp_path, kind):
+    seen = []
+
+    def asks(texts):
+        seen.append(WHO.get())
+        return LexicalModel(32)(texts)
+
+    asks.name = "asks"
+    embedding = make(asks, tmp_path, batch_size=5)
+    with_slots(embedding, 4 if kind == "several batches" else 1)
+    WHO.set("the caller")
+    texts = [f"text {number}" for number in range(20)]
+    asyncio.run(embedding.acall(texts)) if kind == "async" else embedding(texts)
+    assert seen == ["the caller"] * 4
+
+
 # Processes
+
+
+def test_a_batch_that_a_cancelled_task_left_is_kept_though_the_process_ends(tmp_path):
+    code = f"""
+import asyncio
+from pathlib import Path
+from tests.test_batching import SlowModel, make
+
+async def main():
+    model = SlowModel(0.5)
+    model(["what it imports at its first call"])
+    task = asyncio.create_task(make(model, Path({str(tmp_path)!r})).acall(["one"]))
+    while len(model.batches) == 1:
+        await asyncio.sleep(0.01)
+    task.cancel()
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    model = SlowModel()
+    make(model, tmp_path)(["one"])
+    assert model.batches == []
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_worker_process_embeds_while_the_parent_does(tmp_path, method):
     embedding = make(SlowModel(0.3), tmp_path)
-    threads = [threading.Thread(target=embedding.vector, args=(f"parent {number}",)) for number in range(4)]
+    threads = [threading.Thread(target=embedding.encoder().vector, args=(f"parent {number}",)) for number in range(4)]
     for thread in threads:
         thread.start()
     time.sleep(0.1)  # one of them holds the only slot, the others wait

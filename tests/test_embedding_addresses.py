@@ -160,11 +160,11 @@ def test_a_copy_and_a_pickled_learner_ask_where_their_process_says(monkeypatch, 
 
 def test_learners_at_one_address_share_batches_and_at_two_they_do_not(monkeypatch, tmp_path):
     monkeypatch.setenv("HOSTED_VLLM_API_BASE", "http://127.0.0.1:1/v1")
-    first, second = (make(tmp_path)._embedding._source()._coalescer for _ in range(2))
+    first, second = (make(tmp_path)._embedding._sources.current()._coalescer for _ in range(2))
     assert first is second
     learner = make(tmp_path)
     monkeypatch.setenv("HOSTED_VLLM_API_BASE", "http://127.0.0.1:2/v1")
-    assert learner._embedding._source()._coalescer is not first
+    assert learner._embedding._sources.current()._coalescer is not first
 
 
 def test_base_url_is_asked_though_litellm_ignores_it(servers, tmp_path):

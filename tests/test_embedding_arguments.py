@@ -298,7 +298,7 @@ def test_options_are_part_of_the_identity_but_for_their_secrets(server, tmp_path
     assert "arguments" not in other.identity
     assert plain.embedding_cache.key("a") == same.embedding_cache.key("a") != other.embedding_cache.key("a")
     # But nobody's text is sent with another's headers.
-    assert plain._embedding._source()._coalescer is not same._embedding._source()._coalescer
+    assert plain._embedding._sources.current()._coalescer is not same._embedding._sources.current()._coalescer
 
 
 def test_a_fit_remembers_its_options(server, tmp_path):

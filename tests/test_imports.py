@@ -21,7 +21,7 @@ ORDER = {
     "dspy_qvl.text": "quoting typed metadata ratings reading rendering",
     "dspy_qvl.ridge": "moments line solve primal dual regression updates bounds posterior banded",
     "dspy_qvl.embedding": "loops instruction probe truncation tables cache models embedder callers batching source "
-    "embedding",
+    "encoder embedding",
     "dspy_qvl.embedding.cache": "memory rows database connections store pruning exporting cache",
     "dspy_qvl.embedding.models": "model lexical precomputed hosted local custom spec",
     "dspy_qvl.embedding.models.hosted": "addresses arguments redaction exchange failures request halving hosted",

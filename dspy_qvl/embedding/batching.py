@@ -1,129 +1,119 @@
-"""Many callers, few batches: texts wanted at the same time are embedded together, each of them once.
+"""Many callers, few batches: texts that are requested at the same time are embedded together, each of them once.
 
-    caller A ─┐                                  ┌─► a batch in flight ─┐
-    caller B ─┼─► wanted, by caller ─► a slot ───┤                      ├─► settled: everyone who waits for it wakes
-    caller C ─┘   (each text once)               └─► …as many at once   ┘
-                                                     as the model runs well
+    caller A ─┐                                   ┌─► a batch in flight ─┐
+    caller B ─┼─► pending texts ─► a free slot ───┤                      ├─► settled: every caller that waits for one
+    caller C ─┘   (each text once)                └─► …as many at once   ┘   of its texts is handed that outcome
+                                                      as the model runs well
 
-There is no timer, and no thread that gathers. A caller that finds a slot free asks at once, so that a lone caller waits
-for nothing; while the slots are taken, those who come later gather, and whoever gets the next slot takes all of them
-along. Slots are handed over in the order of coming: a caller with a thousand batches gets one, then goes to the end.
+There is no timer. A caller that finds a slot free asks at once, so a lone caller waits for nothing. While all slots are
+taken, the texts of later callers gather, and the next free slot takes along as many as fit into one batch. Slots go
+round: a caller with a thousand batches gets one, then the others have their turn.
 
-Threads and event loops meet here. A thread with a single batch asks in person; the batches of an event loop, and of a
-thread that may have several in flight, run in threads of our own. So no batch ever depends on somebody's event loop,
-which may stand still or be closed. Each caller of a batch that fails gets the failure, and nobody else; a caller that
-leaves (an exception, a cancelled task) leaves its texts to those who want them too. Ctrl-C may break off anything,
-also while slots are handed over: whoever comes next makes queues and slots anew, from who is there (`_mend`).
+Threads and event loops share the slots. A thread that has one batch at a time runs it itself: the thread may hold a
+lock that the model needs, since a model may change the learner that asks it; from another thread it would wait forever.
+The batches of an event loop, and of a thread with several in flight, run in threads of a pool, so that no batch depends
+on an event loop that is blocked or closed. The pool is our own: an interrupt can leave a `ThreadPoolExecutor` locked. A
+failure reaches the callers of the texts it is about and no others. A caller that leaves (an exception, a cancelled
+task) leaves its texts to the other callers that wait for them.
+
+Ctrl-C may interrupt anything in the main thread, also a change of the state kept here. The next change then rebuilds it
+from the callers still waiting and the batches still running (`_rebuild`). So that nothing is lost on the way, a batch
+is handed over before it is counted as in flight, and a caller is notified before it is forgotten; done twice, both are
+harmless.
 """
 
 import asyncio
+import atexit
 import contextlib
 import contextvars
 import os
 import threading
+import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from _thread import start_new_thread  # an interrupt in `threading.Thread.start` may leave the thread waiting forever
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
 
-from dspy_qvl.embedding.callers import Bell, Caller, Key, Outcome, Run, Wanted, by_cost
+from dspy_qvl.embedding.callers import Batch, Caller, Key, Outcome, PendingText
 
-T = TypeVar("T")
+Jobs = SimpleQueue[Callable[[], None] | None]
 
-# Whether this code runs inside a batch: a model that asks for vectors itself must not wait for the slot it holds.
+# True inside a batch: a model that asks for vectors itself must not wait for the slot it holds.
 _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("_inside", default=False)
 
 
 class Coalescer:
-    """Slots for batches, and the texts that wait for one.
+    """Slots for batches, and the callers that wait for one.
 
     Args:
         slots: batches in flight at once.
         batch_size: most texts of a batch.
-        budget: most tokens of a batch as the model sees it, padded: its texts times the longest of them. None where
-            costs are not tokens.
     """
 
-    def __init__(self, slots: int, batch_size: int, budget: int | None = None) -> None:
+    def __init__(self, slots: int, batch_size: int) -> None:
         self.slots = slots
         self.batch_size = batch_size
-        self.budget = budget
-        self._begin()
+        self._reset()
         _alive.add(self)
 
     @classmethod
     def shared(cls, key: Hashable, slots: int, batch_size: int) -> "Coalescer":
-        """The one that everybody of this process uses who gives this key, as long as somebody does."""
+        """The coalescer of this key, one a process; it lives as long as it is used."""
         with _sharing:
-            coalescer = _shared.get(key)
-            if coalescer is None:
-                coalescer = _shared[key] = cls(slots, batch_size)
-            return coalescer
+            return _shared.setdefault(key, cls(slots, batch_size))
 
-    def _begin(self) -> None:
+    def __del__(self) -> None:
+        self._jobs.put(None)
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._changing = False
-        self._callers: dict[Caller, None] = {}  # who waits
-        self._flying: list[tuple[Caller, list[Wanted]]] = []  # batches that have a slot, and who runs them
-        self._free = self.slots
-        self._wanted: dict[Key, Wanted] = {}
-        self._queue: deque[Caller] = deque()  # callers with pending texts, that could use a slot
-        self._threads: ThreadPoolExecutor | None = None
+        self._callers: OrderedDict[Caller, None] = OrderedDict()  # those who wait; the first has the next turn
+        self._texts: dict[Key, PendingText] = {}  # that are waited for
+        self._in_flight: list[tuple[Caller, Batch]] = []  # batches that hold a slot, and their runners
+        self._jobs: Jobs = SimpleQueue()
+        self._n_threads = 0  # of the pool
 
     # Callers
 
-    def __call__(
-        self, texts: Sequence[tuple[Key, str, int]], known: Callable[[Key], Any], run: Run, *, width: int = 1
-    ) -> Outcome:
-        """What `run` makes of texts, waiting for it.
-
-        Args:
-            texts: key, text and cost of each, in any order; no key twice.
-            known: what is known of a key by now, or None.
-            run: batch -> what becomes of each of its keys: an exception is raised for those who wait for that text,
-                anything else is handed to them.
-            width: how many batches of this caller may be in flight at once.
+    def __call__(self, caller: Caller) -> Outcome:
+        """The outcome of each text of a caller, waiting for it.
 
         Raises:
             What `run` raised for a batch with one of the texts, or gave for one of them.
         """
-        if _inside.get():
-            return self._alone(texts, known, run)
-        bell = Bell()
-        caller = Caller(texts, known, bell.ring, run, width)
-        caller.in_person = width == 1 or len(texts) <= self.batch_size
-        if caller.in_person:
-            caller.width = 1
+        slots = Coalescer(1, self.batch_size) if _inside.get() else self
+        inbox: SimpleQueue[Batch | None] = SimpleQueue()  # an interrupt may leave a `threading.Event` locked
+        caller.notify = inbox.put
+        caller.own_thread = slots is not self or caller.width == 1 or len(caller.texts) <= self.batch_size
         try:
-            self._change(self._join, caller)
+            slots._change(slots._join, caller)
             while not caller.done:
-                batch = self._change(self._take, caller) if caller.in_person else None
+                batch = inbox.get()
                 if batch is not None:
-                    self._run(caller, batch)
-                elif not caller.done:
-                    bell.wait()
+                    slots._run(caller, batch)
         finally:
             caller.left = True
-            self._say_goodbye(caller)
-        return _outcome(caller)
+            slots._forget(caller)
+        return caller.result()
 
-    async def acall(
-        self, texts: Sequence[tuple[Key, str, int]], known: Callable[[Key], Any], run: Run, *, width: int = 1
-    ) -> Outcome:
-        """As `__call__`, without blocking the event loop; `run` is called in a thread.
+    async def acall(self, caller: Caller) -> Outcome:
+        """As `__call__`, without blocking the event loop; batches run in the pool.
 
         A batch in flight outlives a caller that is cancelled: what was asked for is paid for, and kept.
         """
         if _inside.get():
-            return await asyncio.to_thread(self._alone, texts, known, run)
+            return await asyncio.to_thread(self, caller)
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # a loop that is closed has nobody left to wake
+        def wake(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(woken.set)
 
-        caller = Caller(texts, known, wake, run, width)
+        caller.notify = wake
         try:
             self._change(self._join, caller)
             while not caller.done:
@@ -131,258 +121,170 @@ class Coalescer:
                 woken.clear()
         finally:
             caller.left = True
-            self._say_goodbye(caller)
-        return _outcome(caller)
+            self._forget(caller)
+        return caller.result()
 
-    def _alone(self, texts: Sequence[tuple[Key, str, int]], known: Callable[[Key], Any], run: Run) -> Outcome:
-        """For a model that asks for vectors itself: waiting for a slot, it might wait for its own."""
-        outcome: dict[Key, Any] = {}
-        for batch in self._batches(texts, known, outcome):
-            outcome.update(_raised(run(batch)))
-        return outcome
+    def _run(self, caller: Caller, batch: Batch) -> None:
+        """Ask the model for a batch, with the context variables of the caller, and settle it."""
+        context = caller.context.copy()
+        context.run(_inside.set, True)
+        try:
+            outcome = context.run(caller.run, batch)
+        except BaseException as error:
+            if caller.own_thread and not isinstance(error, Exception):
+                raise  # an interrupt is no answer
+            outcome = {text.key: error for text in batch}
+        self._change(self._settle, caller, batch, outcome)
 
-    def _batches(
-        self, texts: Sequence[tuple[Key, str, int]], known: Callable[[Key], Any], outcome: dict[Key, Any]
-    ) -> Iterator[list[Wanted]]:
-        """Batches of what is not known, without waiting for anybody."""
-        pending: deque[Wanted] = deque()
-        for key, text, cost in sorted(texts, key=by_cost):
-            value = known(key)
-            if value is None:
-                pending.append(Wanted(key, text, cost))
-            else:
-                outcome[key] = value
-        while pending:
-            yield self._pack(pending)
+    # State
 
-    # Slots
-
-    def _change(self, change: Callable[..., T], *args: Any) -> T:
-        """Change who waits, and who has which slot; all that follows, but for `_run`, is called from here."""
+    def _change(self, change: Callable[..., None], *args: Any) -> None:
+        """Change the state, from one thread at a time."""
         with self._lock:
-            if self._changing:  # an interrupt broke off the last one
-                self._mend()
+            if self._changing:  # the last change was interrupted
+                self._rebuild()
             self._changing = True
-            changed = change(*args)
+            change(*args)
             self._changing = False
-        return changed
 
-    def _say_goodbye(self, caller: Caller) -> None:
+    def _forget(self, caller: Caller) -> None:
+        """Forget a caller, also if an interrupt comes meanwhile."""
         try:
             self._change(self._leave, caller)
         except BaseException:
-            self._change(self._leave, caller)  # others may wait for what it had
+            self._change(self._leave, caller)  # others may wait for its texts
             raise
 
-    def _mend(self) -> None:
-        """Make queues and slots anew, from who is there and what is in flight."""
-        for caller in self._callers:
-            caller.stand_back()
-        self._callers = {caller: None for caller in self._callers if not caller.left}
-        self._flying = [entry for entry in self._flying if not (entry[0].left and entry[0].in_person)]
-        self._free = self.slots - len(self._flying)
-        self._wanted = {wanted.key: wanted for _, batch in self._flying for wanted in batch}
-        for wanted in self._wanted.values():
-            wanted.callers = []
-        self._queue.clear()
-        for caller in self._callers:
-            self._want(caller)
-        for caller in self._callers:
-            self._queue_up(caller)
-            caller.wake()
-        self._grant()
+    # The methods below are called by `_change` alone.
+
+    def _rebuild(self) -> None:
+        """Make the state anew from the callers still waiting and the batches still running."""
+        self._in_flight = [entry for entry in self._in_flight if not (entry[0].own_thread and entry[0].left)]
+        self._texts = {text.key: text for _, batch in self._in_flight for text in batch}
+        for text in self._texts.values():
+            text.callers.clear()
+        for caller in list(self._callers):
+            if caller.left:
+                del self._callers[caller]
+                continue
+            caller.pending.clear()
+            self._request(caller)
+            caller.notify(None)
+        self._start_batches()
 
     def _join(self, caller: Caller) -> None:
         self._callers[caller] = None
-        self._want(caller)
-        self._queue_up(caller)
-        self._grant()
+        self._request(caller)
+        self._start_batches()
 
-    def _want(self, caller: Caller) -> None:
+    def _request(self, caller: Caller) -> None:
+        """Wait for the texts of a caller that have no outcome yet."""
         for key, text, cost in caller.texts:
             value = caller.outcome.get(key, caller.known(key))  # it may have been settled since the caller looked
             if value is not None:
                 caller.outcome[key] = value
                 continue
-            wanted = self._wanted.get(key)
-            if wanted is None:
-                wanted = self._wanted[key] = Wanted(key, text, cost)
-                caller.pending.append(wanted)
-            wanted.callers.append(caller)
-            caller.wanted.append(wanted)
-            caller.awaited += 1
+            pending = self._texts.get(key)
+            if pending is None:
+                pending = self._texts[key] = PendingText(key, text, cost)
+            pending.callers.append(caller)
+            if not pending.asked:
+                caller.pending.append(pending)
 
-    def _take(self, caller: Caller) -> list[Wanted] | None:
-        """The next batch, if the caller was given a slot and there is still something to ask for."""
-        if not caller.granted:
-            return None
-        caller.granted -= 1
-        batch = self._gather(caller)
-        if batch:
-            self._flying.append((caller, batch))
-            self._queue_up(caller)
-        else:  # somebody took them along meanwhile
-            self._free += 1
-        self._grant()
-        return batch or None
+    def _start_batches(self) -> None:
+        """Start batches in the free slots."""
+        while len(self._in_flight) < self.slots:
+            for caller in self._callers:
+                if batch := self._next_batch(caller):
+                    break
+            else:
+                return
+            try:
+                if caller.own_thread:
+                    caller.notify(batch)
+                else:
+                    if self._n_threads < self.slots:
+                        start_new_thread(_work, (self._jobs,))
+                        self._n_threads += 1
+                    self._jobs.put(partial(self._run, caller, batch))
+            except RuntimeError as error:  # no more threads, or the interpreter is about to end
+                self._deliver(batch, {text.key: error for text in batch})
+            else:
+                self._in_flight.append((caller, batch))
 
-    def _gather(self, caller: Caller) -> list[Wanted]:
-        """A batch of the caller's own texts, and of every other caller's who waits and fits in whole."""
-        batch = self._pack(caller.pending)
-        if not batch:
-            return []
-        longest = batch[-1].cost
-        for other in list(self._queue):
-            if len(batch) >= self.batch_size:
+    def _next_batch(self, caller: Caller) -> Batch:
+        """The next batch of a caller, its cheapest texts, and all texts of other callers where these fit in whole."""
+        batch: list[PendingText] = []
+        if sum(runner is caller for runner, _ in self._in_flight) >= (1 if caller.own_thread else caller.width):
+            return batch
+        while caller.pending and len(batch) < self.batch_size:
+            if batch and (len(batch) + 1) * caller.pending[0].cost > caller.budget:
                 break
-            if other is caller or not other.pending:
-                continue
-            n = len(batch) + len(other.pending)
-            widest = max(longest, other.pending[-1].cost)
-            if n <= self.batch_size and (self.budget is None or n * widest <= self.budget):
-                batch += other.pending
-                longest = widest
-                other.pending.clear()
-                self._queue.remove(other)
-                other.queued = False
+            _move(caller.pending, batch)
+        longest = batch[-1].cost if batch else 0
+        for other in self._callers if batch else ():
+            if len(batch) == self.batch_size:
+                break
+            if other.pending:
+                n_texts, widest = len(batch) + len(other.pending), max(longest, other.pending[-1].cost)
+                if n_texts <= self.batch_size and n_texts * widest <= caller.budget:
+                    longest = widest
+                    while other.pending:
+                        _move(other.pending, batch)
         return batch
 
-    def _pack(self, pending: deque[Wanted]) -> list[Wanted]:
-        """The cheapest texts that make up one batch; at least one, if there is any."""
-        batch: list[Wanted] = []
-        while pending and len(batch) < self.batch_size:
-            if batch and self.budget is not None and (len(batch) + 1) * pending[0].cost > self.budget:
-                break
-            batch.append(pending.popleft())
-        return batch
+    def _settle(self, caller: Caller, batch: Batch, outcome: Outcome) -> None:
+        """Hand over the outcome of a batch, and its slot to the caller whose turn it is."""
+        self._in_flight = [entry for entry in self._in_flight if entry[1] is not batch]
+        if caller in self._callers:
+            self._callers.move_to_end(caller)
+        self._deliver(batch, outcome)
+        self._start_batches()
 
-    def _queue_up(self, caller: Caller) -> None:
-        n_running = sum(runs is caller for runs, _ in self._flying)
-        if caller.pending and not caller.queued and n_running + caller.granted < caller.width:
-            caller.queued = True
-            self._queue.append(caller)
-
-    def _grant(self) -> None:
-        """Give free slots to those who wait the longest."""
-        while self._free and self._queue:
-            caller = self._queue.popleft()
-            caller.queued = False
-            if not caller.pending:
-                continue
-            self._free -= 1
-            if caller.in_person:
-                caller.granted += 1
-                caller.wake()
-                continue
-            batch = self._gather(caller)
-            self._flying.append((caller, batch))
-            self._queue_up(caller)
-            self._start(caller, batch)
-
-    def _start(self, caller: Caller, batch: list[Wanted]) -> None:
-        """Run a batch in a thread of ours."""
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self.slots, thread_name_prefix="dspy_qvl")
-        try:
-            self._threads.submit(self._run, caller, batch)
-        except RuntimeError as error:  # the interpreter is about to end
-            self._settled(caller, batch, {wanted.key: error for wanted in batch})
-
-    # Batches
-
-    def _run(self, caller: Caller, batch: list[Wanted]) -> None:
-        context = contextvars.copy_context()  # not reset afterwards, which an interrupt could prevent
-        context.run(_inside.set, True)
-        try:
-            outcome = context.run(caller.run, batch)
-        except Exception as error:
-            self._change(self._settle, caller, batch, {wanted.key: error for wanted in batch})
-        except BaseException:
-            self._change(self._put_back, batch)
-            raise
-        else:
-            self._change(self._settle, caller, batch, outcome)
-
-    def _settle(self, caller: Caller, batch: list[Wanted], outcome: Outcome) -> None:
-        self._settled(caller, batch, outcome)
-        self._queue_up(caller)
-        self._grant()
-
-    def _settled(self, caller: Caller, batch: list[Wanted], outcome: Outcome) -> None:
-        """Hand over what became of a batch, and its slot back."""
-        self._give_back_slot(batch)
-        waking: dict[Caller, None] = {caller: None}
-        for wanted in batch:
-            if self._wanted.get(wanted.key) is wanted:
-                del self._wanted[wanted.key]
-            value = outcome[wanted.key]
-            for waiting in wanted.callers:
-                waiting.awaited -= 1
-                if isinstance(value, Exception):
+    def _deliver(self, batch: Batch, outcome: Outcome) -> None:
+        """Hand the outcome of each text to the callers that wait for it."""
+        for text in batch:
+            value = outcome[text.key]
+            if self._texts.get(text.key) is text:
+                del self._texts[text.key]
+            for waiting in text.callers:
+                if isinstance(value, BaseException):
                     waiting.failure = value
                 else:
-                    waiting.outcome[wanted.key] = value
-                if waiting.done:
-                    waking[waiting] = None
-            wanted.callers.clear()
-        for waiting in waking:
-            waiting.wake()
-
-    def _put_back(self, batch: list[Wanted]) -> None:
-        """A batch that was broken off, not settled: its texts wait again, for whoever wants them."""
-        if self._give_back_slot(batch):
-            for wanted in batch:
-                self._hand_over(wanted)
-            self._grant()
+                    waiting.outcome[text.key] = value
+                if waiting.done and waiting in self._callers:
+                    waiting.notify(None)
+                    del self._callers[waiting]
+            text.callers.clear()
 
     def _leave(self, caller: Caller) -> None:
-        """Forget a caller; what it has not asked for yet goes to others who want it."""
+        """Remove a caller, and those of its texts that no other caller waits for."""
         self._callers.pop(caller, None)
-        if caller.awaited:
-            for wanted in caller.wanted:
-                with contextlib.suppress(ValueError):  # settled
-                    wanted.callers.remove(caller)
-            for wanted in caller.pending:
-                self._hand_over(wanted)
-            caller.pending.clear()
-        for runs, batch in list(self._flying):
-            if runs is caller and caller.in_person:  # an interrupt came between taking it and asking for it
-                self._put_back(batch)
-        if caller.queued:
-            self._queue.remove(caller)
-            caller.queued = False
-        self._free += caller.granted
-        caller.granted = 0
-        self._grant()
-
-    def _give_back_slot(self, batch: list[Wanted]) -> bool:
-        """Tell whether the batch had one."""
-        still = [entry for entry in self._flying if entry[1] is not batch]
-        n_back = len(self._flying) - len(still)
-        self._flying = still
-        self._free += n_back
-        return n_back > 0
-
-    def _hand_over(self, wanted: Wanted) -> None:
-        if not wanted.callers:
-            self._wanted.pop(wanted.key, None)
-            return
-        heir = wanted.callers[0]
-        heir.pending = deque(sorted([*heir.pending, wanted], key=lambda item: item.cost))
-        self._queue_up(heir)
+        waits_for = caller.texts if len(caller.outcome) < len(caller.texts) else ()
+        for key, _, _ in waits_for:
+            text = self._texts.get(key)
+            if text is not None and caller in text.callers:
+                text.callers.remove(caller)
+                if not (text.callers or text.asked):
+                    del self._texts[key]
+        if caller.own_thread and any(runner is caller for runner, _ in self._in_flight):  # its batch was broken off
+            self._rebuild()
 
 
-def _outcome(caller: Caller) -> Outcome:
-    if caller.failure is not None:
-        raise caller.failure
-    return caller.outcome
+def _move(pending: deque[PendingText], batch: list[PendingText]) -> None:
+    """Move a caller's cheapest text into a batch, unless a batch has it already."""
+    text = pending.popleft()
+    if not text.asked:
+        text.asked = True
+        batch.append(text)
 
 
-def _raised(outcome: Outcome) -> Outcome:
-    for value in outcome.values():
-        if isinstance(value, Exception):
-            raise value
-    return outcome
+def _work(jobs: Jobs) -> None:
+    """Run batches in a thread of the pool, until the coalescer is gone."""
+    for job in iter(jobs.get, None):
+        job()
+        del job  # it holds the coalescer
+    jobs.put(None)  # for the other threads
 
 
 _shared: "weakref.WeakValueDictionary[Hashable, Coalescer]" = weakref.WeakValueDictionary()
@@ -396,7 +298,14 @@ def _begin_anew() -> None:
     global _sharing
     _sharing = threading.Lock()
     for coalescer in list(_alive):
-        coalescer._begin()
+        coalescer._reset()
+
+
+@atexit.register
+def _finish() -> None:
+    """Wait for the batches of the pools: they are paid for, and ending a thread inside a library in C may crash."""
+    while any(not runner.own_thread for coalescer in list(_alive) for runner, _ in coalescer._in_flight):
+        time.sleep(0.01)
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,8 +1,8 @@
-"""Qwen's instruction, put before a text."""
+"""Qwen's instruction, put before a text, and the string that a model is sent for it."""
 
 import re
 
-INSTRUCTION = re.compile(r"Instruct: .*?\nQuery:", re.DOTALL)  # what `text.instructed` puts before a text
+INSTRUCTION = re.compile(r"Instruct: .*?\nQuery:", re.DOTALL)  # what `instructed` puts before a text
 
 
 def instructed(text: str, instruction: str | None) -> str:
@@ -11,6 +11,13 @@ def instructed(text: str, instruction: str | None) -> str:
     Source: the model card of Qwen3-Embedding ("Instruct: {task}" newline "Query:{text}", no space after Query).
     """
     return text if instruction is None else f"Instruct: {instruction}\nQuery:{text}"
+
+
+def sent(instruction: str | None, text: str, instruct: bool) -> str:
+    """The string that a model is sent for a text, with the instruction before it if `instruct`; "" for a blank text."""
+    if not text.strip():
+        return ""
+    return instructed(text, instruction) if instruct else text
 
 
 def _prefix(text: str) -> str:

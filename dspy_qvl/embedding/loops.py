@@ -11,12 +11,12 @@ import inspect
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-REQUESTS, CALLERS = "requests", "callers"
+REQUESTS, CALLERS = "dspy_qvl requests", "dspy_qvl callers"  # the names of the threads
 
 _LOOPS: dict[tuple[int, str], asyncio.AbstractEventLoop] = {}  # by process: threads do not survive a fork
 _STARTING = threading.Lock()
@@ -30,24 +30,18 @@ def on_our_loop(coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
 
 
 def result_of(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """What a caller's function gives, awaited where it must be.
+    """The result of a caller's function; an awaitable is awaited on the loop for callers' code.
 
     Raises:
         What the function raised.
     """
     result = function(*given, **options)
-    return waited_for(result) if inspect.isawaitable(result) else result
-
-
-def waited_for(awaitable: Awaitable[T]) -> T:
-    """The result of a caller's awaitable, for a thread that waits for it, whether or not an event loop runs there.
-
-    Raises:
-        What the awaitable raised.
-    """
-    if _running() is _loop(CALLERS):  # it was awaited there itself, and must not wait for itself
-        return _in_a_thread(awaitable)
-    future = asyncio.run_coroutine_threadsafe(_awaited(awaitable), _loop(CALLERS))
+    if not inspect.isawaitable(result):
+        return result
+    if threading.current_thread().name == CALLERS:  # called from there itself: the loop must not wait for itself
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(contextvars.copy_context().run, asyncio.run, _awaited(result)).result()
+    future = asyncio.run_coroutine_threadsafe(_awaited(result), _loop(CALLERS))
     try:
         return future.result()
     finally:
@@ -64,26 +58,5 @@ def _loop(name: str) -> asyncio.AbstractEventLoop:
         loop = _LOOPS.get(key)
         if loop is None:
             loop = _LOOPS[key] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name=f"dspy_qvl {name}", daemon=True).start()
+            threading.Thread(target=loop.run_forever, name=name, daemon=True).start()
     return loop
-
-
-def _running() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _in_a_thread(awaitable: Awaitable[T]) -> T:
-    """The result of an awaitable on a loop that lives only for it."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(asyncio.run(_awaited(awaitable)))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
-    return future.result()

@@ -1,4 +1,4 @@
-"""Is this the model that something was learned with? Vectors of a few texts tell."""
+"""Probe texts: their vectors tell whether a model is still the one that gave earlier vectors."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from dspy_qvl.errors import StateError
 from dspy_qvl.state import STRING, Record, array, encode_array, listed, named, optional
-from dspy_qvl.vectors import Vectors, is_unit
+from dspy_qvl.vectors import SAME_COSINE, Vectors, dot_rows, is_unit
 
 # Embedded with every fit and saved with it, so that another model is noticed whatever it calls itself.
 PROBE_TEXTS = (
@@ -18,7 +18,7 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model gave for `PROBE_TEXTS` when a value function was fitted.
+    """The vectors that a model gave for `PROBE_TEXTS` when a value function was fitted.
 
     Attributes:
         texts: the texts, as sent.
@@ -34,8 +34,21 @@ class Probe:
         return hashlib.blake2b("\0".join(self.texts).encode() + self.vectors.tobytes(), digest_size=16).digest()
 
 
+def unlike(given: Vectors, expected: Vectors) -> str:
+    """How the unit vectors of probe texts differ from those expected of the same model, (n_texts, d) both.
+
+    Returns:
+        "" where every cosine is at least .999, as of one model on whatever machine and in whatever batch; otherwise
+        the difference, to be put into a message.
+    """
+    if given.shape != expected.shape:
+        return f"{given.shape[1]} columns, needed {expected.shape[1]}"
+    cosine = float(dot_rows(given, expected).min())
+    return "" if cosine >= SAME_COSINE else f"cosine {cosine:.3f}, needed {SAME_COSINE}"
+
+
 def other_model(difference: str) -> StateError:
-    """The refusal to value texts, or to rank passages, with another embedding model than was learned with."""
+    """The error of valuing texts, or ranking passages, with another embedding model than was learned with."""
     return StateError(
         f"this was fitted with another embedding model: {difference}. Use that model, or let this one learn anew: "
         "a value function's rated texts with migrate(path) of its file, or migrate() where it is loaded; a reranker's "
