@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from dspy_qvl.embedding.models.hosted.halving import PROBE
-from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits, batch_size
+from dspy_qvl.embedding.models.hosted.hosted import HostedModel, Limits
+from dspy_qvl.embedding.models.hosted.providers import batch_size
 from dspy_qvl.embedding.models.model import Usage
 from dspy_qvl.errors import EmbeddingError, InputError, TextsRefusedError
 from tests.loopback import (

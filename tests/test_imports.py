@@ -23,8 +23,9 @@ ORDER = {
     "dspy_qvl.embedding": "loops instruction probe cache models embedder callers batching source embedding",
     "dspy_qvl.embedding.cache": "memory rows sqlite store pruning exporting cache",
     "dspy_qvl.embedding.models": "model lexical precomputed hosted local custom spec",
-    "dspy_qvl.embedding.models.hosted": "addresses arguments redaction exchange failures request halving hosted",
-    "dspy_qvl.embedding.models.local": "precision folder loading forward long_text local",
+    "dspy_qvl.embedding.models.hosted": "providers addresses arguments redaction exchange failures request "
+    "halving hosted",
+    "dspy_qvl.embedding.models.local": "precision folder pooling loading forward long_text local",
     "dspy_qvl.features": "table overlap features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned head inspection migration value_function learner",

@@ -1,9 +1,5 @@
 """Qwen's instruction, put before a text."""
 
-import re
-
-INSTRUCTION = re.compile(r"Instruct: .*?\nQuery:", re.DOTALL)  # what `text.instructed` puts before a text
-
 
 def instructed(text: str, instruction: str | None) -> str:
     """The string a Qwen3 embedding model is sent: with an instruction, Qwen's query form; without, the text.
@@ -11,8 +7,3 @@ def instructed(text: str, instruction: str | None) -> str:
     Source: the model card of Qwen3-Embedding ("Instruct: {task}" newline "Query:{text}", no space after Query).
     """
     return text if instruction is None else f"Instruct: {instruction}\nQuery:{text}"
-
-
-def _prefix(text: str) -> str:
-    match = INSTRUCTION.match(text)
-    return "" if match is None else match[0]

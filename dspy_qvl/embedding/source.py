@@ -74,7 +74,7 @@ class Source:
         self.cache = EmbeddingCache(identity, path, storage=storage, truncation=truncation, sent=sent)
         # Learners of one model ask for their texts together; but not with each other's key, and not through an
         # embedder that only has the same name.
-        same = (identity, path, truncation.dim, batch_size, backend.slots, *whose)
+        same = (identity, path, truncation.dim, batch_size, backend.slots, backend.prefix, *whose)
         self._coalescer = Coalescer.shared(same, backend.slots, batch_size)
 
     # Disk, then model

@@ -32,6 +32,7 @@ from dspy_qvl.embedding.models.hosted.addresses import public_address
 from dspy_qvl.embedding.models.hosted.arguments import public
 from dspy_qvl.embedding.models.hosted.failures import Failure
 from dspy_qvl.embedding.models.hosted.halving import Batch, Fault, Row, is_refusal, may_be_a_text
+from dspy_qvl.embedding.models.hosted.providers import provider_of
 from dspy_qvl.embedding.models.hosted.request import Answer, ask
 from dspy_qvl.embedding.models.model import Refused, Unusable, Usage, counted
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
@@ -39,8 +40,6 @@ from dspy_qvl.vectors import Vector
 
 logger = logging.getLogger("dspy_qvl")
 
-BATCH_SIZE = 64
-BATCH_SIZES = {"dashscope": 10}  # providers that take fewer texts a request
 LONGEST_WAIT = 30.0  # seconds between two tries, where the provider names none
 MOST_HANGS = 2  # tries of a request that nobody answers
 
@@ -78,11 +77,6 @@ class Limits:
         check_positive(self.first_wait, "first_wait")
 
 
-def batch_size(route: str) -> int:
-    """Texts a request that the route's provider is known to take."""
-    return BATCH_SIZES.get(route.split("/")[0], BATCH_SIZE)
-
-
 class HostedModel:
     """An embedding route of litellm: texts -> full-size vectors, from threads and event loops alike.
 
@@ -115,7 +109,7 @@ class HostedModel:
         self.name = route
         self.limits = limits or Limits()
         self.usage = Usage()
-        self.batch_limit: int | None = BATCH_SIZES.get(route.split("/")[0])
+        self.batch_limit: int | None = provider_of(route).batch_size
         self._api_base = api_base
         self._key_lost = key_lost and not api_key
         self._key: Callable[[], str | None] = lambda: api_key  # a closure shows in no repr and no vars()

@@ -25,6 +25,7 @@ from dspy_qvl.embedding.models.hosted.addresses import address_of
 from dspy_qvl.embedding.models.hosted.arguments import secret_strings
 from dspy_qvl.embedding.models.hosted.exchange import Bound, ExchangeError, bounded
 from dspy_qvl.embedding.models.hosted.failures import Failure, failure_of
+from dspy_qvl.embedding.models.hosted.providers import provider_of
 from dspy_qvl.embedding.models.hosted.redaction import reason
 from dspy_qvl.embedding.models.model import Refused, Unusable
 from dspy_qvl.errors import shown
@@ -36,12 +37,6 @@ BYTES_BESIDE = 2**20  # what an answer holds beside its vectors
 LITELLM_TIMEOUT = 600.0  # seconds that litellm takes where none are given
 MOST_TOKENS, MOST_DOLLARS = 10**9, 10**6  # of one request; beyond, somebody miscounted
 
-# litellm sends these through OpenAI's client without handing `max_retries` on, so the client would retry by itself;
-# asked as "openai" they are sent alike: see test_a_request_is_never_repeated_behind_our_back.
-RETRIED_BY_THE_CLIENT = {"fireworks_ai", "mistral", "nebius"}
-# litellm falls back to OPENAI_API_KEY for most of these, which would hand one provider's key to another:
-# see test_no_provider_is_sent_the_key_of_another.
-NEEDS_ITS_OWN_KEY = RETRIED_BY_THE_CLIENT | {"dashscope", "nvidia_nim", "together_ai"}
 NO_KEY = "none"  # servers of one's own (LM Studio, TEI, vLLM) often need no key, but OpenAI's client does
 
 
@@ -151,16 +146,15 @@ def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) 
     """What litellm needs for a route: model, api_key, api_base."""
     import litellm
 
-    provider = route.split("/")[0]
-    model = route
-    if provider in NEEDS_ITS_OWN_KEY or provider == "litellm_proxy":
+    provider, model, own_ways = route.split("/")[0], route, provider_of(route)
+    if own_ways.needs_own_key or provider == "litellm_proxy":
         bare, _, own, address = litellm.get_llm_provider(route, api_key=key, api_base=api_base)
         key = own or litellm.api_key
         if address is None and provider == "litellm_proxy":  # litellm would send the texts to OpenAI
             return Failure("a missing address", "give api_base, or set LITELLM_PROXY_API_BASE")
-        if provider in RETRIED_BY_THE_CLIENT:
+        if own_ways.asked_as_openai:
             model, api_base = f"openai/{bare}", address
-        if key is None and provider in NEEDS_ITS_OWN_KEY:
+        if key is None and own_ways.needs_own_key:
             names = " or ".join(litellm.validate_environment(route)["missing_keys"]) or "its environment variable"
             return Failure("a missing key", f"give api_key, or set {names}")
     elif provider == "openai":
@@ -271,7 +265,7 @@ def _price(route: str, response: Any) -> float | None:
     known = None
     with contextlib.suppress(Exception):
         known = response._hidden_params.get("response_cost")
-        if known is None and route.split("/")[0] in RETRIED_BY_THE_CLIENT:  # litellm looked under "openai"
+        if known is None and provider_of(route).asked_as_openai:  # litellm looked under "openai"
             tokens = response.usage.prompt_tokens
             known, _ = litellm.cost_per_token(model=route, prompt_tokens=tokens, call_type="embedding")
     return float(known) if isinstance(known, int | float) and 0 <= known <= MOST_DOLLARS else None
