@@ -125,3 +125,8 @@ class Unusable(Refused):
 def counted(count: int, what: str) -> str:
     """A count with its noun: "1 text", "2,000 texts"."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def listed(items: Sequence[str], between: str = ", ") -> str:
+    """The first three of some items, and how many there are beside them."""
+    return between.join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")

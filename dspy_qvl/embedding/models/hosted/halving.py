@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from dspy_qvl.embedding.models.hosted.failures import Failure
-from dspy_qvl.embedding.models.model import Refused
+from dspy_qvl.embedding.models.model import Refused, listed
 from dspy_qvl.errors import EmbeddingError, shown
 from dspy_qvl.vectors import Vector
 
@@ -95,6 +95,11 @@ class Batch:
         self._lost = 0.0  # seconds that failed requests took
         self._patience = MOST_HANGING * (math.ceil(math.log2(len(texts))) + 1) * timeout
 
+    @property
+    def vectors(self) -> dict[int, Vector]:
+        """Place -> vector, of the texts that have one so far."""
+        return {place: row for place, row in self.rows.items() if not isinstance(row, Refused)}
+
     async def fill(self) -> None:
         """Put a vector or a refusal at each place, in as few requests as the provider allows.
 
@@ -142,8 +147,7 @@ class Batch:
 
     def _given_up(self, fault: Fault) -> str:
         found = [shown(self._texts[place]) for place, row in self.rows.items() if isinstance(row, Refused)]
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        named = f" It found {', '.join(found[:3])}{more}: leave them out or change them." if found else ""
+        named = f" It found {listed(found)}: leave them out or change them." if found else ""
         return (
             f"{fault.message} A harmless text passes, but the search for those at fault ended, since failed requests "
             f"took {self._lost:.0f} s.{named}"

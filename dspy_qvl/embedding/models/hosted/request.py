@@ -1,7 +1,7 @@
-"""One request to a provider, through litellm: vectors in the order of the texts, or what went wrong in plain terms.
+"""One request to a provider, through litellm: vectors in the order of the texts, or the failure in plain terms.
 
     route, texts ─► address (model, key, server) ─► litellm ─► Answer   a row a text: a vector, or why it has none
-                                                       └─────► Failure  HTTP status, may it pass, when to come back
+                                                       └─────► Failure  HTTP status, may it pass, when to try again
 
 Nothing is raised here: litellm's errors, and the frames they carry, hold the key. Where litellm stumbles over an answer
 that came, over its usage for instance, it is read from the body: it was paid for.
@@ -14,7 +14,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dspy_qvl.embedding.models.hosted.addresses import address_of
 from dspy_qvl.embedding.models.hosted.arguments import secret_strings
-from dspy_qvl.embedding.models.hosted.exchange import Bound, ExchangeError, bounded
+from dspy_qvl.embedding.models.hosted.exchange import CANNOT_BE_READ, Bound, ExchangeError, bounded
 from dspy_qvl.embedding.models.hosted.failures import Failure, failure_of
 from dspy_qvl.embedding.models.hosted.providers import provider_of
 from dspy_qvl.embedding.models.hosted.redaction import reason
@@ -35,7 +35,7 @@ MOST_COLUMNS = 16_384  # of a vector; the largest that is sold has 12,288
 BYTES_A_NUMBER = 64  # of JSON; 24 hold any float64, with a comma and a blank
 BYTES_BESIDE = 2**20  # what an answer holds beside its vectors
 LITELLM_TIMEOUT = 600.0  # seconds that litellm takes where none are given
-MOST_TOKENS, MOST_DOLLARS = 10**9, 10**6  # of one request; beyond, somebody miscounted
+MOST_TOKENS, MOST_DOLLARS = 10**9, 10**6  # of one request; more is a provider's error
 
 NO_KEY = "none"  # servers of one's own (LM Studio, TEI, vLLM) often need no key, but OpenAI's client does
 
@@ -49,7 +49,7 @@ class NoRetries(int):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """The answer to a request: a row for each text, and the usage.
 
     Attributes:
         rows: a vector of the full size, (d,) float32, or why it cannot be used; in the order of the texts.
@@ -80,7 +80,7 @@ async def ask(
         key: the provider's key, or None for its environment variable.
         api_base: where it is served, or None for the provider's own address.
         timeout: seconds.
-        key_lost: whether a key was given once that is not here any more, as in another process.
+        key_lost: True if a key was given once that is not here any more, as in another process.
         options: arguments of the provider's own, sent along.
     """
     import litellm
@@ -88,17 +88,16 @@ async def ask(
     litellm.suppress_debug_info = True  # its advice would be printed to stdout at every error
     with contextlib.suppress(ImportError):
         # Keeps litellm's log worker out: it serves one event loop a process, and the caller's may be another.
-        # Where somebody listens to litellm, it is let in.
+        # Where a callback listens to litellm, it is let in.
         from litellm._internal_context import is_internal_call
 
         is_internal_call.set(not (litellm.callbacks or litellm.success_callback or litellm.failure_callback))
     options = copy.deepcopy(dict(options or {}))  # litellm changes what it is given
-    secrets = [*([key] if key else []), *secret_strings(options)]
     address = _address(route, key, api_base, key_lost)
     if isinstance(address, Failure):
         return address
-    if (own := address["api_key"]) and own != NO_KEY:  # from the environment, or from litellm itself
-        secrets.append(own)
+    keys = {key, address["api_key"]} - {NO_KEY}  # the second may come from the environment, or from litellm itself
+    secrets = [*filter(None, keys), *secret_strings(options)]
     with bounded(most_bytes(len(texts)), timeout) as bound:
         try:
             # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
@@ -109,13 +108,14 @@ async def ask(
             if response is None:
                 return failure_of(error, secrets, timeout)
     try:
-        return _answer(route, response)
+        rows = [_vector(row["embedding"]) for row in in_order(response.data)]
     except Exception as error:  # whatever it was made of
-        return Failure("an answer that cannot be read", reason(str(error), secrets), unreadable=True)
+        return Failure(CANNOT_BE_READ, reason(str(error), secrets), unreadable=True)
+    return Answer(rows, _tokens(response), _price(route, response))  # no reason to lose vectors where these are unknown
 
 
 def ask_for_embedder(route: str, texts: list[str], **arguments: Any) -> list[NDArray[np.float32]]:
-    """What litellm gives a `dspy.Embedder`, which would take rows as they come, in the order of the texts.
+    """Vectors from litellm for a `dspy.Embedder`, in the order of the texts; by itself it takes rows as they come.
 
     Raises:
         What litellm raises, or ExchangeError: an answer that cannot be read.
@@ -134,7 +134,7 @@ def ask_for_embedder(route: str, texts: list[str], **arguments: Any) -> list[NDA
     try:
         return [_numbers(row["embedding"]) for row in in_order(response.data)]
     except Exception as error:
-        raise ExchangeError("an answer that cannot be read", str(error)[:1000], 200, unreadable=True) from None
+        raise ExchangeError(CANNOT_BE_READ, str(error)[:1000], 200, unreadable=True) from None
 
 
 def most_bytes(n_texts: int) -> int:
@@ -143,7 +143,7 @@ def most_bytes(n_texts: int) -> int:
 
 
 def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) -> "dict[str, str | None] | Failure":
-    """What litellm needs for a route: model, api_key, api_base."""
+    """The arguments that litellm needs for a route (model, api_key, api_base), or what is missing of them."""
     import litellm
 
     provider, model, own_ways = route.split("/")[0], route, provider_of(route)
@@ -175,16 +175,7 @@ def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) 
 # Answers
 
 
-@dataclass(frozen=True)
-class Paid:
-    """An answer that litellm stumbled over, read from its body."""
-
-    data: list[Any]
-    usage: Any = None
-    _hidden_params: Mapping[str, Any] = field(default_factory=dict)
-
-
-def paid_for(bound: Bound) -> Paid | None:
+def paid_for(bound: Bound) -> SimpleNamespace | None:
     """The answer that came although litellm failed, where it is of OpenAI's shape; usage is what it stumbles over."""
     try:
         body = json.loads(bound.bodies[-1])
@@ -192,17 +183,8 @@ def paid_for(bound: Bound) -> Paid | None:
     except (LookupError, TypeError, ValueError, RecursionError):
         return None
     usage = body.get("usage")
-    return Paid(rows, SimpleNamespace(**usage) if isinstance(usage, dict) else None)
-
-
-def _answer(route: str, response: Any) -> Answer:
-    """What litellm's response holds; usage that cannot be read is unknown, and no reason to lose vectors.
-
-    Raises:
-        Exception: something that is no vector.
-    """
-    rows = [_vector(row["embedding"]) for row in in_order(response.data)]
-    return Answer(rows, _tokens(response), _price(route, response))
+    counts = SimpleNamespace(**usage) if isinstance(usage, dict) else None
+    return SimpleNamespace(data=rows, usage=counts, _hidden_params={})
 
 
 def in_order(rows: object) -> list[Any]:
@@ -254,8 +236,7 @@ def _numbers(embedding: Any) -> Vector:
 def _tokens(response: Any) -> int:
     """Tokens as the provider counted them, or 0 where that cannot be read."""
     counted = getattr(getattr(response, "usage", None), "total_tokens", None)
-    is_count = isinstance(counted, int | float) and 0 <= counted <= MOST_TOKENS
-    return int(counted) if is_count and counted is not None else 0
+    return int(counted) if isinstance(counted, int | float) and 0 <= counted <= MOST_TOKENS else 0
 
 
 def _price(route: str, response: Any) -> float | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dspy_qvl.embedding.models.local.pooling import with_qwen3_pooling
+from dspy_qvl.embedding.models.model import listed
 from dspy_qvl.errors import ModelUnavailableError
 
 HUB_SECONDS = 10.0
@@ -172,8 +173,7 @@ def _sentence_transformer(request: ModelRequest, local_only: bool) -> Any:
         )
     if missing:
         raise unavailable(
-            f"{request.source!r} lacks weights, which would be random: {', '.join(missing[:3])}"
-            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; get the whole model."
+            f"{request.source!r} lacks weights, which would be random: {listed(missing)}; get the whole model."
         )
     return with_qwen3_pooling(model, request.source, request.revision, local_only=local_only)
 
@@ -187,8 +187,8 @@ def _missing_weights() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             message = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())  # without colours
             names = re.findall(r"^\s*(\S.*?)\s*\|\s*MISSING\b", message, re.MULTILINE)
-            for listed in re.findall(r"newly initialized: \[(.*?)\]", message):  # transformers 4
-                names += re.findall(r"'([^']+)'", listed)
+            for group in re.findall(r"newly initialized: \[(.*?)\]", message):  # transformers 4
+                names += re.findall(r"'([^']+)'", group)
             missing.extend(name for name in names if "pooler" not in name)  # its output is not what is pooled here
 
     transformers, listener = logging.getLogger("transformers.modeling_utils"), Listener(logging.WARNING)
