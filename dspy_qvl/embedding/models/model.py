@@ -1,4 +1,4 @@
-"""One embedding model that texts can be sent to: its name, its identity, its limits, and what it has cost so far."""
+"""One embedding model that texts can be sent to: its name, its identity, its limits, and the requests made so far."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of the requests to a provider so far; the difference of two is what happened in between.
+    """Counts of the requests to a provider so far; the difference of two counts those in between.
 
     Attributes:
         requests: HTTP requests that were answered, refusals among them.
@@ -77,7 +77,7 @@ class Backend:
         is_served: True if another process answers: it may change the model under its name, and its failures tell the
             texts they are about from the others of the batch.
         measure: list of texts -> their lengths in tokens, or None where they are only counted.
-        usage: gives the counts of requests to a provider so far; None where nobody is paid.
+        usage: gives the counts of requests to a provider so far; None for a model without a provider.
         former: the identity that version 0.1.0 gave it, where that was another.
         is_routed: True for a caller's embedder that asks litellm.
         sent: arguments of each call beside the texts.

@@ -20,25 +20,11 @@ from typing import Any
 
 import dspy
 
-from dspy_qvl.embedding.models import custom
-from dspy_qvl.embedding.models.hosted import (
-    PROVIDERS,
-    HostedModel,
-    Limits,
-    address_of,
-    batch_size,
-    canonical,
-    check_address,
-    public,
-    public_address,
-    refuse_provider,
-    secrets,
-)
+from dspy_qvl.embedding.models import custom, hosted
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.local import WEIGHTS, LocalModel, identity_of
 from dspy_qvl.embedding.models.model import Backend
-from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS as PRECOMPUTED_PROBE
-from dspy_qvl.embedding.models.precomputed import Precomputed
+from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS, Precomputed
 from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optional_string, shown
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
@@ -57,10 +43,12 @@ CHAT_NAME = re.compile(
     re.I,
 )
 
-# Settings of a model, by where it runs; each left out means what suits the model.
-OF_LOCAL = ("device", "precision", "backend", "revision", "long_text")
-OF_HOSTED = ("requests_per_minute", "timeout")
-OF_ANY = ("max_concurrency",)
+# Kinds of models, and the settings that only they have; each left out means the value that suits the model.
+IN_PROCESS, HOSTED = "a model in process", "a hosted model"
+OWN_SETTINGS = {
+    IN_PROCESS: ("device", "precision", "backend", "revision", "long_text"),
+    HOSTED: ("requests_per_minute", "timeout"),
+}
 LONGEST_NAME = 1000  # of a model, or of its folder
 THAT_CHANGE_VECTORS = ("precision", "revision", "long_text")
 
@@ -88,7 +76,7 @@ class ModelSpec:
         api_base: where a hosted model is served, or None for the provider's own address.
         api_key: the provider's key, or None for its environment variable.
         embedder: a `dspy.Embedder` or callable that takes the place of `model_name`.
-        settings: of the model, by the names in `OF_LOCAL`, `OF_HOSTED` and `OF_ANY`; only those the caller gave.
+        settings: of the model, by name: `OWN_SETTINGS` and max_concurrency; only those that the caller gave.
         key_lost: True if there was a key that pickling left out.
         options: arguments of the provider's own, sent with each request.
         options_lost: the names of those that pickling left out.
@@ -107,12 +95,12 @@ class ModelSpec:
     home: str = field(default_factory=_here, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "api_key": None, "api_base": public_address(self.api_base) or None}
+        state = {**self.__dict__, "api_key": None, "api_base": hosted.public_address(self.api_base) or None}
         state["key_lost"] = self.key_lost or self.api_key is not None
         state["embedder"] = custom.without_secrets(self.embedder)
         if self.options is not None:
-            state["options"] = public(self.options)
-            state["options_lost"] = (*self.options_lost, *secrets(self.options))
+            state["options"] = hosted.public(self.options)
+            state["options_lost"] = (*self.options_lost, *hosted.secrets(self.options))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -137,13 +125,13 @@ class ModelSpec:
         """True if litellm is asked, so that the address may change with the environment."""
         if self.embedder is not None:
             return custom.is_route(self.embedder)
-        return self.model_name.split("/")[0] in PROVIDERS and not self._folder.is_dir()
+        return self.model_name.split("/")[0] in hosted.PROVIDERS and not self._folder.is_dir()
 
     def address(self) -> str | None:
         """The address that the model is asked at now; None for the provider's own, or for a model without any."""
         if self.embedder is not None:
             return custom.address_of(self.embedder)
-        return address_of(self.model_name, self.api_base) if isinstance(self.model_name, str) else None
+        return hosted.address_of(self.model_name, self.api_base) if isinstance(self.model_name, str) else None
 
     def backend(self) -> Backend:
         """The model that this describes, at the address of this moment; see `backend_at`."""
@@ -172,8 +160,8 @@ class ModelSpec:
         if self._folder.is_dir():
             return self._in_process(instruction)
         refuse_chat_model(name)
-        refuse_provider(name)
-        check_address(self.api_base, self.api_key)
+        hosted.refuse_provider(name)
+        hosted.check_address(self.api_base, self.api_key)
         if self.is_routed:
             return self._hosted(address)
         if self.api_base is not None:
@@ -183,45 +171,45 @@ class ModelSpec:
             )
         return self._in_process(instruction)
 
-    def _check_settings(self, kind: str, own: Sequence[str] = ()) -> None:
-        """Refuse a setting that would have no effect on a kind of model, whose `own` settings are these.
+    def _check_settings(self, kind: str) -> None:
+        """Refuse a setting that would have no effect on this kind of model.
 
         Raises:
             InputError: names it, and the kind of model that has it.
         """
-        if self.options is not None and own is not OF_HOSTED:
+        if self.options is not None and kind != HOSTED:
             instead = "give them to dspy.Embedder" if self.embedder is not None else "leave them out"
             raise InputError(f"provider_options are sent with requests to a provider, but this is {kind}; {instead}.")
-        for name, value in self.settings.items():
-            if name not in (*own, *OF_ANY):
-                where = "a model in process" if name in OF_LOCAL else "a hosted model"
-                raise InputError(
-                    f"{name}={shown(value)} is a setting of {where}, but this is {kind}; leave {name} out."
-                )
+        for owner, names in OWN_SETTINGS.items():
+            for name in names:
+                if name in self.settings and owner != kind:
+                    setting = f"{name}={shown(self.settings[name])}"
+                    raise InputError(f"{setting} is a setting of {owner}, but this is {kind}; leave {name} out.")
 
     def _slots(self, default: int) -> int:
         return check_count(self.settings.get("max_concurrency", default), "max_concurrency", 1)
 
     def _in_process(self, instruction: str | None) -> Backend:
         """A model of sentence-transformers, from its folder or by its name on the hub."""
-        self._check_settings("a model in process", OF_LOCAL)
+        self._check_settings(IN_PROCESS)
         folder, name, source, content = self._folder, self.model_name, self.model_name, {}
         if folder.is_dir():
             if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
                 raise InputError(f"{name!r} holds no embedding model: neither config.json nor modules.json is in it.")
             name, source, content = Path(name).name, str(folder.resolve()), identity_of(folder)
-        given = {setting: value for setting, value in self.settings.items() if setting in OF_LOCAL}
-        for setting, value in given.items():
-            check_optional_string(value, setting)
+        given = {key: value for key, value in self.settings.items() if key in OWN_SETTINGS[IN_PROCESS]}
+        for key, value in given.items():
+            check_optional_string(value, key)
         model = LocalModel(source, instruction=instruction, **given)
         identity = {"model": name, **content, "backend": LOCAL, **model.identity}
         former = {part: value for part, value in identity.items() if part != WEIGHTS}
+        size, default_dim = _qwen3_columns(name)
         return Backend(
             name=f"the model in {name!r}" if content else repr(name),
             identity=identity,
             embed=model,
-            size=None if content else _qwen3_size(name),
-            default_dim=_qwen3_dim(name),
+            size=None if content else size,
+            default_dim=default_dim,
             batch_size=LOCAL_BATCH,
             slots=self._slots(min(LOCAL_SLOTS, os.cpu_count() or 1)),
             measure=model.measure,
@@ -231,26 +219,21 @@ class ModelSpec:
 
     def _hosted(self, address: str | None) -> Backend:
         """A route of litellm."""
-        self._check_settings("a hosted model", OF_HOSTED)
-        name, options, limits = self.model_name, self.options or {}, Limits(**self.settings)
-        model = HostedModel(
-            name,
-            api_key=self.api_key,
-            api_base=address,
-            limits=limits,
-            key_lost=self.key_lost,
-            options=options,
+        self._check_settings(HOSTED)
+        name, options, limits = self.model_name, self.options or {}, hosted.Limits(**self.settings)
+        model = hosted.HostedModel(
+            name, api_key=self.api_key, api_base=address, limits=limits, key_lost=self.key_lost, options=options
         )
-        arguments = canonical(options)
+        size, default_dim = _qwen3_columns(name)
         n_columns = options.get("dimensions")
         return Backend(
             name=f"the route {name!r}",
-            identity={"model": name, "backend": "litellm", **({"arguments": arguments} if arguments else {})},
+            identity={"model": name, "backend": "litellm", **hosted.as_entry(options)},
             embed=self._without_its_options if self.options_lost else model,
-            endpoint=public_address(address),
-            size=n_columns if isinstance(n_columns, int) else _qwen3_size(name),
-            default_dim=_qwen3_dim(name),
-            batch_size=batch_size(name),
+            endpoint=hosted.public_address(address),
+            size=n_columns if isinstance(n_columns, int) else size,
+            default_dim=default_dim,
+            batch_size=hosted.batch_size(name),
             slots=limits.max_concurrency,
             width=limits.max_concurrency,
             is_served=True,
@@ -292,13 +275,11 @@ def _lexical(n_features: int) -> Backend:
     )
 
 
-def _qwen3_size(model_name: str) -> int | None:
-    match = re.search(r"qwen3-embedding[-:_](0\.6b|4b|8b)", model_name, re.I)
-    return QWEN3_SIZES[match[1].lower()] if match else None
-
-
-def _qwen3_dim(model_name: str) -> int | None:
-    return QWEN3_DIM if "qwen3-embedding" in model_name.lower() else None
+def _qwen3_columns(model_name: str) -> tuple[int | None, int | None]:
+    """Columns of a full vector of Qwen3-Embedding, and those kept by default; None for another model."""
+    name = model_name.lower()
+    match = re.search(r"qwen3-embedding[-:_](0\.6b|4b|8b)", name)
+    return QWEN3_SIZES[match[1]] if match else None, QWEN3_DIM if "qwen3-embedding" in name else None
 
 
 def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
@@ -307,13 +288,13 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
         return _precomputed(model)
     if isinstance(model, str):
         refuse_chat_model(model)
-        refuse_provider(model)
+        hosted.refuse_provider(model)
     identity, former = custom.identity_of(embedder), custom.former_identity(embedder)
     return Backend(
         name=f"the embedder {name!r}" if name else "the embedder",
         identity=identity,
         embed=embedder,
-        endpoint=public_address(address),
+        endpoint=hosted.public_address(address),
         batch_size=embedder.batch_size if isinstance(embedder, dspy.Embedder) else 64,
         keep_on_disk=name is not None,
         slots=n_slots,
@@ -332,6 +313,6 @@ def _precomputed(table: Precomputed) -> Backend:
         size=table.size,
         batch_size=4096,
         keep_on_disk=False,  # it is looked up as fast as in a file
-        probe_texts=PRECOMPUTED_PROBE,
+        probe_texts=TABLE_PROBE_TEXTS,
         takes_instruction=False,
     )

@@ -45,18 +45,10 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 # These change how a request is made, and no vector.
 HOW_IT_IS_ASKED = frozenset("timeout request_timeout num_retries max_retries caching user metadata client".split())
 # Arguments that this package sends itself -> the setting that they come from.
-OURS = {
-    "model": "model_name",
-    "input": "the texts",
-    "api_key": "api_key",
-    "api_base": "api_base",
-    "base_url": "api_base",
-    "timeout": "timeout",
-    "request_timeout": "timeout",
-    "num_retries": "nothing: what may pass is tried again",
-    "max_retries": "nothing: what may pass is tried again",
-    "caching": "cache_dir",
-}
+OURS = {"model": "model_name", "input": "the texts", "api_key": "api_key", "caching": "cache_dir"}
+OURS |= dict.fromkeys(("api_base", "base_url"), "api_base")
+OURS |= dict.fromkeys(("timeout", "request_timeout"), "timeout")
+OURS |= dict.fromkeys(("num_retries", "max_retries"), "nothing: what may pass is tried again")
 LONGEST = 2000  # characters of an identity's part
 CONTAINERS = (Mapping, list, tuple)
 DATA = (type(None), str, bytes, int, float, np.generic, np.ndarray)
@@ -118,6 +110,12 @@ def canonical(arguments: Mapping[str, Any]) -> str:
         return ""
     written = json.dumps(_with_string_keys(counted), sort_keys=True, separators=(",", ":"), default=_as_json)
     return written if len(written) <= LONGEST else hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
+
+
+def as_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """The entry of an identity that tells arguments apart; none where they change no vector."""
+    written = canonical(arguments)
+    return {"arguments": written} if written else {}
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

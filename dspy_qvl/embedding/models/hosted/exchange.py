@@ -35,14 +35,12 @@ class ExchangeError(Exception):
     Attributes:
         what: the kind of fault, in a few words.
         status: HTTP status of the answer that it was given up for.
-        unreadable: True if the answer is at fault.
     """
 
-    def __init__(self, what: str, why: str, status: int, *, unreadable: bool = False) -> None:
+    def __init__(self, what: str, why: str, status: int) -> None:
         super().__init__(why)
         self.what = what
         self.status = status
-        self.unreadable = unreadable
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,8 @@ class _Exchange:
         if packed in (ENCODING, "x-gzip", "deflate"):
             self._unpack = zlib.decompressobj(wbits=47).decompress  # either header
         elif packed not in ("identity", ""):
-            raise self._unreadable(response, f"it is packed as {packed[:20]!r}, and {ENCODING!r} was asked for")
+            why = f"it is packed as {packed[:20]!r}, and {ENCODING!r} was asked for"
+            raise ExchangeError(CANNOT_BE_READ, why, response.status_code)
         return False
 
     def take(self, piece: bytes, response: Any) -> bool:
@@ -190,7 +189,7 @@ class _Exchange:
         try:
             self._body += self._unpack(piece, n_left + 1) if self._unpack else piece[: n_left + 1]
         except zlib.error as error:
-            raise self._unreadable(response, f"it cannot be unpacked ({error})") from None
+            raise ExchangeError(CANNOT_BE_READ, f"it cannot be unpacked ({error})", response.status_code) from None
         if len(self._body) > most:
             if is_error:  # its beginning says enough
                 del self._body[most:]
@@ -212,11 +211,9 @@ class _Exchange:
         body = bytes(self._body)
         if response.status_code < 300:
             self._bound.bodies.append(body)
-        headers = [
-            (name, value)
-            for name, value in response.headers.multi_items()
-            if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
-        ]
+        headers = response.headers.copy()
+        for name in ("content-encoding", "content-length", "transfer-encoding"):
+            headers.pop(name, None)
         answer = type(response)(
             response.status_code,
             headers=headers,
@@ -228,10 +225,6 @@ class _Exchange:
         answer.next_request = response.next_request
         return answer
 
-    @staticmethod
-    def _unreadable(response: Any, why: str) -> ExchangeError:
-        return ExchangeError(CANNOT_BE_READ, why, response.status_code, unreadable=True)
-
 
 def _is_same_host(here: Any, there: Any) -> bool:
     """True for the same name and port, or the same name from http to https at their default ports."""
@@ -242,6 +235,6 @@ def _is_same_host(here: Any, there: Any) -> bool:
 
 
 def _host(url: Any) -> str:
-    """The scheme, name and port of an address; what else it holds may be secret."""
+    """The scheme, name and port of an address; the rest may be secret."""
     named = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
     return named if len(named) <= SHOWN_URL else f"{named[:SHOWN_URL]}…"

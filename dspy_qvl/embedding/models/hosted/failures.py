@@ -22,6 +22,8 @@ from dspy_qvl.embedding.models.hosted.exchange import CANNOT_BE_READ, ExchangeEr
 from dspy_qvl.embedding.models.hosted.redaction import reason
 
 MAY_PASS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # 52x: Cloudflare's; 529: overloaded
+KEY_ADVICE = " Check api_key, or the provider's environment variable."
+ADVICE = {401: KEY_ADVICE, 403: KEY_ADVICE, 404: " Check the name of the model, and api_base."}
 # Errors of clients over an answer of another shape than they expect.
 UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError, RecursionError)
 
@@ -56,11 +58,8 @@ class Failure:
     @property
     def advice(self) -> str:
         """A way to mend it, as a sentence after a space, or nothing."""
-        if self.status in (401, 403):
-            return " Check api_key, or the provider's environment variable."
-        if self.status == 404:
-            return " Check the name of the model, and api_base."
-        return " Check api_base: this may be no embedding endpoint." if self.unreadable else ""
+        otherwise = " Check api_base: this may be no embedding endpoint." if self.unreadable else ""
+        return ADVICE.get(self.status or 0, otherwise)
 
 
 def failure_of(error: BaseException, secrets: Sequence[str], timeout: float | None = None) -> Failure:
@@ -83,7 +82,8 @@ def failure_of(error: BaseException, secrets: Sequence[str], timeout: float | No
         return next((link for link in reversed(chain) if isinstance(link, kind)), None)
 
     if link := first(ExchangeError):
-        return Failure(link.what, reason(str(link), secrets), status=link.status, unreadable=link.unreadable)
+        is_unreadable = link.what == CANNOT_BE_READ
+        return Failure(link.what, reason(str(link), secrets), status=link.status, unreadable=is_unreadable)
     response = getattr(last(httpx.HTTPStatusError), "response", None)
     status = response.status_code if response is not None else _status_inside(chain[-1])
     if status is not None:

@@ -1,18 +1,18 @@
-"""Texts -> vectors over the network: one embedding route of litellm, asked politely and paid for once.
+"""One embedding route of litellm, texts -> vectors: requests are paced, retried, halved, and paid for once.
 
     texts ─► batches the provider takes ─► turn (pace) ─► provider ─► rows, checked ─► usage counted
                         ▲                      ▲              │
-                        │                      └── again ─────┤ what may pass: rate limit, server error, timeout
-                        └───────────────────────── halves ────┘ what texts may cause: refused, or failing at every try
+                        │                      └── again ─────┤ may pass: rate limit, server error, timeout
+                        └───────────────────────── halves ────┘ caused by texts: refused, or failing at every try
 
-What may pass is asked again, with jitter and bounds; a provider's Retry-After holds back every request. A batch that
-is refused, or fails at every try while a harmless text passes, is halved until it is clear whether it was too large or
-which texts it was: they are named, the others keep their vectors (`halving.py`, which states the bounds). Everything
-else fails at once, in words that hold no key.
+A failure that may pass is tried again, with jitter and bounds; a provider's Retry-After holds back every request. A
+batch that is refused, or fails at every try while a harmless text passes, is halved until it is clear whether it was
+too large or which texts were at fault: they are named, the others keep their vectors (`halving.py`, which states the
+bounds). Everything else fails at once, in words that hold no key.
 
-All requests of a process run on one event loop of our own, in a thread of its own; callers wait for it, in threads or
-in loops of theirs. litellm keeps connections and a log worker a process, which break where loops change or run side by
-side: see test_threads_with_loops_of_their_own_share_a_model. And what a model keeps (pace, usage, limits) is touched
+All requests of a process run on one event loop of this package, in a thread of its own; callers wait for it in their
+threads. litellm keeps connections and a log worker a process, which break where loops change or run side by
+side: see test_threads_with_loops_of_their_own_share_a_model. And the state of a model (pace, usage, limits) is touched
 by one thread only, so it needs no lock.
 """
 
@@ -45,7 +45,7 @@ MOST_HANGS = 2  # tries of a request that nobody answers
 
 @dataclass(frozen=True)
 class Limits:
-    """How hard a provider may be asked, and how long it is waited for.
+    """Limits of the requests to a provider: their rate, their number at once, their tries and their time.
 
     Attributes:
         requests_per_minute: evenly spaced starts, or None for no limit.
@@ -83,13 +83,13 @@ class HostedModel:
         route: provider and model, for instance "openrouter/qwen/qwen3-embedding-8b".
         api_key: the provider's key, or None for its environment variable.
         api_base: where it is served, or None for the provider's own address.
-        limits: how hard it may be asked.
-        key_lost: whether it had a key of its own that was left behind.
+        limits: of its requests.
+        key_lost: True if it had a key of its own that was left behind.
         options: arguments of the provider's own, sent with each request.
 
     Attributes:
         name: the route.
-        usage: what was asked of it so far.
+        usage: counts of its requests so far.
         batch_limit: texts a request, lowered where the provider refuses more.
     """
 
@@ -114,7 +114,7 @@ class HostedModel:
         self._pace = _Pace(self.limits.requests_per_minute)
         # Processes that were refused together must not come back together.
         self._random = random.Random(f"{os.getpid()} {route}")
-        self._answers = False  # whether it ever has
+        self._answers = False  # True once it has answered
 
     def __repr__(self) -> str:
         return f"HostedModel({self.name!r})"
@@ -212,16 +212,10 @@ class HostedModel:
 
     async def _try(self, texts: list[str]) -> Answer | Failure:
         await self._pace.turn()
-        limits = self.limits
+        key, options, limits = self._key(), self._options(), self.limits
         started = time.monotonic()
         outcome = await ask(
-            self.name,
-            texts,
-            key=self._key(),
-            api_base=self._api_base,
-            timeout=limits.timeout,
-            key_lost=self._key_lost,
-            options=self._options(),
+            self.name, texts, key, self._api_base, limits.timeout, key_lost=self._key_lost, options=options
         )
         if isinstance(outcome, Answer):
             n_unpriced = int(outcome.cost is None)
@@ -274,12 +268,12 @@ class HostedModel:
 
 
 class _Pace:
-    """When the next request may start: evenly spaced, and after what the provider asked to wait."""
+    """The start of the next request: evenly spaced, and after the time that the provider asked to wait."""
 
     def __init__(self, requests_per_minute: float | None) -> None:
         self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._free = 0.0  # when the next turn begins
-        self._held = 0.0  # until when nobody may start
+        self._held = 0.0  # no request starts before
 
     async def turn(self) -> None:
         """Wait for a turn; the first goes at once."""
@@ -289,9 +283,9 @@ class _Pace:
             self._free = start + self._gap
             if start > now:
                 await asyncio.sleep(start - now)
-            if self._held <= start:  # nobody was asked to wait meanwhile
+            if self._held <= start:  # the provider asked for no wait meanwhile
                 return
 
     def hold(self, seconds: float) -> None:
-        """Let nobody start for so long."""
+        """Let no request start for so many seconds."""
         self._held = max(self._held, time.monotonic() + seconds)

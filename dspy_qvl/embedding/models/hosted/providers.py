@@ -19,7 +19,7 @@ GLOBAL = "litellm.api_base"  # the module's attribute, not a variable
 
 @dataclass(frozen=True)
 class Provider:
-    """How requests to a provider differ from those to others.
+    """The peculiarities of requests to one provider.
 
     Attributes:
         addresses: environment variables in which litellm looks for its address, in litellm's order, and `GLOBAL`;

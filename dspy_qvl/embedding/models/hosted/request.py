@@ -65,10 +65,10 @@ class Answer:
 async def ask(
     route: str,
     texts: list[str],
-    *,
     key: str | None,
     api_base: str | None,
     timeout: float,
+    *,
     key_lost: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Answer | Failure:
@@ -100,7 +100,7 @@ async def ask(
     secrets = [*filter(None, keys), *secret_strings(options)]
     with bounded(most_bytes(len(texts)), timeout) as bound:
         try:
-            # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
+            # Never with `dimensions`: servers treat it differently, so vectors are cut here.
             request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
             response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
         except Exception as error:
@@ -134,7 +134,7 @@ def ask_for_embedder(route: str, texts: list[str], **arguments: Any) -> list[NDA
     try:
         return [_numbers(row["embedding"]) for row in in_order(response.data)]
     except Exception as error:
-        raise ExchangeError(CANNOT_BE_READ, str(error)[:1000], 200, unreadable=True) from None
+        raise ExchangeError(CANNOT_BE_READ, str(error)[:1000], 200) from None
 
 
 def most_bytes(n_texts: int) -> int:
@@ -143,7 +143,7 @@ def most_bytes(n_texts: int) -> int:
 
 
 def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) -> "dict[str, str | None] | Failure":
-    """The arguments that litellm needs for a route (model, api_key, api_base), or what is missing of them."""
+    """The arguments that litellm needs for a route (model, api_key, api_base), or the failure for lack of one."""
     import litellm
 
     provider, model, own_ways = route.split("/")[0], route, provider_of(route)
@@ -176,7 +176,7 @@ def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) 
 
 
 def paid_for(bound: Bound) -> SimpleNamespace | None:
-    """The answer that came although litellm failed, where it is of OpenAI's shape; usage is what it stumbles over."""
+    """The answer that came although litellm failed, where it is of OpenAI's shape; it often stumbles over usage."""
     try:
         body = json.loads(bound.bodies[-1])
         rows = body["data"]
@@ -196,12 +196,10 @@ def in_order(rows: object) -> list[Any]:
     if not isinstance(rows, list | tuple):
         raise ValueError(f"its data are of type {type(rows).__name__}, not a list")
     indexes: list[Any] = [row.get("index") if isinstance(row, Mapping) else getattr(row, "index", None) for row in rows]
-    if all(index is None for index in indexes):
+    kinds = set(map(type, indexes))
+    if kinds <= {type(None)} or (kinds == {int} and not any(indexes)):
         return list(rows)
-    are_numbers = all(type(index) is int for index in indexes)
-    if are_numbers and not any(indexes):
-        return list(rows)
-    if not are_numbers or sorted(indexes) != list(range(len(rows))):
+    if kinds != {int} or sorted(indexes) != list(range(len(rows))):
         raise ValueError(f"its rows are numbered {shown(indexes)}, and must be from 0 to {len(rows) - 1}, each once")
     return sorted(rows, key=lambda row: int(row["index"]))
 

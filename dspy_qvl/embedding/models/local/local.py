@@ -40,7 +40,7 @@ class LocalModel:
         backend: "torch", or "onnx" for onnxruntime on the CPU, which gives the vectors of float32.
         revision: commit, tag or branch on the hub.
         long_text: "cut" a text to the model's window, or take the "mean" over windows of it.
-        instruction: put before texts by whoever sends them here; each window of a long text begins with it.
+        instruction: the caller puts it before texts; each window of a long text begins with it again.
 
     Raises:
         InputError: a setting that does not exist, or settings that do not go together.
@@ -70,19 +70,16 @@ class LocalModel:
             raise InputError("revision must not be blank; leave it out for the newest.")
         if revision is not None and Path(source).is_dir():
             raise InputError(f"revision={revision!r} names a version on the hub, but {source!r} is a folder.")
-        self.source = source
-        self.device = device
-        self.precision = chosen_precision(precision, device, backend)
-        self.backend = backend
-        self.revision = revision
+        self.request = ModelRequest(source, device, chosen_precision(precision, device, backend), backend, revision)
         self.long_text = long_text
         self.prefix = instructed("", instruction)
 
     @property
     def identity(self) -> dict[str, str]:
         """The settings that change vectors; the backend changes none."""
-        plain = {"long_text": "cut", "revision": None, "precision": "float32"}
-        return {name: getattr(self, name) for name in plain if getattr(self, name) != plain[name]}
+        plain = {"precision": "float32", "revision": None, "long_text": "cut"}
+        own = {**vars(self.request), "long_text": self.long_text}
+        return {name: own[name] for name in plain if own[name] != plain[name]}
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """Vectors of texts, (n, d), as the model gives them: one forward pass, unless windows are needed.
@@ -96,7 +93,7 @@ class LocalModel:
         return means(loaded, rows, self.prefix) if self.long_text == "mean" and rows else loaded.embed(rows)
 
     def measure(self, texts: Sequence[str]) -> Measured:
-        """Tokens of texts as the model sees them, and a warning of what is cut.
+        """Lengths of texts in tokens as the model sees them, with a warning where texts are cut.
 
         The length of a single text that is clearly short enough is guessed: to count its tokens takes as long as a
         thirtieth of its forward pass.
@@ -128,7 +125,7 @@ class LocalModel:
         Raises:
             ModelUnavailableError: it cannot be loaded here; the next call tries again.
         """
-        return PROCESS.model(ModelRequest(self.source, self.device, self.precision, self.backend, self.revision))
+        return PROCESS.model(self.request)
 
 
 def cut_warning(n_texts: int, over: Sequence[int], window: int) -> str:

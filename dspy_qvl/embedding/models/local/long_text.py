@@ -2,8 +2,8 @@
 
     long text ─► windows of like length, each with the instruction ─► their vectors ─► weighted mean, unit length
 
-A text is cut between tokens, and its windows count by how many tokens they hold. Texts are tokenized once where none
-of them fills the window: the forward pass takes what showed it.
+A text is cut between tokens, and its windows count by how many tokens they hold. Where no text fills the window, texts
+are tokenized once: the forward pass takes the tokens that showed their lengths.
 """
 
 import itertools
@@ -24,8 +24,8 @@ class Piece(NamedTuple):
     """One string of a forward pass: a whole text, or a window of a long one.
 
     Attributes:
-        text: what is sent, instruction included.
-        tokens: of what is sent, special tokens included.
+        text: as it is sent, instruction included.
+        tokens: of that text, special tokens included.
         weight: tokens of the text itself in a window; 0 for a whole text, whose vector is taken as the model gives it.
     """
 

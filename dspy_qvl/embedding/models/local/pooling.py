@@ -1,4 +1,4 @@
-"""How the tokens of a text become one vector: as the model's folder says, or for a bare Qwen3 as Qwen does it.
+"""The pooling of a model, tokens -> one vector: as its folder says, or for a bare Qwen3 as Qwen does it.
 
     modules.json is there     ─► its pooling, and padding on the left for Qwen3
     a Qwen3 without it        ─► end token ─► last position ─► unit length, no chat template
