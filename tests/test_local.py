@@ -86,7 +86,7 @@ def test_a_model_is_named_and_its_precision_chosen_without_torch():
         "LocalModel('Qwen/Qwen3-Embedding-0.6B').identity\n"
         "assert not {'torch', 'transformers', 'sentence_transformers', 'huggingface_hub'} & set(sys.modules)\n"
     )
-    # dspy itself brings huggingface_hub where litellm is loaded, so the room is imported without its package.
+    # dspy itself brings huggingface_hub where litellm is loaded, so the module is imported without its package.
     shortcut = (
         "import sys, types\n"
         "root = 'dspy_qvl/embedding/models'\n"
