@@ -14,7 +14,8 @@ import pytest
 
 from dspy_qvl import EmbeddingError, Qwen3EmbeddingValueLearner
 from dspy_qvl.embedding.cache.cache import EmbeddingCache
-from dspy_qvl.embedding.models.hosted.addresses import LOOKED_UP, address_of, public_address
+from dspy_qvl.embedding.models.hosted.addresses import address_of, public_address
+from dspy_qvl.embedding.models.hosted.providers import PROVIDERS
 from dspy_qvl.embedding.models.hosted.request import Answer, ask
 from dspy_qvl.embedding.probe import PROBE_TEXTS
 from tests.conftest import rated
@@ -22,6 +23,7 @@ from tests.loopback import Loopback, echo_key, other_model, vectors
 
 TEXTS = [text for text, _ in rated(12)]
 ROUTE = "hosted_vllm/Qwen/Some-Embedding"
+LOOKED_UP = {name: provider.addresses for name, provider in PROVIDERS.items() if provider.addresses}
 
 # provider, its variable, and the end of an address of this provider
 VARIABLES = [

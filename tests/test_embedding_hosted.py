@@ -21,7 +21,8 @@ from dspy_qvl import (
     StateError,
     TextsRefusedError,
 )
-from dspy_qvl.embedding.models.spec import DEFAULT_MODEL, PROVIDERS
+from dspy_qvl.embedding.models.hosted.providers import PROVIDERS
+from dspy_qvl.embedding.models.spec import DEFAULT_MODEL
 from dspy_qvl.embedding.probe import PROBE_TEXTS
 from dspy_qvl.state.files import read_file, write_file
 from tests.conftest import rated

@@ -24,8 +24,9 @@ ORDER = {
     "encoder embedding",
     "dspy_qvl.embedding.cache": "memory rows database connections store pruning exporting cache",
     "dspy_qvl.embedding.models": "model lexical precomputed hosted local custom spec",
-    "dspy_qvl.embedding.models.hosted": "addresses arguments redaction exchange failures request halving hosted",
-    "dspy_qvl.embedding.models.local": "precision folder loading forward long_text local",
+    "dspy_qvl.embedding.models.hosted": "providers addresses arguments redaction exchange failures request "
+    "halving hosted",
+    "dspy_qvl.embedding.models.local": "precision folder pooling loading forward long_text local",
     "dspy_qvl.features": "table overlap built_in features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned fit_state columns head updating training inspection migration "

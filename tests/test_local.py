@@ -3,6 +3,7 @@
 The tiny Qwen3 has random weights in the true on-disk format (`tests/tiny_qwen3.py`); MiniLM stands for real semantics.
 """
 
+import collections
 import copy
 import importlib.util
 import json
@@ -26,7 +27,7 @@ from dspy_qvl.embedding.instruction import instructed
 from dspy_qvl.embedding.models.local import precision
 from dspy_qvl.embedding.models.local.forward import PROCESS
 from dspy_qvl.embedding.models.local.loading import unavailable
-from dspy_qvl.embedding.models.local.local import Lengths, LocalModel
+from dspy_qvl.embedding.models.local.local import LocalModel, cut_warning
 from dspy_qvl.embedding.models.local.long_text import packed, windows_of
 from dspy_qvl.embedding.models.local.precision import chosen_precision, has_bf16
 from dspy_qvl.embedding.models.spec import HOSTED_QWEN, LEXICAL, ModelSpec
@@ -85,7 +86,7 @@ def test_a_model_is_named_and_its_precision_chosen_without_torch():
         "LocalModel('Qwen/Qwen3-Embedding-0.6B').identity\n"
         "assert not {'torch', 'transformers', 'sentence_transformers', 'huggingface_hub'} & set(sys.modules)\n"
     )
-    # dspy itself brings huggingface_hub where litellm is loaded, so the room is imported without its package.
+    # dspy itself brings huggingface_hub where litellm is loaded, so the module is imported without its package.
     shortcut = (
         "import sys, types\n"
         "root = 'dspy_qvl/embedding/models'\n"
@@ -166,15 +167,11 @@ def test_a_copy_is_the_model_and_a_pickle_its_settings():
 
 
 def test_the_warning_says_how_many_and_how_much():
-    model = LocalModel("x/y")
-    lengths = Lengths([10, 256, 256, 256], {1: 4100, 3: 300}, 256)
-    assert model.warning_for(lengths) == (
+    assert cut_warning(4, [4100, 300], 256) == (
         "2 of 4 texts are longer than the model's window of 256 tokens (the longest has 4,100) and were cut, losing "
         "88 % of their tokens; long_text='mean' averages over windows."
     )
-    assert "1 of 4 texts is longer" in str(model.warning_for(Lengths([10, 256, 9, 9], {1: 300}, 256)))
-    assert model.warning_for(Lengths([10], {}, 256)) is None
-    assert LocalModel("x/y", long_text="mean").warning_for(lengths) is None
+    assert "1 of 4 texts is longer" in cut_warning(4, [300], 256)
 
 
 def test_batches_are_packed_by_length_to_the_budget():
@@ -316,36 +313,39 @@ class TestLongTexts:
         lengths = model.measure(texts)
         tokenizer = model._load().tokenizer
         full = [len(tokenizer(text)["input_ids"]) for text in texts]
+        assert [n > 64 for n in full] == 4 * [False] + 4 * [True]
         assert lengths.tokens == [min(n, 64) for n in full]
-        assert lengths.over == {row: n for row, n in enumerate(full) if n > 64}
-        assert set(lengths.over) == {4, 5, 6, 7}
-        assert lengths.window == 64
-        assert float32(narrow, long_text="mean").measure(texts).tokens == full
+        assert lengths.budget == model._load().tokens_a_batch
+        assert lengths.warning == cut_warning(8, full[4:], 64)
+        assert model.measure(TEXTS).warning is None
+        assert float32(narrow, long_text="mean").measure(texts) == (full, lengths.budget, None)
 
     @pytest.mark.parametrize("text", LONG)
     @pytest.mark.parametrize("instruction", [None, "Say how it is"])
     def test_windows_hold_the_whole_text_each_with_its_instruction(self, narrow, text, instruction):
         loaded = float32(narrow)._load()
-        windows = windows_of(loaded, instructed(text, instruction))
         prefix = instructed("", instruction)
-        assert all(piece.startswith(prefix) for piece, _ in windows)
-        assert "".join(piece[len(prefix) :] for piece, _ in windows) == text
-        counts = loaded.count([piece for piece, _ in windows])
+        windows = windows_of(loaded, instructed(text, instruction), prefix)
+        assert all(window.text.startswith(prefix) for window in windows)
+        assert "".join(window.text[len(prefix) :] for window in windows) == text
+        counts = loaded.count([window.text for window in windows])
+        assert [window.tokens for window in windows] == counts
         assert max(counts) <= 64
-        assert all(weight > 0 for _, weight in windows)
+        assert all(window.weight > 0 for window in windows)
         assert min(counts) > 0.5 * max(counts)  # no scrap at the end
 
     @pytest.mark.parametrize("instruction", [None, "Say how it is"])
     def test_the_mean_is_that_of_the_windows_by_hand(self, narrow, instruction):
-        model = float32(narrow, long_text="mean")
-        texts = [instructed(text, instruction) for text in (SHORT, *LONG)]
+        model = float32(narrow, long_text="mean", instruction=instruction)
+        prefix = instructed("", instruction)
+        texts = [prefix + text for text in (SHORT, *LONG)]
         vectors = model(texts)
         np.testing.assert_allclose(vectors[0], by_hand(narrow, texts[:1])[0], atol=1e-5)
         tokenizer = model._load().tokenizer
         for text, vector in zip(texts[1:], vectors[1:], strict=True):
             expected = np.zeros(tiny_qwen3.HIDDEN)
-            for piece, _ in windows_of(model._load(), text):
-                body = piece.removeprefix(instructed("", instruction))
+            for piece, _, _ in windows_of(model._load(), text, prefix):
+                body = piece.removeprefix(prefix)
                 weight = len(tokenizer(body, add_special_tokens=False)["input_ids"])
                 expected += weight * float32(narrow)([piece])[0]  # sentence-transformers 5.0 strips blanks
             np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
@@ -359,9 +359,9 @@ class TestLongTexts:
         assert not np.allclose(mean[0], mean[1], atol=1e-3)
 
     def test_an_instruction_that_fills_the_window_is_refused(self, narrow):
-        text = instructed(LONG[0], "word and another " * 30)
+        instruction = "word and another " * 30
         with pytest.raises(InputError, match=r"the instruction takes \d+ tokens of the model's window of 64; shorten"):
-            float32(narrow, long_text="mean")([text])
+            float32(narrow, long_text="mean", instruction=instruction)([instructed(LONG[0], instruction)])
 
     def test_no_text_is_without_a_vector(self, narrow):
         model = float32(narrow, long_text="mean")
@@ -374,6 +374,45 @@ class TestLongTexts:
         vectors = model([" " * 5000, "word " * 600])
         assert np.isfinite(vectors).all()
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
+
+    @pytest.mark.parametrize("instruction", [None, "Say how it is"])
+    def test_texts_are_tokenized_as_rarely_as_can_be(self, narrow, monkeypatch, instruction):
+        spec = ModelSpec(str(narrow), settings={"device": "cpu", "precision": "float32", "long_text": "mean"})
+        embedding = Embedding(spec, cache_dir=None, instruction=instruction)
+        embedding(["loaded and probed", "before anything is counted"])
+        tokenizer = type(embedding._backend.embed._load().tokenizer)
+        original, seen = tokenizer.__call__, collections.Counter()
+
+        def counting(self, text, *args, **options):
+            seen.update([text] if isinstance(text, str) else text)
+            return original(self, text, *args, **options)
+
+        monkeypatch.setattr(tokenizer, "__call__", counting)
+        prefix = instructed("", instruction)
+        short = [f"{text} again" for text in TEXTS]
+        embedding(short)
+        assert seen == {prefix + text: 2 for text in short}  # measured, and for the forward pass
+        seen.clear()
+        long = " ".join(f"The mug {number} works." for number in range(40))
+        embedding([SHORT + "!", long])
+        assert seen.pop(prefix + SHORT + "!") == 3  # once more, beside windows
+        assert seen.pop(prefix + long) + (seen.pop(long) if prefix else 0) == (4 if prefix else 3)
+        seen.pop(prefix)  # the instruction by itself
+        parts = [text for text in seen if not prefix or not text.startswith(prefix)]
+        assert "".join(parts) == long
+        counts = {seen[part] + (seen[prefix + part] if prefix else 0) for part in parts}
+        assert counts == ({3} if prefix else {2})  # for the length, and for the forward pass
+
+    def test_learners_of_other_instructions_never_embed_each_others_windows(self, narrow):
+        def source(instruction, long_text):
+            settings = {"device": "cpu", "precision": "float32", "long_text": long_text}
+            embedding = Embedding(ModelSpec(str(narrow), settings=settings), cache_dir=None, instruction=instruction)
+            return embedding._source()
+
+        for long_text in ("cut", "mean"):
+            one, other, same = (source(instruction, long_text) for instruction in ("one", "other", "one"))
+            assert one._coalescer is same._coalescer
+            assert (one._coalescer is other._coalescer) == (long_text == "cut")
 
 
 # MiniLM
@@ -511,9 +550,10 @@ class TestBrokenFolders:
     @pytest.mark.parametrize("long_text", ["cut", "mean"])
     def test_an_instruction_that_leaves_no_room_for_the_text_is_refused(self, tmp_path, long_text):
         folder = tiny_qwen3.build(tmp_path / "narrow", max_length=64)
-        model = float32(folder, long_text=long_text)
+        instruction = "long words here " * 300
+        model = float32(folder, long_text=long_text, instruction=instruction)
         with pytest.raises(InputError, match=r"the instruction takes .* tokens of the model's window of 64"):
-            model.measure([instructed(text, "long words here " * 300) for text in ("good", "bad")])
+            model.measure([instructed(text, instruction) for text in ("good", "bad")])
 
 
 @pytest.mark.local

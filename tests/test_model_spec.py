@@ -75,10 +75,10 @@ def test_a_relative_folder_is_meant_from_where_the_learner_was_made(tmp_path, mo
         (tmp_path / place / "tiny-embedding" / "config.json").write_text(f'{{"hidden_size": {size}}}')
     monkeypatch.chdir(tmp_path / "here")
     spec = ModelSpec("tiny-embedding")
-    raw, identity, source = pickle.dumps(spec), spec.backend().identity, spec.backend().embed.source
+    raw, identity, source = pickle.dumps(spec), spec.backend().identity, spec.backend().embed.request.source
     monkeypatch.chdir(tmp_path / "there")
     for later in (spec, pickle.loads(raw), replace(spec, embedding_dim=4)):
-        assert (later.backend().identity, later.backend().embed.source) == (identity, source)
+        assert (later.backend().identity, later.backend().embed.request.source) == (identity, source)
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(tmp_path / "here")
     monkeypatch.chdir(tmp_path / "there")

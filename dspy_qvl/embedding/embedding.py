@@ -56,7 +56,7 @@ class Embedding:
             instruction = check_text(instruction, "instruction").strip() or None
         folder = None if cache_dir is None else _folder(cache_dir, spec.home)
         address = spec.address()
-        backend = spec.backend_at(address)
+        backend = spec.backend_at(address, instruction)
         for part in (backend.identity or {}).values():  # it is saved with every fit
             check_text(part, "the name of the embedding model")
         if instruction is not None and not backend.takes_instruction:

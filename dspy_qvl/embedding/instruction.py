@@ -1,9 +1,5 @@
 """Qwen's instruction, put before a text, and the string that a model is sent for it."""
 
-import re
-
-INSTRUCTION = re.compile(r"Instruct: .*?\nQuery:", re.DOTALL)  # what `instructed` puts before a text
-
 
 def instructed(text: str, instruction: str | None) -> str:
     """The string a Qwen3 embedding model is sent: with an instruction, Qwen's query form; without, the text.
@@ -18,8 +14,3 @@ def sent(instruction: str | None, text: str, instruct: bool) -> str:
     if not text.strip():
         return ""
     return instructed(text, instruction) if instruct else text
-
-
-def _prefix(text: str) -> str:
-    match = INSTRUCTION.match(text)
-    return "" if match is None else match[0]

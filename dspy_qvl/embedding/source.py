@@ -82,7 +82,7 @@ class Source:
         self._probe_key = self.cache.key(PROBE_TEXTS[0]) if is_stored else None
         # Learners of one model ask for their texts together; but not with each other's key, and not through an
         # embedder that only has the same name.
-        same = (identity, path, truncation.dim, batch_size, backend.slots)
+        same = (identity, path, truncation.dim, batch_size, backend.slots, backend.prefix)
         whose = (spec.api_key, address, json.dumps(spec.options, sort_keys=True), id(spec.embedder))
         self._coalescer = Coalescer.shared((*same, *whose), backend.slots, batch_size)
 

@@ -1,19 +1,20 @@
-"""A caller's own embedder, a `dspy.Embedder` or a callable: its name, its address, and what else tells it apart."""
+"""A caller's own embedder, a `dspy.Embedder` or a callable: its name, its address, its identity and its secrets."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import dspy
 
 from dspy_qvl.embedding.models.hosted import address_of as address_of_route
-from dspy_qvl.embedding.models.hosted import canonical, plain, public, secret_strings
+from dspy_qvl.embedding.models.hosted import as_entry, plain, public, secret_strings
 from dspy_qvl.errors import InputError, shown
 
-ADDRESSES = ("api_base", "base_url")  # what a default argument calls an address, the first that is given
+ADDRESSES = ("api_base", "base_url")  # default arguments that hold an address; the first that is given counts
 
 
 def model_of(embedder: Any) -> Any:
-    """What a `dspy.Embedder` asks, a route of litellm or a callable; the callable itself."""
+    """The route of litellm or the callable inside a `dspy.Embedder`; a callable itself."""
     return embedder.model if isinstance(embedder, dspy.Embedder) else embedder
 
 
@@ -39,35 +40,37 @@ def name_of(embedder: Any) -> str | None:
 
 
 def identity_of(embedder: Any) -> dict[str, str] | None:
-    """What makes the vectors of an embedder comparable: its name, and its default arguments but secret ones."""
+    """The name of an embedder and its default arguments but for secret ones: all that its vectors depend on."""
     name = name_of(embedder)
     if name is None:
         return None
-    arguments = canonical(_arguments(embedder))
-    return {"model": name, "backend": "embedder", **({"arguments": arguments} if arguments else {})}
+    own = _defaults(embedder)
+    own.pop(_address_argument(own) or "", None)  # told apart as the endpoint
+    return {"model": name, "backend": "embedder", **as_entry(own)}
 
 
 def former_identity(embedder: Any) -> dict[str, str] | None:
-    """What version 0.1.0 said of an embedder, which knew neither default arguments nor the name of a route."""
+    """The identity in version 0.1.0, which knew neither default arguments nor the name of a route."""
     model = model_of(embedder)
     name = model if isinstance(model, str) else name_of(embedder)
     return None if name is None else {"model": name, "backend": "embedder"}
 
 
 def is_route(embedder: Any) -> bool:
-    """Tell whether litellm is asked."""
+    """True if litellm is asked."""
     return isinstance(embedder, dspy.Embedder) and isinstance(embedder.model, str)
 
 
 def is_plain_route(embedder: Any) -> bool:
-    """Tell whether litellm is asked, and nothing else is done to its answers."""
+    """True if litellm is asked, and nothing else is done to its answers."""
     return is_route(embedder) and type(embedder).__call__ is dspy.Embedder.__call__
 
 
 def address_of(embedder: Any) -> str | None:
-    """Where an embedder is asked now, or None where it says nothing."""
+    """The address that an embedder asks now, or None where it says nothing."""
     own = _defaults(embedder)
-    given = next((str(own[name]) for name in ADDRESSES if own.get(name)), None)
+    argument = _address_argument(own)
+    given = str(own[argument]) if argument else None
     if not is_route(embedder):
         return given
     provider = own.get("custom_llm_provider")
@@ -75,14 +78,14 @@ def address_of(embedder: Any) -> str | None:
 
 
 def sent_to(embedder: Any, address: str | None) -> dict[str, Any]:
-    """What a call says so that it is this address that is asked: litellm ignores `base_url`, and variables change."""
-    if address is None or not is_plain_route(embedder):
+    """Arguments of a call that keep it to this address: litellm ignores `base_url`, and variables change."""
+    if address is None or not is_plain_route(embedder) or _defaults(embedder).get("api_base") == address:
         return {}
-    return {} if _defaults(embedder).get("api_base") == address else {"api_base": address}
+    return {"api_base": address}
 
 
 def secret_strings_of(embedder: Any) -> list[str]:
-    """What no message about an embedder may hold: secrets among its default and bound arguments, and its attributes."""
+    """The secrets among an embedder's default and bound arguments and its attributes; no message may hold them."""
     found = set(secret_strings(_defaults(embedder)))
     for held in (embedder, model_of(embedder)):
         bound = {**getattr(held, "__dict__", {}), **(getattr(held, "keywords", None) or {})}
@@ -91,7 +94,7 @@ def secret_strings_of(embedder: Any) -> list[str]:
 
 
 def without_secrets(embedder: Any) -> Any:
-    """A copy of a `dspy.Embedder` that holds no secret, to be pickled; a callable as it is."""
+    """A copy of a `dspy.Embedder` that holds no secret, to be pickled; a callable itself."""
     if not isinstance(embedder, dspy.Embedder):
         return embedder
     kept = public(embedder.default_kwargs)
@@ -106,8 +109,5 @@ def _defaults(embedder: Any) -> dict[str, Any]:
     return dict(embedder.default_kwargs) if isinstance(embedder, dspy.Embedder) else {}
 
 
-def _arguments(embedder: Any) -> dict[str, Any]:
-    """Default arguments without the address, which is told apart as the endpoint."""
-    own = _defaults(embedder)
-    address = next((name for name in ADDRESSES if own.get(name)), None)
-    return {name: value for name, value in own.items() if name != address}
+def _address_argument(own: Mapping[str, Any]) -> str | None:
+    return next(filter(own.get, ADDRESSES), None)

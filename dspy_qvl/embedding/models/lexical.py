@@ -1,7 +1,7 @@
 """The lexical model: hashed words and character n-grams, built in, nothing to download.
 
-It knows spelling, not meaning. The same text gives the same vector anywhere, for ever; that is why its list of
-function words stands here and is not taken from a library that may change it.
+It knows spelling, not meaning. The same text gives the same vector anywhere and in any version; so its list of function
+words stands here, and is not taken from a library that may change it.
 """
 
 import re
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dspy_qvl.errors import check_count
 
 # English words that say little by themselves; "no", "not", "never" and the like say much, and are not among them.
-# Single letters are what contractions leave behind.
+# The single letters remain of contractions.
 FUNCTION_WORDS = frozenset(
     """
     a about above across after afterwards again against all almost alone along already also although always am among
@@ -88,7 +88,7 @@ class LexicalModel:
         return _unit_rows(by_word * self.word_weight + by_ngram * (1 - self.word_weight**2) ** 0.5)
 
     def _words(self, text: str) -> dict[str, float]:
-        """How much each word and punctuation mark counts, and each negated word."""
+        """Each word, punctuation mark and negated word -> its count."""
         counts: defaultdict[str, float] = defaultdict(float)
         words = self.WORD.findall(text)
         n_negated = 0
@@ -106,7 +106,7 @@ class LexicalModel:
         return counts
 
     def _ngrams(self, text: str, ngrams_of: Callable[[str], list[str]]) -> dict[str, float]:
-        """How much each character n-gram counts."""
+        """Each character n-gram -> its count."""
         counts: defaultdict[str, float] = defaultdict(float)
         for word in text.split():
             count = self._count(word.strip(PUNCTUATION))
@@ -120,7 +120,7 @@ class LexicalModel:
 
 @lru_cache
 def _hashing(n_features: int, ngram_range: tuple[int, int]) -> tuple[Any, Callable[[str], list[str]]]:
-    """What hashes counts, and what splits a word into n-grams; making them takes longer than a text."""
+    """The hasher of counts, and the function word -> n-grams; cached since making them takes longer than a text."""
     from sklearn.feature_extraction import FeatureHasher
     from sklearn.feature_extraction.text import CountVectorizer
 

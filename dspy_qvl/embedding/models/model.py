@@ -1,13 +1,14 @@
-"""One embedding model that texts can be sent to: how it is called, what it is, and what it costs."""
+"""One embedding model that texts can be sent to: its name, its identity, its limits, and the requests made so far."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field
 from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What was asked of a provider so far; the difference of two says what happened in between.
+    """Counts of the requests to a provider so far; the difference of two counts those in between.
 
     Attributes:
         requests: HTTP requests that were answered, refusals among them.
@@ -15,7 +16,7 @@ class Usage:
         tokens: as the provider counted them.
         cost: US dollars, of the requests whose price litellm knows.
         unpriced: requests with vectors whose price it does not know.
-        retries: tries after a failure that may pass.
+        retries: requests made again after a failure that may pass.
     """
 
     requests: int = 0
@@ -26,14 +27,13 @@ class Usage:
     retries: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+        return Usage(*map(operator.add, astuple(self), astuple(other)))
 
     def __sub__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, field.name) - getattr(other, field.name) for field in fields(self)))
+        return Usage(*map(operator.sub, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
-        counts = ((self.requests, "request"), (self.texts, "text"), (self.tokens, "token"))
-        parts = [counted(count, what) for count, what in counts]
+        parts = [counted(self.requests, "request"), counted(self.texts, "text"), counted(self.tokens, "token")]
         if self.cost > 0 or not self.unpriced:
             parts.append(f"${self.cost:.4f}" if self.cost >= 1e-4 else "less than $0.0001" if self.cost > 0 else "$0")
         if self.unpriced:
@@ -43,16 +43,13 @@ class Usage:
         return ", ".join(parts)
 
 
-Embed = Callable[[list[str]], Any]
-
-
 class Measured(NamedTuple):
-    """What texts cost a model in process.
+    """Lengths of texts for a model in process.
 
     Attributes:
-        tokens: of each text, as the model sees it.
-        budget: padded tokens of a batch.
-        warning: what is lost of texts longer than the model's window, or None.
+        tokens: of each text as the model sees it, special tokens included; of a text that is cut, those that are left.
+        budget: padded tokens of a batch that make good use of the device.
+        warning: says how much of texts longer than the model's window is cut, or None.
     """
 
     tokens: Sequence[int]
@@ -62,35 +59,38 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Backend:
-    """What one model name means.
+    """The model that a name stands for, and all that a caller of it has to know.
 
     Attributes:
-        name: how messages call the model.
-        identity: what makes two vectors comparable, for saved states; None for an anonymous callable.
-        endpoint: where the model is served, without user, password or query; part of the cache's key only.
+        name: as messages call the model.
+        identity: equal for two models if their vectors can be compared, for saved states; None for an anonymous
+            callable.
+        embed: list of texts -> (n, size); a `dspy.Embedder`, or a callable that can be handed to one.
+        endpoint: address of the server, without user, password or query; part of the cache's key only.
         size: length of a full vector, or None if only the first vector tells.
         default_dim: `embedding_dim` where the caller gives none, or None for the model's own size.
-        embed: list of texts -> (n, size); a `dspy.Embedder`, or what can be handed to one.
         batch_size: texts a call.
-        keep_on_disk: whether a vector is worth storing.
-        keep_with_fit: whether the vectors of rated texts are worth saving with what was learned from them.
+        keep_on_disk: True if a vector is worth storing.
+        keep_with_fit: True if the vectors of rated texts are worth saving with the fit on them.
         slots: batches that run well at once.
-        width: how many of them one caller may have.
-        is_served: whether another process answers: it may change the model under its name, and its failures tell the
+        width: batches of one caller at once.
+        is_served: True if another process answers: it may change the model under its name, and its failures tell the
             texts they are about from the others of the batch.
-        measure: list of texts -> what they cost, or None where they are only counted.
-        usage: what was asked of a provider so far, or None where nobody is paid.
+        measure: list of texts -> their lengths in tokens, or None where they are only counted.
+        usage: gives the counts of requests to a provider so far; None for a model without a provider.
         former: the identity that version 0.1.0 gave it, where that was another.
-        is_routed: whether it is a caller's embedder that asks litellm.
-        sent: what each call says beside the texts.
-        secrets: what no message may hold.
-        probe_texts: what it is known by, where that is not what other models are asked.
-        takes_instruction: whether an instruction before a text changes its vector.
+        is_routed: True for a caller's embedder that asks litellm.
+        sent: arguments of each call beside the texts.
+        secrets: strings that no message may hold.
+        probe_texts: texts that it is recognised by, where they are not those of other models.
+        takes_instruction: True if an instruction before a text changes its vector.
+        prefix: the instruction that it repeats in each window of a long text, as it is sent; "" where it repeats none.
+            Models that differ in it must not embed each other's texts.
     """
 
     name: str
     identity: Mapping[str, str] | None
-    embed: Embed = field(repr=False)  # a callable of the caller's may show its key
+    embed: Callable[[list[str]], Any] = field(repr=False)  # a callable of the caller's may show its key
     endpoint: str = ""
     size: int | None = None
     default_dim: int | None = None
@@ -108,6 +108,7 @@ class Backend:
     secrets: Sequence[str] = field(default=(), repr=False)
     probe_texts: tuple[str, ...] | None = None
     takes_instruction: bool = True
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,3 +125,8 @@ class Unusable(Refused):
 def counted(count: int, what: str) -> str:
     """A count with its noun: "1 text", "2,000 texts"."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def listed(items: Sequence[str], between: str = ", ") -> str:
+    """The first three of some items, and how many there are beside them."""
+    return between.join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")

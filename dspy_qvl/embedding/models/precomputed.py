@@ -1,4 +1,4 @@
-"""A table of vectors that exist already, in the place of a model that is asked."""
+"""A table of vectors that exist already, in the place of a model."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from dspy_qvl.embedding.tables import CHECK_AT_ONCE, checked_vectors, first_of_e
 from dspy_qvl.errors import InputError, TextsRefusedError, check_texts, shown
 from dspy_qvl.vectors import Vectors, as_float32, slices
 
-# A table has no vectors for the texts that other models are known by; for these it gives what its digest says, so that
-# another table is another model. Nobody rates such a text.
+# A table has no vectors for the probe texts of other models; for these it gives vectors made from its digest, so that
+# another table is another model. No rated text is like them.
 TABLE_PROBE_TEXTS = tuple(f"\0dspy_qvl: a precomputed table is known by this, {number}" for number in range(3))
 
 
@@ -22,8 +22,8 @@ class Precomputed:
         table = Precomputed(texts, np.load("vectors.npy", mmap_mode="r"), name="reviews, text-embedding-3-large")
         learner = Qwen3EmbeddingValueLearner(embedder=table)
 
-    The vectors stay where they are: nothing of them is copied, of a memory-mapped file neither. The texts are not kept,
-    only 16 bytes of each. A text that is not in the table is refused; blank ones never need to be.
+    The vectors are not copied, those of a memory-mapped file neither. The texts are not kept, only 16 bytes of each. A
+    text that is not in the table is refused; blank ones never need to be.
     A value function that was fitted on a table belongs to it: with another one it is refused.
 
     Never changed after it was made, so it is shared by copies of a program.
@@ -100,7 +100,7 @@ class Precomputed:
         return found
 
     def _known_by(self, text: str) -> Vectors:
-        """A vector that only a table of this content has, (d,)."""
+        """A probe vector that only a table of this content gives, (d,)."""
         n_blocks = -(-self.size // 64)
         seeds = (f"{self.digest} {text} {block}".encode() for block in range(n_blocks))
         raw = b"".join(hashlib.blake2b(seed).digest() for seed in seeds)

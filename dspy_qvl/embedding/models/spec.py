@@ -1,9 +1,9 @@
-"""What a model name means.
+"""The meaning of a model name. To add a kind of model in this process, add a case to `ModelSpec.backend_at`.
 
     "lexical"                              hashed words and character n-grams, built in, nothing to download
     "openrouter/qwen/qwen3-embedding-8b"   a hosted route through litellm: the first part names the provider
     "path/to/model"                        an existing folder: a sentence-transformers model, in process; what counts in
-                                           it, and what is refused, is in `model_folder.py`
+                                           it, and what is refused, is in `local/folder.py`
     "Qwen/Qwen3-Embedding-0.6B"            anything else: a model of the Hugging Face hub, in process
     embedder=...                           your own `dspy.Embedder` or callable, plain or async, list of texts -> (n, d)
     embedder=Precomputed(texts, vectors)   vectors that exist already
@@ -11,33 +11,20 @@
 Each becomes a `Backend`: a callable to hand to `dspy.Embedder`, and the identity that keeps its vectors apart.
 """
 
-import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import dspy
 
-from dspy_qvl.embedding.models import custom
-from dspy_qvl.embedding.models.hosted import (
-    HostedModel,
-    Limits,
-    address_of,
-    batch_size,
-    canonical,
-    public,
-    public_address,
-    secrets,
-)
+from dspy_qvl.embedding.models import custom, hosted
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.local import WEIGHTS, LocalModel, identity_of
-from dspy_qvl.embedding.models.model import Backend, Measured
-from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS as PRECOMPUTED_PROBE
-from dspy_qvl.embedding.models.precomputed import Precomputed
+from dspy_qvl.embedding.models.model import Backend
+from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS, Precomputed
 from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optional_string, shown
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
@@ -49,18 +36,6 @@ QWEN3_SIZES = {"0.6b": 1024, "4b": 2560, "8b": 4096}
 QWEN3_DIM = 768
 LEXICAL_DIM = 4096
 
-# litellm providers with an embedding endpoint; the first part of a hosted model name.
-PROVIDERS = frozenset(
-    "azure bedrock cohere dashscope databricks fireworks_ai gemini hosted_vllm huggingface infinity "
-    "jina_ai litellm_proxy lm_studio mistral nebius nvidia_nim ollama openai openai_like openrouter sagemaker "
-    "sambanova together_ai vertex_ai volcengine voyage watsonx xinference".split()
-)
-# Providers that litellm asks for no embeddings, though they have some: see test_litellm_asks_every_provider_but_these.
-THROUGH_OPENAI = {
-    "deepinfra": "https://api.deepinfra.com/v1/openai",
-    "github": "https://models.github.ai/inference",
-    "nscale": "https://inference.api.nscale.com/v1",
-}
 EMBEDDING_NAME = re.compile(r"embed|e5|gte|bge|instructor|minilm|mpnet|jina|nomic|stella|voyage|sfr", re.I)
 CHAT_NAME = re.compile(
     r"[-_.](instruct|chat|it)(?![a-z])|(^|/)(gpt-|chatgpt|o[1-9](-|$)|claude|qwen[\d.]*[-_]|qwen[\d.]*$|qwq|llama|"
@@ -68,10 +43,12 @@ CHAT_NAME = re.compile(
     re.I,
 )
 
-# Settings of a model, by where it runs; each left out means what suits the model.
-OF_LOCAL = ("device", "precision", "backend", "revision", "long_text")
-OF_HOSTED = ("requests_per_minute", "timeout")
-OF_ANY = ("max_concurrency",)
+# Kinds of models, and the settings that only they have; each left out means the value that suits the model.
+IN_PROCESS, HOSTED = "a model in process", "a hosted model"
+OWN_SETTINGS = {
+    IN_PROCESS: ("device", "precision", "backend", "revision", "long_text"),
+    HOSTED: ("requests_per_minute", "timeout"),
+}
 LONGEST_NAME = 1000  # of a model, or of its folder
 THAT_CHANGE_VECTORS = ("precision", "revision", "long_text")
 
@@ -91,7 +68,7 @@ def _here() -> str:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the caller said about the model; enough to make its backend again. Pickled without secrets.
+    """A caller's choice of model and settings, from which the model can be made again. Pickled without secrets.
 
     Attributes:
         model_name: see the module's docstring.
@@ -99,8 +76,8 @@ class ModelSpec:
         api_base: where a hosted model is served, or None for the provider's own address.
         api_key: the provider's key, or None for its environment variable.
         embedder: a `dspy.Embedder` or callable that takes the place of `model_name`.
-        settings: of the model, by the names in `OF_LOCAL`, `OF_HOSTED` and `OF_ANY`; only what the caller gave.
-        key_lost: whether there was a key that pickling left out.
+        settings: of the model, by name: `OWN_SETTINGS` and max_concurrency; only those that the caller gave.
+        key_lost: True if there was a key that pickling left out.
         options: arguments of the provider's own, sent with each request.
         options_lost: the names of those that pickling left out.
         home: the folder that a relative `model_name` is meant from.
@@ -118,12 +95,12 @@ class ModelSpec:
     home: str = field(default_factory=_here, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "api_key": None, "api_base": public_address(self.api_base) or None}
+        state = {**self.__dict__, "api_key": None, "api_base": hosted.public_address(self.api_base) or None}
         state["key_lost"] = self.key_lost or self.api_key is not None
         state["embedder"] = custom.without_secrets(self.embedder)
         if self.options is not None:
-            state["options"] = public(self.options)
-            state["options_lost"] = (*self.options_lost, *secrets(self.options))
+            state["options"] = hosted.public(self.options)
+            state["options_lost"] = (*self.options_lost, *hosted.secrets(self.options))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -136,169 +113,127 @@ class ModelSpec:
         return Path(self.home, self.model_name)
 
     def like(self, identity: Mapping[str, str] | None) -> "ModelSpec":
-        """The same model, in process as the one that `identity` belongs to, where the caller left that open."""
+        """The same model with the settings that the model of `identity` had in process, where none were given."""
         if identity is None or identity.get("backend") != LOCAL or self.embedder is not None:
             return self
-        plain = {"precision": "float32"}
-        theirs = {name: identity.get(name, plain.get(name)) for name in THAT_CHANGE_VECTORS}
-        settings = {**{name: value for name, value in theirs.items() if value is not None}, **self.settings}
-        return replace(self, settings=settings)
+        theirs = {"precision": "float32", **identity}
+        settings = {name: theirs[name] for name in THAT_CHANGE_VECTORS if name in theirs}
+        return replace(self, settings={**settings, **self.settings})
 
     @property
     def is_routed(self) -> bool:
-        """Tell whether litellm is asked, so that the address may change with the environment."""
+        """True if litellm is asked, so that the address may change with the environment."""
         if self.embedder is not None:
             return custom.is_route(self.embedder)
-        return self.model_name.split("/")[0] in PROVIDERS and not self._folder.is_dir()
+        return self.model_name.split("/")[0] in hosted.PROVIDERS and not self._folder.is_dir()
 
     def address(self) -> str | None:
-        """Where the model is asked now, or None for the provider's own address, or no address at all."""
+        """The address that the model is asked at now; None for the provider's own, or for a model without any."""
         if self.embedder is not None:
             return custom.address_of(self.embedder)
-        return address_of(self.model_name, self.api_base) if isinstance(self.model_name, str) else None
+        return hosted.address_of(self.model_name, self.api_base) if isinstance(self.model_name, str) else None
 
     def backend(self) -> Backend:
-        """The backend this describes, at the address of this moment; see `backend_at`."""
+        """The model that this describes, at the address of this moment; see `backend_at`."""
         return self.backend_at(self.address())
 
-    def backend_at(self, address: str | None) -> Backend:
-        """The backend this describes, served at an address; nothing is loaded or sent yet.
+    def backend_at(self, address: str | None, instruction: str | None = None) -> Backend:
+        """The model that this describes, served at an address; nothing is loaded or sent yet.
+
+        Args:
+            address: see `address`.
+            instruction: that texts are sent with, for a model in process that repeats it in each window of a long one.
 
         Raises:
             InputError: a chat model, an unusable name, an embedder that cannot be called, or a setting that the
                 model has not.
         """
         if self.embedder is not None:
-            self._check_settings("an embedder of one's own", OF_ANY)
+            self._check_settings("an embedder of one's own")
             return _custom(self.embedder, self._slots(1), address)
         name = self.model_name
         if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME:
-            raise InputError(f"model_name must be the name of an embedding model, but got {shown(self.model_name)}.")
-        if self.model_name.strip().lower() == LEXICAL:
-            self._check_settings("the lexical model", OF_ANY)
+            raise InputError(f"model_name must be the name of an embedding model, but got {shown(name)}.")
+        if name.strip().lower() == LEXICAL:
+            self._check_settings("the lexical model")
             return _lexical(LEXICAL_DIM if self.embedding_dim is None else self.embedding_dim)
         if self._folder.is_dir():
-            self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
-            return self._in_folder()
-        refuse_chat_model(self.model_name)
-        refuse_provider(self.model_name)
-        self._check_address()
-        if self.model_name.split("/")[0] in PROVIDERS:
-            self._check_settings("a hosted model", (*OF_HOSTED, *OF_ANY), takes_options=True)
+            return self._in_process(instruction)
+        refuse_chat_model(name)
+        hosted.refuse_provider(name)
+        hosted.check_address(self.api_base, self.api_key)
+        if self.is_routed:
             return self._hosted(address)
         if self.api_base is not None:
             raise InputError(
-                f"api_base was given, but {self.model_name!r} names no provider; put one first, for instance "
-                f"'openai/{self.model_name}' for any server that speaks OpenAI's protocol."
+                f"api_base was given, but {name!r} names no provider; put one first, for instance "
+                f"'openai/{name}' for any server that speaks OpenAI's protocol."
             )
-        self._check_settings("a model in process", (*OF_LOCAL, *OF_ANY))
-        return self._from_hub()
+        return self._in_process(instruction)
 
-    def _check_address(self) -> None:
-        """Refuse an address or a key that no request could be sent with; neither is shown.
+    def _check_settings(self, kind: str) -> None:
+        """Refuse a setting that would have no effect on this kind of model.
 
         Raises:
-            InputError: no URL, one with a user or password, or a key with characters that no header can hold.
+            InputError: names it, and the kind of model that has it.
         """
-        key = self.api_key
-        if key is not None and (not key.strip() or not key.isascii() or key != key.strip()):
-            raise InputError(
-                "api_key is blank, or holds spaces or characters that no key has; leave it out if need be."
-            )
-        if self.api_base is None:
-            return
-        try:
-            parts = urlsplit(self.api_base)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is none
-            usable = False
-        if not usable:
-            raise InputError("api_base must be an address such as 'http://localhost:8000/v1', or left out.")
-        if "@" in parts.netloc:
-            raise InputError("api_base must not hold a user or password, which would show in errors; use api_key.")
-
-    def _check_settings(self, what: str, allowed: Sequence[str], *, takes_options: bool = False) -> None:
-        """Refuse a setting that would have no effect.
-
-        Raises:
-            InputError: names it, and whose it is.
-        """
-        if self.options is not None and not takes_options:
+        if self.options is not None and kind != HOSTED:
             instead = "give them to dspy.Embedder" if self.embedder is not None else "leave them out"
-            raise InputError(f"provider_options are sent with requests to a provider, but this is {what}; {instead}.")
-        for name, value in self.settings.items():
-            if name not in allowed:
-                where = "a model in process" if name in OF_LOCAL else "a hosted model"
-                raise InputError(
-                    f"{name}={shown(value)} is a setting of {where}, but this is {what}; leave {name} out."
-                )
+            raise InputError(f"provider_options are sent with requests to a provider, but this is {kind}; {instead}.")
+        for owner, names in OWN_SETTINGS.items():
+            for name in names:
+                if name in self.settings and owner != kind:
+                    setting = f"{name}={shown(self.settings[name])}"
+                    raise InputError(f"{setting} is a setting of {owner}, but this is {kind}; leave {name} out.")
 
     def _slots(self, default: int) -> int:
-        n_slots = self.settings.get("max_concurrency")
-        return default if n_slots is None else check_count(n_slots, "max_concurrency", 1)
+        return check_count(self.settings.get("max_concurrency", default), "max_concurrency", 1)
 
-    # In process
-
-    def _from_hub(self) -> Backend:
-        name = self.model_name
-        return self._local(repr(name), {"model": name}, name, _qwen3_size(name))
-
-    def _in_folder(self) -> Backend:
-        folder, name = self._folder, Path(self.model_name).name
-        if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
-            raise InputError(
-                f"{self.model_name!r} holds no embedding model: neither config.json nor modules.json is in it."
-            )
-        identity = {"model": name, **identity_of(folder)}
-        return self._local(f"the model in {name!r}", identity, str(folder.resolve()), None)
-
-    def _local(self, name: str, identity: dict[str, str], source: str, size: int | None) -> Backend:
-        given = {setting: value for setting, value in self.settings.items() if setting in OF_LOCAL}
-        for setting in given:
-            check_optional_string(given[setting], setting)
-        model = LocalModel(source, **given)
-        identity = {**identity, "backend": LOCAL, **model.identity}
+    def _in_process(self, instruction: str | None) -> Backend:
+        """A model of sentence-transformers, from its folder or by its name on the hub."""
+        self._check_settings(IN_PROCESS)
+        folder, name, source, content = self._folder, self.model_name, self.model_name, {}
+        if folder.is_dir():
+            if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
+                raise InputError(f"{name!r} holds no embedding model: neither config.json nor modules.json is in it.")
+            name, source, content = Path(name).name, str(folder.resolve()), identity_of(folder)
+        given = {key: value for key, value in self.settings.items() if key in OWN_SETTINGS[IN_PROCESS]}
+        for key, value in given.items():
+            check_optional_string(value, key)
+        model = LocalModel(source, instruction=instruction, **given)
+        identity = {"model": name, **content, "backend": LOCAL, **model.identity}
         former = {part: value for part, value in identity.items() if part != WEIGHTS}
+        size, default_dim = _qwen3_columns(name)
         return Backend(
-            name=name,
+            name=f"the model in {name!r}" if content else repr(name),
             identity=identity,
             embed=model,
-            size=size,
-            default_dim=_qwen3_dim(identity["model"]),
+            size=None if content else size,
+            default_dim=default_dim,
             batch_size=LOCAL_BATCH,
             slots=self._slots(min(LOCAL_SLOTS, os.cpu_count() or 1)),
-            measure=functools.partial(_measured, model),
+            measure=model.measure,
             former=former if former != identity else None,
+            prefix=model.prefix if model.long_text == "mean" else "",
         )
-
-    # Hosted
 
     def _hosted(self, address: str | None) -> Backend:
-        given = {name: value for name, value in self.settings.items() if name in (*OF_HOSTED, *OF_ANY)}
-        limits = Limits(**given)
-        model = HostedModel(
-            self.model_name,
-            api_key=self.api_key,
-            api_base=address,
-            limits=limits,
-            key_lost=self.key_lost,
-            options=self.options,
+        """A route of litellm."""
+        self._check_settings(HOSTED)
+        name, options, limits = self.model_name, self.options or {}, hosted.Limits(**self.settings)
+        model = hosted.HostedModel(
+            name, api_key=self.api_key, api_base=address, limits=limits, key_lost=self.key_lost, options=options
         )
-        options = self.options or {}
-        arguments = canonical(options)
+        size, default_dim = _qwen3_columns(name)
         n_columns = options.get("dimensions")
         return Backend(
-            name=f"the route {self.model_name!r}",
-            identity={
-                "model": self.model_name,
-                "backend": "litellm",
-                **({"arguments": arguments} if arguments else {}),
-            },
+            name=f"the route {name!r}",
+            identity={"model": name, "backend": "litellm", **hosted.as_entry(options)},
             embed=self._without_its_options if self.options_lost else model,
-            endpoint=public_address(address),
-            size=n_columns if isinstance(n_columns, int) else _qwen3_size(self.model_name),
-            default_dim=_qwen3_dim(self.model_name),
-            batch_size=batch_size(self.model_name),
+            endpoint=hosted.public_address(address),
+            size=n_columns if isinstance(n_columns, int) else size,
+            default_dim=default_dim,
+            batch_size=hosted.batch_size(name),
             slots=limits.max_concurrency,
             width=limits.max_concurrency,
             is_served=True,
@@ -310,20 +245,6 @@ class ModelSpec:
         raise EmbeddingError(
             f"the route {self.model_name!r} was given secrets in provider_options ({names}), which do not travel to "
             "another process or a file; give them to a new learner there."
-        )
-
-
-def refuse_provider(route: str) -> None:
-    """Refuse a route that litellm cannot ask for embeddings.
-
-    Raises:
-        InputError: names the route that it can be asked by.
-    """
-    provider, _, model = route.partition("/")
-    if provider in THROUGH_OPENAI and model:
-        raise InputError(
-            f"litellm gets no embeddings from {provider!r}; ask its endpoint for OpenAI's protocol: "
-            f"'openai/{model}' with api_base={THROUGH_OPENAI[provider]!r} and api_key."
         )
 
 
@@ -340,9 +261,6 @@ def refuse_chat_model(model_name: str) -> None:
         )
 
 
-# Lexical
-
-
 def _lexical(n_features: int) -> Backend:
     model = LexicalModel(n_features)
     return Backend(
@@ -357,24 +275,11 @@ def _lexical(n_features: int) -> Backend:
     )
 
 
-# In process
-
-
-def _measured(model: LocalModel, texts: Sequence[str]) -> Measured:
-    lengths = model.measure(texts)
-    return Measured(lengths.tokens, model.tokens_a_batch, model.warning_for(lengths))
-
-
-def _qwen3_size(model_name: str) -> int | None:
-    match = re.search(r"qwen3-embedding[-:_](0\.6b|4b|8b)", model_name, re.I)
-    return QWEN3_SIZES[match[1].lower()] if match else None
-
-
-def _qwen3_dim(model_name: str) -> int | None:
-    return QWEN3_DIM if "qwen3-embedding" in model_name.lower() else None
-
-
-# The caller's own
+def _qwen3_columns(model_name: str) -> tuple[int | None, int | None]:
+    """Columns of a full vector of Qwen3-Embedding, and those kept by default; None for another model."""
+    name = model_name.lower()
+    match = re.search(r"qwen3-embedding[-:_](0\.6b|4b|8b)", name)
+    return QWEN3_SIZES[match[1]] if match else None, QWEN3_DIM if "qwen3-embedding" in name else None
 
 
 def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
@@ -383,13 +288,13 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
         return _precomputed(model)
     if isinstance(model, str):
         refuse_chat_model(model)
-        refuse_provider(model)
+        hosted.refuse_provider(model)
     identity, former = custom.identity_of(embedder), custom.former_identity(embedder)
     return Backend(
         name=f"the embedder {name!r}" if name else "the embedder",
         identity=identity,
         embed=embedder,
-        endpoint=public_address(address),
+        endpoint=hosted.public_address(address),
         batch_size=embedder.batch_size if isinstance(embedder, dspy.Embedder) else 64,
         keep_on_disk=name is not None,
         slots=n_slots,
@@ -408,6 +313,6 @@ def _precomputed(table: Precomputed) -> Backend:
         size=table.size,
         batch_size=4096,
         keep_on_disk=False,  # it is looked up as fast as in a file
-        probe_texts=PRECOMPUTED_PROBE,
+        probe_texts=TABLE_PROBE_TEXTS,
         takes_instruction=False,
     )

@@ -1,4 +1,4 @@
-"""Where a hosted model is served: the address that litellm would send a request to.
+"""The address of a hosted model: the one that litellm would send a request to.
 
     api_base=…  ─►  the provider's environment variable  ─►  None: the provider's own address
 
@@ -10,36 +10,8 @@ import os
 import sys
 from urllib.parse import urlsplit, urlunsplit
 
-GLOBAL = "litellm.api_base"  # the module's attribute, not a variable
-
-# Where litellm looks for the address of a provider, in its order: see test_the_address_is_the_one_that_litellm_asks.
-# A provider that is missing here is always asked at its own address, or at the one that is given.
-LOOKED_UP = {
-    "azure": (GLOBAL, "AZURE_API_BASE"),
-    "bedrock": ("AWS_BEDROCK_RUNTIME_ENDPOINT",),
-    "dashscope": ("DASHSCOPE_API_BASE",),
-    "databricks": (GLOBAL, "DATABRICKS_API_BASE"),
-    "fireworks_ai": ("FIREWORKS_API_BASE",),
-    "gemini": (GLOBAL, "GEMINI_API_BASE"),
-    "hosted_vllm": ("HOSTED_VLLM_API_BASE", GLOBAL),
-    "huggingface": ("HF_API_BASE", "HUGGINGFACE_API_BASE"),
-    "jina_ai": ("JINA_AI_API_BASE",),
-    "litellm_proxy": ("LITELLM_PROXY_API_BASE",),
-    "lm_studio": ("LM_STUDIO_API_BASE", GLOBAL, "OPENAI_LIKE_API_BASE"),
-    "mistral": ("MISTRAL_AZURE_API_BASE",),
-    "nebius": ("NEBIUS_API_BASE",),
-    "nvidia_nim": ("NVIDIA_NIM_API_BASE",),
-    "ollama": (GLOBAL, "OLLAMA_API_BASE"),
-    "openai": (GLOBAL, "OPENAI_BASE_URL", "OPENAI_API_BASE"),
-    "openai_like": (GLOBAL, "OPENAI_LIKE_API_BASE"),
-    "openrouter": (GLOBAL, "OPENROUTER_API_BASE"),
-    "sambanova": ("SAMBANOVA_API_BASE",),
-    "together_ai": ("TOGETHER_AI_API_BASE",),
-    "vertex_ai": (GLOBAL, "VERTEXAI_API_BASE", "VERTEX_API_BASE"),
-    "volcengine": ("VOLCENGINE_API_BASE",),
-    "watsonx": ("WATSONX_API_BASE", "WATSONX_URL", "WX_URL", "WML_URL"),
-    "xinference": (GLOBAL, "XINFERENCE_API_BASE"),
-}
+from dspy_qvl.embedding.models.hosted.providers import GLOBAL, provider_of
+from dspy_qvl.errors import InputError
 
 
 def address_of(route: str, given: str | None = None) -> str | None:
@@ -50,13 +22,33 @@ def address_of(route: str, given: str | None = None) -> str | None:
         given: the address that the caller gave, which comes first.
     """
     provider = route.split("/")[0] if "/" in route else "openai"
-    if provider == "ollama" and _looked_up(GLOBAL):  # litellm prefers its own to the one that is given
-        return _looked_up(GLOBAL)
+    if provider == "ollama" and (own := _looked_up(GLOBAL)):  # litellm prefers its own to the one that is given
+        return own
     if given:
         return given
-    if _everything_through_a_proxy():
-        provider = "litellm_proxy"
-    return next((found for name in LOOKED_UP.get(provider, ()) if (found := _looked_up(name))), None)
+    provider = "litellm_proxy" if _everything_through_a_proxy() else provider
+    return next(filter(None, map(_looked_up, provider_of(provider).addresses)), None)
+
+
+def check_address(address: str | None, key: str | None) -> None:
+    """Refuse an address or a key that no request could be sent with; neither is shown.
+
+    Raises:
+        InputError: no URL, one with a user or password, or a key with characters that no header can hold.
+    """
+    if key is not None and (not key.strip() or not key.isascii() or key != key.strip()):
+        raise InputError("api_key is blank, or holds spaces or characters that no key has; leave it out if need be.")
+    if address is None:
+        return
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable:
+        raise InputError("api_base must be an address such as 'http://localhost:8000/v1', or left out.")
+    if "@" in parts.netloc:
+        raise InputError("api_base must not hold a user or password, which would show in errors; use api_key.")
 
 
 def public_address(address: str | None) -> str:
@@ -77,6 +69,6 @@ def _looked_up(name: str) -> str | None:
 
 
 def _everything_through_a_proxy() -> bool:
-    """Tell whether litellm was told to send every request, whatever its provider, to its own proxy."""
-    said = os.environ.get("USE_LITELLM_PROXY", "").strip().lower() == "true"
-    return said or getattr(sys.modules.get("litellm"), "use_litellm_proxy", False) is True
+    """True if litellm was told to send every request, whatever its provider, to its own proxy."""
+    by_variable = os.environ.get("USE_LITELLM_PROXY", "").strip().lower() == "true"
+    return by_variable or getattr(sys.modules.get("litellm"), "use_litellm_proxy", False) is True

@@ -1,4 +1,4 @@
-"""Arguments of a provider's own: what is sent with each request, and what of it may be kept.
+"""Arguments of a provider's own: they are sent with each request, and kept without their secrets.
 
     {"input_type": "query", "extra_headers": {"Authorization": "Bearer …", "X-Version": "2"}, "timeout": 60}
         ├─► public     {"input_type": "query", "extra_headers": {"X-Version": "2"}, "timeout": 60}   in a pickle
@@ -13,7 +13,7 @@ Addresses lose user, password and query.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,26 +39,20 @@ OPAQUE = re.compile(
     r"|(?=\S*\d)(?=\S*[a-z])[\w+/=]{20,}$",
     re.I,
 )
-GATEWAY = re.compile(r"header|query", re.I)  # what holds credentials under any name
+GATEWAY = re.compile(r"header|query", re.I)  # arguments that hold credentials under any name
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)
 
-# What changes how a request is made, and no vector.
+# These change how a request is made, and no vector.
 HOW_IT_IS_ASKED = frozenset("timeout request_timeout num_retries max_retries caching user metadata client".split())
-# What this package says itself, and by what setting.
-OURS = {
-    "model": "model_name",
-    "input": "the texts",
-    "api_key": "api_key",
-    "api_base": "api_base",
-    "base_url": "api_base",
-    "timeout": "timeout",
-    "request_timeout": "timeout",
-    "num_retries": "nothing: what may pass is tried again",
-    "max_retries": "nothing: what may pass is tried again",
-    "caching": "cache_dir",
-}
+# Arguments that this package sends itself -> the setting that they come from.
+OURS = {"model": "model_name", "input": "the texts", "api_key": "api_key", "caching": "cache_dir"}
+OURS |= dict.fromkeys(("api_base", "base_url"), "api_base")
+OURS |= dict.fromkeys(("timeout", "request_timeout"), "timeout")
+OURS |= dict.fromkeys(("num_retries", "max_retries"), "nothing: what may pass is tried again")
 LONGEST = 2000  # characters of an identity's part
-_SECRET = object()
+CONTAINERS = (Mapping, list, tuple)
+DATA = (type(None), str, bytes, int, float, np.generic, np.ndarray)
+_SECRET = object()  # in the place of a value with nothing left in it
 
 
 def check_options(options: object) -> dict[str, Any] | None:
@@ -85,46 +79,52 @@ def check_options(options: object) -> dict[str, Any] | None:
 
 
 def public(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments without what is secret; a dict or list that held nothing else is left out, an empty one stays."""
-    return {} if (kept := _walked(arguments, (), {})) is _SECRET else dict(kept)
+    """Arguments without their secrets; a dict or list that held nothing else is left out, an empty one stays."""
+    return {} if (kept := _kept(arguments, (), {})) is _SECRET else dict(kept)
 
 
 def secrets(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What is secret of arguments: where it stands ("extra_headers.Authorization") -> the value."""
+    """The secrets among arguments: the place of each ("extra_headers.Authorization") -> the value."""
     found: dict[str, Any] = {}
-    _walked(arguments, (), found)
+    _kept(arguments, (), found)
     return found
 
 
 def secret_strings(arguments: Mapping[str, Any]) -> list[str]:
-    """What must not appear in a message, the longest first."""
-    strings = {text for value in secrets(arguments).values() for text in _strings(value)}
+    """The strings that must not appear in a message, the longest first."""
+    strings = {text for text in _leaves(secrets(arguments)) if isinstance(text, str)}
     # A server repeats "Bearer sk-…" with or without its first word.
     parts = {part for text in strings for part in text.split() if len(part) >= 8}
     return sorted({text for text in strings if len(text) >= 4} | parts, key=len, reverse=True)
 
 
 def canonical(arguments: Mapping[str, Any]) -> str:
-    """What arguments make of vectors, as JSON that is the same for the same arguments; "" for none.
+    """The part of arguments that changes vectors, as JSON that is the same for the same arguments; "" for none.
 
-    Without what is secret and `HOW_IT_IS_ASKED`; of an object only its name, of an array a digest, and a digest of the
-    whole where it is long.
+    Secrets and `HOW_IT_IS_ASKED` are left out; an object is its name, an array a digest, and the whole a digest where
+    it is long.
     """
     counted = public({name: value for name, value in arguments.items() if name not in HOW_IT_IS_ASKED})
-    counted = {name: value for name, value in counted.items() if not _is_empty(value)}
+    counted = {name: value for name, value in counted.items() if not isinstance(value, CONTAINERS) or value}
     if not counted:
         return ""
-    told = json.dumps(_with_string_keys(counted), sort_keys=True, separators=(",", ":"), default=_as_json)
-    return told if len(told) <= LONGEST else hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    written = json.dumps(_with_string_keys(counted), sort_keys=True, separators=(",", ":"), default=_as_json)
+    return written if len(written) <= LONGEST else hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
+
+
+def as_entry(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """The entry of an identity that tells arguments apart; none where they change no vector."""
+    written = canonical(arguments)
+    return {"arguments": written} if written else {}
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that are data, not clients, sessions or functions."""
-    return {name: value for name, value in arguments.items() if _is_plain(value)}
+    return {name: value for name, value in arguments.items() if all(isinstance(leaf, DATA) for leaf in _leaves(value))}
 
 
-def _walked(value: Any, path: tuple[str, ...], found: dict[str, Any]) -> Any:
-    """A value without what is secret in it, or `_SECRET` where nothing is left; `found` gets what was."""
+def _kept(value: Any, path: tuple[str, ...], found: dict[str, Any]) -> Any:
+    """A value without its secrets, or `_SECRET` where nothing is left; `found` gets the secrets by their places."""
 
     def secret(what: Any = value, name: str = ".".join(path)) -> Any:
         found[name] = what
@@ -135,21 +135,19 @@ def _walked(value: Any, path: tuple[str, ...], found: dict[str, Any]) -> Any:
     if path and (SECRET_NAME.search(path[-1]) or hasattr(value, "get_secret_value")):
         return secret()
     in_gateway = any(GATEWAY.search(part) for part in path)
-    if isinstance(value, Mapping):
-        named = value.get("name", value.get("key"))
-        if "value" in value and isinstance(named, str) and SECRET_NAME.search(named):  # {"name": "Cookie", "value": …}
-            return secret()
-        kept = {key: _walked(item, (*path, str(key)), found) for key, item in value.items()}
-        kept = {key: item for key, item in kept.items() if item is not _SECRET}
-        return kept if kept or not value else _SECRET
-    if isinstance(value, list | tuple):
-        if in_gateway and len(value) == 2 and isinstance(value[0], str) and SECRET_NAME.search(value[0]):
+    if isinstance(value, CONTAINERS):
+        if isinstance(value, Mapping):
+            named = value.get("name", value.get("key"))
+            if "value" in value and isinstance(named, str) and SECRET_NAME.search(named):
+                return secret()  # {"name": "Cookie", "value": …}
+        elif in_gateway and len(value) == 2 and isinstance(value[0], str) and SECRET_NAME.search(value[0]):
             return secret(value[1], ".".join((*path[:-1], value[0])))  # ("Authorization", …)
-        items = [_walked(item, (*path, str(place)), found) for place, item in enumerate(value)]
-        items = [item for item in items if item is not _SECRET]
-        if not items and value:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        kept = {key: _kept(item, (*path, str(key)), found) for key, item in items}
+        kept = {key: item for key, item in kept.items() if item is not _SECRET}
+        if value and not kept:
             return _SECRET
-        return tuple(items) if isinstance(value, tuple) else items
+        return kept if isinstance(value, Mapping) else (tuple if isinstance(value, tuple) else list)(kept.values())
     if isinstance(value, str):
         if SECRET_VALUE.match(value.strip()) or (in_gateway and OPAQUE.match(value.strip())):
             return secret()
@@ -159,30 +157,15 @@ def _walked(value: Any, path: tuple[str, ...], found: dict[str, Any]) -> Any:
     return value
 
 
-def _strings(value: Any) -> Iterable[str]:
-    """Every string in a value, at whatever depth."""
+def _leaves(value: Any) -> Iterator[Any]:
+    """Every value in dicts and lists, at whatever depth; of a secret (pydantic's and the like) its content."""
     if hasattr(value, "get_secret_value"):
-        value = value.get_secret_value()
-    if isinstance(value, str):
+        yield from _leaves(value.get_secret_value())
+    elif isinstance(value, CONTAINERS):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(item)
+    else:
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
-
-
-def _is_empty(value: Any) -> bool:
-    return isinstance(value, Mapping | list | tuple) and not value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | bytes | int | float | np.generic | np.ndarray)
 
 
 def _with_string_keys(value: Any) -> Any:
@@ -192,7 +175,7 @@ def _with_string_keys(value: Any) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """What stands in JSON for something that JSON cannot hold; the same in every process."""
+    """The stand-in for something that JSON cannot hold; the same in every process."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, set | frozenset):

@@ -1,4 +1,4 @@
-"""An HTTP exchange of ours: it stays with the host that was asked, and brings no more than was asked for.
+"""HTTP exchanges of this package stay with the host that was asked, and read no more than vectors can take.
 
     with bounded(n_bytes):               a thread, or a coroutine and what it awaits
         litellm.embedding(…)      ─► request ─► answer ─► read as it unpacks, to the bound ─► litellm
@@ -26,6 +26,7 @@ MOST_OF_AN_ERROR = 2**13  # bytes of a refusal that are read; litellm's patterns
 MOST_REDIRECTS = 5
 ENCODING = "gzip"  # unpacked here, piece by piece; others make gigabytes of one piece
 SHOWN_URL = 100  # characters
+CANNOT_BE_READ = "an answer that cannot be read"
 
 
 class ExchangeError(Exception):
@@ -33,23 +34,23 @@ class ExchangeError(Exception):
 
     Attributes:
         what: the kind of fault, in a few words.
-        status: of the answer that it was given up for.
-        unreadable: whether the answer is at fault.
+        status: HTTP status of the answer that it was given up for.
     """
 
-    def __init__(self, what: str, why: str, status: int, *, unreadable: bool = False) -> None:
+    def __init__(self, what: str, why: str, status: int) -> None:
         super().__init__(why)
         self.what = what
         self.status = status
-        self.unreadable = unreadable
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What an exchange may bring, unpacked, and how long it may take from its start to the last byte.
+    """The limits of an exchange, and the answers that came within them.
 
     Attributes:
-        bodies: of the answers that came, which nobody has read yet.
+        n_bytes: most bytes of an answer, unpacked.
+        seconds: most seconds from the start of an exchange to the last byte of its answer.
+        bodies: of the successful answers, unpacked.
     """
 
     n_bytes: int
@@ -97,16 +98,15 @@ def _sync(original: Any) -> Any:
         exchange = _Exchange(bound, client, request, given)
         while True:
             response = original(client, exchange.request, **exchange.given)
-            try:
-                if not exchange.goes_on(response):
-                    if response.is_stream_consumed:  # by a hook of the client's
-                        return response
-                    for piece in response.iter_raw():
-                        if not exchange.take(piece, response):
-                            break
-                    return exchange.answer(response)
-            finally:
-                response.close()
+            with contextlib.closing(response):
+                if exchange.is_redirected(response):
+                    continue
+                if response.is_stream_consumed:  # by a hook of the client's
+                    return response
+                for piece in response.iter_raw():
+                    if not exchange.take(piece, response):
+                        break
+                return exchange.answer(response)
 
     return send
 
@@ -120,22 +120,21 @@ def _async(original: Any) -> Any:
         exchange = _Exchange(bound, client, request, given)
         while True:
             response = await original(client, exchange.request, **exchange.given)
-            try:
-                if not exchange.goes_on(response):
-                    if response.is_stream_consumed:  # by a hook of the client's
-                        return response
-                    async for piece in response.aiter_raw():
-                        if not exchange.take(piece, response):
-                            break
-                    return exchange.answer(response)
-            finally:
-                await response.aclose()
+            async with contextlib.aclosing(response):
+                if exchange.is_redirected(response):
+                    continue
+                if response.is_stream_consumed:  # by a hook of the client's
+                    return response
+                async for piece in response.aiter_raw():
+                    if not exchange.take(piece, response):
+                        break
+                return exchange.answer(response)
 
     return send
 
 
 class _Exchange:
-    """One request, where it is redirected to, and what was read of its answer so far."""
+    """One request with its redirects, and the part of its answer that was read so far."""
 
     def __init__(self, bound: Bound, client: Any, request: Any, given: dict[str, Any]) -> None:
         self.request = request
@@ -149,8 +148,8 @@ class _Exchange:
         self._unpack: Any = None
         request.headers["accept-encoding"] = ENCODING
 
-    def goes_on(self, response: Any) -> bool:
-        """Tell whether a redirect is to be followed, which becomes `request`; otherwise prepare to read the answer.
+    def is_redirected(self, response: Any) -> bool:
+        """True if a redirect is to be followed, which becomes `request`; otherwise the answer can be read.
 
         Raises:
             ExchangeError: it leads to another host, nowhere, or the answer is packed in a way that was not asked for.
@@ -174,23 +173,25 @@ class _Exchange:
         if packed in (ENCODING, "x-gzip", "deflate"):
             self._unpack = zlib.decompressobj(wbits=47).decompress  # either header
         elif packed not in ("identity", ""):
-            raise self._unreadable(response, f"it is packed as {packed[:20]!r}, and {ENCODING!r} was asked for")
+            why = f"it is packed as {packed[:20]!r}, and {ENCODING!r} was asked for"
+            raise ExchangeError(CANNOT_BE_READ, why, response.status_code)
         return False
 
     def take(self, piece: bytes, response: Any) -> bool:
-        """Take in what came next; False where that is enough.
+        """Add the next piece of an answer; False once enough of it was read.
 
         Raises:
             ExchangeError: the answer is too long, takes too long, or cannot be unpacked.
         """
-        most = MOST_OF_AN_ERROR if response.status_code >= 400 else self._bound.n_bytes
-        room = most - len(self._body)
+        is_error = response.status_code >= 400
+        most = MOST_OF_AN_ERROR if is_error else self._bound.n_bytes
+        n_left = most - len(self._body)
         try:
-            self._body += self._unpack(piece, room + 1) if self._unpack else piece[: room + 1]
+            self._body += self._unpack(piece, n_left + 1) if self._unpack else piece[: n_left + 1]
         except zlib.error as error:
-            raise self._unreadable(response, f"it cannot be unpacked ({error})") from None
+            raise ExchangeError(CANNOT_BE_READ, f"it cannot be unpacked ({error})", response.status_code) from None
         if len(self._body) > most:
-            if response.status_code >= 400:  # its beginning says enough
+            if is_error:  # its beginning says enough
                 del self._body[most:]
                 return False
             raise ExchangeError(
@@ -206,15 +207,13 @@ class _Exchange:
         return True
 
     def answer(self, response: Any) -> Any:
-        """A response as the client would have given it, with what was read."""
+        """The response as the client would have given it, with the body that was read."""
         body = bytes(self._body)
         if response.status_code < 300:
             self._bound.bodies.append(body)
-        headers = [
-            (name, value)
-            for name, value in response.headers.multi_items()
-            if name.lower() not in ("content-encoding", "content-length", "transfer-encoding")
-        ]
+        headers = response.headers.copy()
+        for name in ("content-encoding", "content-length", "transfer-encoding"):
+            headers.pop(name, None)
         answer = type(response)(
             response.status_code,
             headers=headers,
@@ -226,13 +225,9 @@ class _Exchange:
         answer.next_request = response.next_request
         return answer
 
-    @staticmethod
-    def _unreadable(response: Any, why: str) -> ExchangeError:
-        return ExchangeError("an answer that cannot be read", why, response.status_code, unreadable=True)
-
 
 def _is_same_host(here: Any, there: Any) -> bool:
-    """The same name and port, or the same name from http to https at their own ports."""
+    """True for the same name and port, or the same name from http to https at their default ports."""
     if here.host != there.host:
         return False
     is_upgrade = (here.scheme, there.scheme) == ("http", "https") and here.port is None and there.port is None
@@ -240,6 +235,6 @@ def _is_same_host(here: Any, there: Any) -> bool:
 
 
 def _host(url: Any) -> str:
-    """The scheme, name and port of an address; what else it holds may be secret."""
+    """The scheme, name and port of an address; the rest may be secret."""
     named = f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
     return named if len(named) <= SHOWN_URL else f"{named[:SHOWN_URL]}…"

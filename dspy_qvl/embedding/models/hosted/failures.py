@@ -1,10 +1,10 @@
-"""What went wrong with a request to a provider, in plain terms.
+"""Failures of requests to a provider, in plain terms.
 
-    litellm's error ─► the errors it came from ─► Failure  HTTP status, may it pass, when to come back
+    litellm's error ─► the errors it came from ─► Failure  HTTP status, may it pass, when to try again
 
 litellm guesses error classes from words, so that a 400 that mentions "rate limit" is a RateLimitError, and a lost
-connection, a TLS fault or an answer that is no HTTP an InternalServerError with the words "Connection error". So what
-happened is read further down the chain of errors.
+connection, a TLS fault or an answer that is no HTTP an InternalServerError with the words "Connection error". So the
+cause is read further down the chain of errors.
 """
 
 import asyncio
@@ -18,25 +18,27 @@ from typing import Any
 
 import numpy as np
 
-from dspy_qvl.embedding.models.hosted.exchange import ExchangeError
+from dspy_qvl.embedding.models.hosted.exchange import CANNOT_BE_READ, ExchangeError
 from dspy_qvl.embedding.models.hosted.redaction import reason
 
 MAY_PASS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # 52x: Cloudflare's; 529: overloaded
-# What clients raise over an answer that is not what they expect.
+KEY_ADVICE = " Check api_key, or the provider's environment variable."
+ADVICE = {401: KEY_ADVICE, 403: KEY_ADVICE, 404: " Check the name of the model, and api_base."}
+# Errors of clients over an answer of another shape than they expect.
 UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a request that gave no vectors.
+    """A request that gave no vectors, and why.
 
     Attributes:
         what: "HTTP 503 (Service Unavailable)", "a timeout" and the like.
         reason: the provider's or the system's words, without anything secret.
         status: the HTTP status, or None without an answer.
-        may_pass: whether the same request may succeed later.
+        may_pass: True if the same request may succeed later.
         retry_after: seconds the provider asks to wait, or None.
-        unreadable: whether there was an answer that could not be read.
+        unreadable: True if there was an answer that could not be read.
         seconds: how long it took, where the caller keeps the time.
     """
 
@@ -50,33 +52,39 @@ class Failure:
 
     @property
     def was_refused(self) -> bool:
-        """Tell whether a server answered with the status of a refusal."""
+        """True if a server answered with the status of a refusal."""
         return self.status is not None and self.status >= 400
 
     @property
     def advice(self) -> str:
-        """What to do about it, as a sentence after a space, or nothing."""
-        if self.status in (401, 403):
-            return " Check api_key, or the provider's environment variable."
-        if self.status == 404:
-            return " Check the name of the model, and api_base."
-        if self.unreadable:
-            return " Check api_base: this may be no embedding endpoint."
-        return ""
+        """A way to mend it, as a sentence after a space, or nothing."""
+        otherwise = " Check api_base: this may be no embedding endpoint." if self.unreadable else ""
+        return ADVICE.get(self.status or 0, otherwise)
 
 
 def failure_of(error: BaseException, secrets: Sequence[str], timeout: float | None = None) -> Failure:
-    """What an error of litellm means."""
+    """The failure that an error of litellm stands for.
+
+    Args:
+        error: as litellm raised it.
+        secrets: strings that must not appear in it.
+        timeout: seconds that the request was given, where they are known.
+    """
     import httpx
     from aiohttp.http_exceptions import HttpProcessingError
 
     chain = list(_chain(error))
-    for link in chain:
-        if isinstance(link, ExchangeError):
-            said = reason(str(link), secrets)
-            return Failure(link.what, said, status=link.status, unreadable=link.unreadable)
-    lost = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, ConnectionError)
-    response = next((link.response for link in reversed(chain) if isinstance(link, httpx.HTTPStatusError)), None)
+
+    def first(*kinds: type[BaseException]) -> Any:
+        return next((link for link in chain if isinstance(link, kinds)), None)
+
+    def last(kind: type[BaseException]) -> Any:
+        return next((link for link in reversed(chain) if isinstance(link, kind)), None)
+
+    if link := first(ExchangeError):
+        is_unreadable = link.what == CANNOT_BE_READ
+        return Failure(link.what, reason(str(link), secrets), status=link.status, unreadable=is_unreadable)
+    response = getattr(last(httpx.HTTPStatusError), "response", None)
     status = response.status_code if response is not None else _status_inside(chain[-1])
     if status is not None:
         body = _body(response) if response is not None else str(chain[-1])
@@ -87,37 +95,24 @@ def failure_of(error: BaseException, secrets: Sequence[str], timeout: float | No
             may_pass=status in MAY_PASS and "insufficient_quota" not in body,  # a 429 that only money ends
             retry_after=_retry_after(response.headers) if response is not None else None,
         )
-    if any(isinstance(link, httpx.TimeoutException | TimeoutError | asyncio.TimeoutError) for link in chain):
+    if first(httpx.TimeoutException, TimeoutError, asyncio.TimeoutError):
         return Failure("a timeout", "no answer" + (f" within {timeout:g} s" if timeout else " in time"), may_pass=True)
-    tls = next((link for link in reversed(chain) if isinstance(link, ssl.SSLError)), None)
-    if tls is not None:
-        said = f"{reason(str(tls), secrets)}; check that api_base speaks https, and that its certificate is known here"
-        return Failure("a TLS fault", said, may_pass=isinstance(tls, ssl.SSLEOFError | ssl.SSLZeroReturnError))
-    for link in chain:
-        if isinstance(link, lost):
-            return _unconnected(link, chain, secrets, may_pass=True)
-    garbled = next((link for link in chain if isinstance(link, HttpProcessingError)), None)
-    if garbled is not None:
-        return Failure("an answer that is no proper HTTP", reason(garbled.message, secrets), unreadable=True)
-    for link in chain:
-        if isinstance(link, httpx.RequestError):
-            return _unconnected(link, chain, secrets, may_pass=False)
-    for link in chain:
-        if isinstance(link, UNREADABLE):
-            said = reason(f"{type(link).__name__}: {link}", secrets)
-            return Failure("an answer that cannot be read", said, unreadable=True)
+    if link := last(ssl.SSLError):
+        said = f"{reason(str(link), secrets)}; check that api_base speaks https, and that its certificate is known here"
+        return Failure("a TLS fault", said, may_pass=isinstance(link, ssl.SSLEOFError | ssl.SSLZeroReturnError))
+    lost = first(httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError, ConnectionError)
+    if lost is None and (link := first(HttpProcessingError)):
+        return Failure("an answer that is no proper HTTP", reason(link.message, secrets), unreadable=True)
+    if link := lost or first(httpx.RequestError):
+        said = reason(str(chain[-1]) or str(link), secrets)
+        return Failure(f"a connection error ({type(link).__name__})", said, may_pass=lost is not None)
+    if link := first(*UNREADABLE):
+        return Failure(CANNOT_BE_READ, reason(f"{type(link).__name__}: {link}", secrets), unreadable=True)
     return Failure(type(error).__name__, reason(str(error), secrets))
 
 
-def _unconnected(
-    link: BaseException, chain: Sequence[BaseException], secrets: Sequence[str], *, may_pass: bool
-) -> Failure:
-    said = reason(str(chain[-1]) or str(link), secrets)
-    return Failure(f"a connection error ({type(link).__name__})", said, may_pass=may_pass)
-
-
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it came from, and so on; hidden contexts too, since they hold what really happened."""
+    """An error, the one it came from, and so on; hidden contexts too, since they hold the first cause."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -133,8 +128,7 @@ def _status_inside(root: BaseException) -> int | None:
 
 def _body(response: Any) -> str:
     try:
-        text: str = response.text
-        return text
+        return str(response.text)
     except RuntimeError:  # httpx: it was never read
         return ""
 

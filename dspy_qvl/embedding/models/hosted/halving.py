@@ -1,12 +1,12 @@
-"""One batch of texts, and which of them fail: what failed is halved until each failure stands alone.
+"""One batch of texts, and the search for those at fault: a part that failed is halved until each fault stands alone.
 
     texts ─► asked ─► rows
                ├─ refused at once: too many, or one unusable ──────────────────┐
                └─ failed at every try ─► a harmless text ─┬─ passes: a text's? ─┴─► halves ─► … ─► a text alone
                                                           └─ fails: the route is down
 
-A text is named once it failed alone while a harmless one passed. What came before a failure stays in `Batch.rows`: it
-was paid for. A rate limit is no text's fault, and never halved.
+A text is named once it failed alone while a harmless one passed. Rows that came before a failure stay in `Batch.rows`:
+they were paid for. A rate limit is no text's fault, and never halved.
 
 What it costs, with `max_attempts` and `timeout` of the route and L = ceil(log2(n)) for n texts:
 
@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from dspy_qvl.embedding.models.hosted.failures import Failure
-from dspy_qvl.embedding.models.model import Refused
+from dspy_qvl.embedding.models.model import Refused, listed
 from dspy_qvl.errors import EmbeddingError, shown
 from dspy_qvl.vectors import Vector
 
@@ -44,7 +44,7 @@ class Fault:
     Attributes:
         reason: in words about a text.
         message: in words about the route.
-        is_refusal: whether it was refused as it stands; otherwise the route itself may be down.
+        is_refusal: True if the texts were refused; otherwise the route itself may be down.
         lost: seconds its tries took.
     """
 
@@ -59,12 +59,12 @@ Ask = Callable[[list[str], int | None], Awaitable[list[Row] | Fault]]
 
 
 def is_refusal(failure: Failure) -> bool:
-    """Recognise a refusal of the texts, or of their number."""
+    """True for a refusal of the texts, or of their number."""
     return failure.status in TOO_LARGE_OR_UNUSABLE
 
 
 def may_be_a_text(failure: Failure) -> bool:
-    """Recognise a fault of the route that one text may have caused, by crashing the server or holding it up.
+    """True for a fault of the route that one text may have caused, by crashing the server or holding it up.
 
     A provider that is busy, or that names the time when the same request will do, blames no text.
     """
@@ -73,12 +73,12 @@ def may_be_a_text(failure: Failure) -> bool:
 
 
 class Batch:
-    """The texts of one call, and what becomes of each.
+    """The texts of one call, and the vector or refusal of each.
 
     Args:
         texts: at least one.
-        ask: texts and how often at most to try what may be a text's fault (None: as often as anything) -> a row a text,
-            or why there is none; it raises what no other texts could change.
+        ask: texts, and the most tries of a failure that may be a text's fault (None: as many as of any) -> a row a
+            text, or a fault; it raises a failure that no other texts could change.
         limit: texts a request, or None where no limit is known.
         timeout: seconds after which a request is given up.
 
@@ -94,6 +94,11 @@ class Batch:
         self._ask = ask
         self._lost = 0.0  # seconds that failed requests took
         self._patience = MOST_HANGING * (math.ceil(math.log2(len(texts))) + 1) * timeout
+
+    @property
+    def vectors(self) -> dict[int, Vector]:
+        """Place -> vector, of the texts that have one so far."""
+        return {place: row for place, row in self.rows.items() if not isinstance(row, Refused)}
 
     async def fill(self) -> None:
         """Put a vector or a refusal at each place, in as few requests as the provider allows.
@@ -142,8 +147,7 @@ class Batch:
 
     def _given_up(self, fault: Fault) -> str:
         found = [shown(self._texts[place]) for place, row in self.rows.items() if isinstance(row, Refused)]
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        named = f" It found {', '.join(found[:3])}{more}: leave them out or change them." if found else ""
+        named = f" It found {listed(found)}: leave them out or change them." if found else ""
         return (
             f"{fault.message} A harmless text passes, but the search for those at fault ended, since failed requests "
             f"took {self._lost:.0f} s.{named}"

@@ -1,22 +1,23 @@
-"""Texts -> vectors over the network: one embedding route of litellm, asked politely and paid for once.
+"""One embedding route of litellm, texts -> vectors: requests are paced, retried, halved, and paid for once.
 
     texts ─► batches the provider takes ─► turn (pace) ─► provider ─► rows, checked ─► usage counted
                         ▲                      ▲              │
-                        │                      └── again ─────┤ what may pass: rate limit, server error, timeout
-                        └───────────────────────── halves ────┘ what texts may cause: refused, or failing at every try
+                        │                      └── again ─────┤ may pass: rate limit, server error, timeout
+                        └───────────────────────── halves ────┘ caused by texts: refused, or failing at every try
 
-What may pass is asked again, with jitter and bounds; a provider's Retry-After holds back every request. A batch that
-is refused, or fails at every try while a harmless text passes, is halved until it is clear whether it was too large or
-which texts it was: they are named, the others keep their vectors (`halving.py`, which states the bounds). Everything
-else fails at once, in words that hold no key.
+A failure that may pass is tried again, with jitter and bounds; a provider's Retry-After holds back every request. A
+batch that is refused, or fails at every try while a harmless text passes, is halved until it is clear whether it was
+too large or which texts were at fault: they are named, the others keep their vectors (`halving.py`, which states the
+bounds). Everything else fails at once, in words that hold no key.
 
-All requests of a process run on one event loop of our own, in a thread of its own; callers wait for it, in threads or
-in loops of theirs. litellm keeps connections and a log worker a process, which break where loops change or run side by
-side: see test_threads_with_loops_of_their_own_share_a_model. And what a model keeps (pace, usage, limits) is touched
+All requests of a process run on one event loop of this package, in a thread of its own; callers wait for it in their
+threads. litellm keeps connections and a log worker a process, which break where loops change or run side by
+side: see test_threads_with_loops_of_their_own_share_a_model. And the state of a model (pace, usage, limits) is touched
 by one thread only, so it needs no lock.
 """
 
 import asyncio
+import functools
 import logging
 import os
 import random
@@ -25,29 +26,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result
-
 from dspy_qvl.embedding.loops import on_our_loop
 from dspy_qvl.embedding.models.hosted.addresses import public_address
 from dspy_qvl.embedding.models.hosted.arguments import public
 from dspy_qvl.embedding.models.hosted.failures import Failure
 from dspy_qvl.embedding.models.hosted.halving import Batch, Fault, Row, is_refusal, may_be_a_text
+from dspy_qvl.embedding.models.hosted.providers import provider_of
 from dspy_qvl.embedding.models.hosted.request import Answer, ask
-from dspy_qvl.embedding.models.model import Refused, Unusable, Usage, counted
+from dspy_qvl.embedding.models.model import Refused, Unusable, Usage, counted, listed
 from dspy_qvl.errors import EmbeddingError, TextsRefusedError, check_count, check_positive
 from dspy_qvl.vectors import Vector
 
 logger = logging.getLogger("dspy_qvl")
 
-BATCH_SIZE = 64
-BATCH_SIZES = {"dashscope": 10}  # providers that take fewer texts a request
 LONGEST_WAIT = 30.0  # seconds between two tries, where the provider names none
 MOST_HANGS = 2  # tries of a request that nobody answers
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How hard a provider may be asked, and how long it is waited for.
+    """Limits of the requests to a provider: their rate, their number at once, their tries and their time.
 
     Attributes:
         requests_per_minute: evenly spaced starts, or None for no limit.
@@ -69,18 +67,11 @@ class Limits:
     first_wait: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.requests_per_minute is not None:
-            check_positive(self.requests_per_minute, "requests_per_minute")
-        check_count(self.max_concurrency, "max_concurrency", 1)
-        check_positive(self.timeout, "timeout")
-        check_count(self.max_attempts, "max_attempts", 1)
-        check_positive(self.max_wait, "max_wait")
-        check_positive(self.first_wait, "first_wait")
-
-
-def batch_size(route: str) -> int:
-    """Texts a request that the route's provider is known to take."""
-    return BATCH_SIZES.get(route.split("/")[0], BATCH_SIZE)
+        for name, value in vars(self).items():
+            if name in ("max_concurrency", "max_attempts"):
+                check_count(value, name, 1)
+            elif value is not None or name != "requests_per_minute":
+                check_positive(value, name)
 
 
 class HostedModel:
@@ -92,13 +83,13 @@ class HostedModel:
         route: provider and model, for instance "openrouter/qwen/qwen3-embedding-8b".
         api_key: the provider's key, or None for its environment variable.
         api_base: where it is served, or None for the provider's own address.
-        limits: how hard it may be asked.
-        key_lost: whether it had a key of its own that was left behind.
+        limits: of its requests.
+        key_lost: True if it had a key of its own that was left behind.
         options: arguments of the provider's own, sent with each request.
 
     Attributes:
         name: the route.
-        usage: what was asked of it so far.
+        usage: counts of its requests so far.
         batch_limit: texts a request, lowered where the provider refuses more.
     """
 
@@ -115,7 +106,7 @@ class HostedModel:
         self.name = route
         self.limits = limits or Limits()
         self.usage = Usage()
-        self.batch_limit: int | None = BATCH_SIZES.get(route.split("/")[0])
+        self.batch_limit: int | None = provider_of(route).batch_size
         self._api_base = api_base
         self._key_lost = key_lost and not api_key
         self._key: Callable[[], str | None] = lambda: api_key  # a closure shows in no repr and no vars()
@@ -123,7 +114,7 @@ class HostedModel:
         self._pace = _Pace(self.limits.requests_per_minute)
         # Processes that were refused together must not come back together.
         self._random = random.Random(f"{os.getpid()} {route}")
-        self._answers = False  # whether it ever has
+        self._answers = False  # True once it has answered
 
     def __repr__(self) -> str:
         return f"HostedModel({self.name!r})"
@@ -132,9 +123,14 @@ class HostedModel:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        lost = self._key_lost or self._key() is not None
-        options = public(self._options() or {})
-        return _remake, (self.name, public_address(self._api_base) or None, self.limits, lost, options)
+        again = functools.partial(
+            HostedModel,
+            api_base=public_address(self._api_base) or None,
+            limits=self.limits,
+            key_lost=self._key_lost or self._key() is not None,
+            options=public(self._options() or {}),
+        )
+        return again, (self.name,)
 
     def __call__(self, texts: Sequence[str]) -> list[Vector]:
         """Full-size vectors of texts, in their order.
@@ -149,10 +145,6 @@ class HostedModel:
         finally:
             future.cancel()  # the caller was interrupted; otherwise it is done
 
-    async def acall(self, texts: Sequence[str]) -> list[Vector]:
-        """The same without blocking the event loop; cancelling it drops the request."""
-        return await asyncio.wrap_future(on_our_loop(self._embed(list(texts))))
-
     # Batches
 
     async def _embed(self, texts: list[str]) -> list[Vector]:
@@ -161,31 +153,33 @@ class HostedModel:
         batch = Batch(texts, self._ask, limit=self.batch_limit, timeout=self.limits.timeout)
         try:
             await batch.fill()
-            self._check(batch.rows)
-        except EmbeddingError as error:  # what was paid for is kept
-            error.vectors = {place: row for place, row in batch.rows.items() if not isinstance(row, Refused)}
+            self._check(batch)
+        except EmbeddingError as error:
+            error.vectors = batch.vectors  # they were paid for
             raise
         finally:
             known = [limit for limit in (self.batch_limit, batch.limit) if limit is not None]
             self.batch_limit = min(known, default=None)
-        return [row for _, row in sorted(batch.rows.items()) if not isinstance(row, Refused)]
+        return [row for _, row in sorted(batch.vectors.items())]
 
-    def _check(self, rows: dict[int, Row]) -> None:
-        refused = {place: row.reason for place, row in sorted(rows.items()) if isinstance(row, Refused)}
-        if len({len(row) for row in rows.values() if not isinstance(row, Refused)}) > 1:
-            rows.clear()
-            raise EmbeddingError(f"the route {self.name!r} gave vectors of different lengths for one batch.")
-        if refused and all(isinstance(row, Unusable) for row in rows.values()):
-            n_texts = counted(len(rows), "text")
-            raise EmbeddingError(f"the route {self.name!r} gave no usable vector for {n_texts}: {refused[0]}.")
+    def _check(self, batch: Batch) -> None:
+        """Refuse a batch whose rows are not a usable vector each.
+
+        Raises:
+            TextsRefusedError: some texts were refused; it says why.
+            EmbeddingError: vectors of different lengths, which are dropped, or none that can be used.
+        """
+        refused = {place: row.reason for place, row in sorted(batch.rows.items()) if isinstance(row, Refused)}
+        route, n_texts = f"the route {self.name!r}", counted(len(batch.rows), "text")
+        if len(set(map(len, batch.vectors.values()))) > 1:
+            batch.rows.clear()
+            raise EmbeddingError(f"{route} gave vectors of different lengths for one batch.")
+        if refused and all(isinstance(row, Unusable) for row in batch.rows.values()):
+            raise EmbeddingError(f"{route} gave no usable vector for {n_texts}: {refused[0]}.")
         if refused:
-            raise TextsRefusedError(self._refusal(refused, len(rows)), refused=refused)
-
-    def _refusal(self, refused: Mapping[int, str], n_texts: int) -> str:
-        shown = "; ".join(f"text {place} ({reason})" for place, reason in list(refused.items())[:3])
-        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
-        rest = f"; the other {n_texts - len(refused)} have their vectors" if len(refused) < n_texts else ""
-        return f"the route {self.name!r} refused {len(refused)} of {counted(n_texts, 'text')}: {shown}{more}{rest}."
+            named = listed([f"text {place} ({reason})" for place, reason in refused.items()], "; ")
+            rest = f"; the other {len(batch.vectors)} have their vectors" if batch.vectors else ""
+            raise TextsRefusedError(f"{route} refused {len(refused)} of {n_texts}: {named}{rest}.", refused=refused)
 
     # One request
 
@@ -200,30 +194,16 @@ class HostedModel:
             EmbeddingError: any other failure, after as many tries as make sense.
         """
         failures: list[Failure] = []
-
-        async def once() -> Answer | Failure:
-            outcome = await self._try(texts)
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-            return outcome
-
-        again = AsyncRetrying(
-            retry=retry_if_result(lambda outcome: isinstance(outcome, Failure) and outcome.may_pass),
-            wait=self._wait,
-            stop=lambda state: self._enough(failures, tries) or self._waited_enough(state),
-            before_sleep=self._again,
-            retry_error_callback=_outcome,  # out of tries
-        )
-        started = time.monotonic()
-        outcome: Answer | Failure = await again(once)
-        if isinstance(outcome, Failure):
-            seconds, waited = time.monotonic() - started, again.statistics["idle_for"]
-            message = self._failed(outcome, len(failures), seconds, waited=waited)
-            is_flagged = outcome.status == 403 and self._answers  # by moderation: the key was good enough before
-            if not (is_refusal(outcome) or may_be_a_text(outcome) or is_flagged):
-                raise EmbeddingError(message)
-            lost = sum(failure.seconds for failure in failures)
-            return Fault(f"{outcome.what}: {outcome.reason}", message, is_refusal(outcome), lost)
+        started, waited = time.monotonic(), 0.0
+        while isinstance(outcome := await self._try(texts), Failure):
+            failures.append(outcome)
+            wait = self._wait(outcome, len(failures))
+            if not outcome.may_pass or self._enough(failures, tries) or waited + wait > self.limits.max_wait:
+                return self._fault(failures, time.monotonic() - started, waited)
+            logger.info("%s: %s (%s); asking again in %.1f s", self.name, outcome.what, outcome.reason, wait)
+            self.usage += Usage(retries=1)
+            waited += wait
+            await asyncio.sleep(wait)
         self._answers = True
         if len(outcome.rows) != len(texts):
             counts = f"{counted(len(outcome.rows), 'vector')} for {counted(len(texts), 'text')}"
@@ -232,77 +212,68 @@ class HostedModel:
 
     async def _try(self, texts: list[str]) -> Answer | Failure:
         await self._pace.turn()
-        limits = self.limits
+        key, options, limits = self._key(), self._options(), self.limits
         started = time.monotonic()
         outcome = await ask(
-            self.name,
-            texts,
-            key=self._key(),
-            api_base=self._api_base,
-            timeout=limits.timeout,
-            key_lost=self._key_lost,
-            options=self._options(),
+            self.name, texts, key, self._api_base, limits.timeout, key_lost=self._key_lost, options=options
         )
         if isinstance(outcome, Answer):
-            known = outcome.cost is not None
-            self._count(Usage(1, len(outcome.rows), outcome.tokens, outcome.cost or 0.0, int(not known)))
+            n_unpriced = int(outcome.cost is None)
+            self.usage += Usage(1, len(outcome.rows), outcome.tokens, outcome.cost or 0.0, n_unpriced)
             return outcome
-        self._count(Usage(requests=int(outcome.status is not None or outcome.unreadable)))
+        self.usage += Usage(requests=int(outcome.status is not None or outcome.unreadable))
         if outcome.may_pass and outcome.retry_after is not None and outcome.retry_after <= limits.max_wait:
             self._pace.hold(outcome.retry_after)  # all requests: the next one would be refused as well
         garbled = outcome.unreadable and self._answers  # a known address: garbled on the way, no wrong page
         return replace(outcome, may_pass=outcome.may_pass or garbled, seconds=time.monotonic() - started)
 
-    def _wait(self, state: RetryCallState) -> float:
-        longest = min(self.limits.first_wait * 2.0 ** (state.attempt_number - 1), LONGEST_WAIT)
-        return max(longest * self._random.uniform(0.5, 1.0), _outcome(state).retry_after or 0.0)
+    def _wait(self, failure: Failure, n_tries: int) -> float:
+        """Seconds before the next try: doubled for each, with jitter, and at least what the provider asks for."""
+        longest = min(self.limits.first_wait * 2.0 ** (n_tries - 1), LONGEST_WAIT)
+        return max(longest * self._random.uniform(0.5, 1.0), failure.retry_after or 0.0)
 
     def _enough(self, failures: Sequence[Failure], tries: int | None) -> bool:
-        """Tell when a request was tried often enough; what may be a text's fault is not worth as many tries."""
+        """True once a request was tried often enough: less often where a text may be at fault, or it hangs."""
         if len(failures) >= self.limits.max_attempts:
             return True
         own = [failure.seconds for failure in failures if may_be_a_text(failure)]
         n_hangs = round(sum(own) / self.limits.timeout)
         return may_be_a_text(failures[-1]) and (n_hangs >= MOST_HANGS or (tries is not None and len(own) >= tries))
 
-    def _waited_enough(self, state: RetryCallState) -> bool:
-        return state.idle_for + state.upcoming_sleep > self.limits.max_wait
+    def _fault(self, failures: Sequence[Failure], seconds: float, waited: float) -> Fault:
+        """The last failure of a request as a fault, in words for a user.
 
-    def _again(self, state: RetryCallState) -> None:
-        self._count(Usage(retries=1))
-        failure = _outcome(state)
-        logger.info(
-            "%s: %s (%s); asking again in %.1f s", self.name, failure.what, failure.reason, state.upcoming_sleep
-        )
+        Args:
+            failures: one a try.
+            seconds: from the start of the first try to the end of the last.
+            waited: seconds of them between tries.
 
-    def _count(self, more: Usage) -> None:
-        self.usage += more
-
-    def _failed(self, failure: Failure, attempts: int = 1, seconds: float = 0.0, *, waited: float = 0.0) -> str:
-        """What a user is told of a failure: route, what happened, tries and seconds, what to do."""
-        tries = f" after {counted(attempts, 'attempt')} in {seconds:.1f} s" if failure.may_pass or attempts > 1 else ""
+        Raises:
+            EmbeddingError: no other texts would have fared better.
+        """
+        failure, n_tries, limits = failures[-1], len(failures), self.limits
+        tries = f" after {counted(n_tries, 'attempt')} in {seconds:.1f} s" if failure.may_pass or n_tries > 1 else ""
         advice = failure.advice
-        if failure.may_pass and waited + (failure.retry_after or 0.0) > self.limits.max_wait:
+        if failure.may_pass and waited + (failure.retry_after or 0.0) > limits.max_wait:
             advice = (
-                f" It asks to wait {failure.retry_after:g} s, and one request may wait {self.limits.max_wait:g} s "
+                f" It asks to wait {failure.retry_after:g} s, and one request may wait {limits.max_wait:g} s "
                 "(max_wait): try again later."
             )
-        return f"the route {self.name!r} failed with {failure.what}{tries}: {failure.reason}.{advice}"
-
-
-def _remake(
-    route: str, api_base: str | None, limits: Limits, key_lost: bool, options: Mapping[str, Any] | None = None
-) -> HostedModel:
-    return HostedModel(route, api_base=api_base, limits=limits, key_lost=key_lost, options=options)
+        message = f"the route {self.name!r} failed with {failure.what}{tries}: {failure.reason}.{advice}"
+        is_flagged = failure.status == 403 and self._answers  # by moderation: the key was good enough before
+        if not (is_refusal(failure) or may_be_a_text(failure) or is_flagged):
+            raise EmbeddingError(message)
+        lost = sum(failure.seconds for failure in failures)
+        return Fault(f"{failure.what}: {failure.reason}", message, is_refusal(failure), lost)
 
 
 class _Pace:
-    """When the next request may start: evenly spaced, and after what the provider asked to wait."""
+    """The start of the next request: evenly spaced, and after the time that the provider asked to wait."""
 
     def __init__(self, requests_per_minute: float | None) -> None:
         self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._free = 0.0  # when the next turn begins
-        self._held = 0.0  # until when nobody may start
+        self._held = 0.0  # no request starts before
 
     async def turn(self) -> None:
         """Wait for a turn; the first goes at once."""
@@ -312,15 +283,9 @@ class _Pace:
             self._free = start + self._gap
             if start > now:
                 await asyncio.sleep(start - now)
-            if self._held <= start:  # nobody was asked to wait meanwhile
+            if self._held <= start:  # the provider asked for no wait meanwhile
                 return
 
     def hold(self, seconds: float) -> None:
-        """Let nobody start for so long."""
+        """Let no request start for so many seconds."""
         self._held = max(self._held, time.monotonic() + seconds)
-
-
-def _outcome(state: RetryCallState) -> Failure:
-    assert state.outcome is not None  # set before tenacity asks how long to wait
-    failure: Failure = state.outcome.result()
-    return failure

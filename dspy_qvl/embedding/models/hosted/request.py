@@ -1,7 +1,7 @@
-"""One request to a provider, through litellm: vectors in the order of the texts, or what went wrong in plain terms.
+"""One request to a provider, through litellm: vectors in the order of the texts, or the failure in plain terms.
 
     route, texts ─► address (model, key, server) ─► litellm ─► Answer   a row a text: a vector, or why it has none
-                                                       └─────► Failure  HTTP status, may it pass, when to come back
+                                                       └─────► Failure  HTTP status, may it pass, when to try again
 
 Nothing is raised here: litellm's errors, and the frames they carry, hold the key. Where litellm stumbles over an answer
 that came, over its usage for instance, it is read from the body: it was paid for.
@@ -14,7 +14,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from dspy_qvl.embedding.models.hosted.addresses import address_of
 from dspy_qvl.embedding.models.hosted.arguments import secret_strings
-from dspy_qvl.embedding.models.hosted.exchange import Bound, ExchangeError, bounded
+from dspy_qvl.embedding.models.hosted.exchange import CANNOT_BE_READ, Bound, ExchangeError, bounded
 from dspy_qvl.embedding.models.hosted.failures import Failure, failure_of
+from dspy_qvl.embedding.models.hosted.providers import provider_of
 from dspy_qvl.embedding.models.hosted.redaction import reason
 from dspy_qvl.embedding.models.model import Refused, Unusable
 from dspy_qvl.errors import shown
@@ -34,14 +35,8 @@ MOST_COLUMNS = 16_384  # of a vector; the largest that is sold has 12,288
 BYTES_A_NUMBER = 64  # of JSON; 24 hold any float64, with a comma and a blank
 BYTES_BESIDE = 2**20  # what an answer holds beside its vectors
 LITELLM_TIMEOUT = 600.0  # seconds that litellm takes where none are given
-MOST_TOKENS, MOST_DOLLARS = 10**9, 10**6  # of one request; beyond, somebody miscounted
+MOST_TOKENS, MOST_DOLLARS = 10**9, 10**6  # of one request; more is a provider's error
 
-# litellm sends these through OpenAI's client without handing `max_retries` on, so the client would retry by itself;
-# asked as "openai" they are sent alike: see test_a_request_is_never_repeated_behind_our_back.
-RETRIED_BY_THE_CLIENT = {"fireworks_ai", "mistral", "nebius"}
-# litellm falls back to OPENAI_API_KEY for most of these, which would hand one provider's key to another:
-# see test_no_provider_is_sent_the_key_of_another.
-NEEDS_ITS_OWN_KEY = RETRIED_BY_THE_CLIENT | {"dashscope", "nvidia_nim", "together_ai"}
 NO_KEY = "none"  # servers of one's own (LM Studio, TEI, vLLM) often need no key, but OpenAI's client does
 
 
@@ -54,7 +49,7 @@ class NoRetries(int):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """The answer to a request: a row for each text, and the usage.
 
     Attributes:
         rows: a vector of the full size, (d,) float32, or why it cannot be used; in the order of the texts.
@@ -70,10 +65,10 @@ class Answer:
 async def ask(
     route: str,
     texts: list[str],
-    *,
     key: str | None,
     api_base: str | None,
     timeout: float,
+    *,
     key_lost: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Answer | Failure:
@@ -85,7 +80,7 @@ async def ask(
         key: the provider's key, or None for its environment variable.
         api_base: where it is served, or None for the provider's own address.
         timeout: seconds.
-        key_lost: whether a key was given once that is not here any more, as in another process.
+        key_lost: True if a key was given once that is not here any more, as in another process.
         options: arguments of the provider's own, sent along.
     """
     import litellm
@@ -93,20 +88,19 @@ async def ask(
     litellm.suppress_debug_info = True  # its advice would be printed to stdout at every error
     with contextlib.suppress(ImportError):
         # Keeps litellm's log worker out: it serves one event loop a process, and the caller's may be another.
-        # Where somebody listens to litellm, it is let in.
+        # Where a callback listens to litellm, it is let in.
         from litellm._internal_context import is_internal_call
 
         is_internal_call.set(not (litellm.callbacks or litellm.success_callback or litellm.failure_callback))
     options = copy.deepcopy(dict(options or {}))  # litellm changes what it is given
-    secrets = [*([key] if key else []), *secret_strings(options)]
     address = _address(route, key, api_base, key_lost)
     if isinstance(address, Failure):
         return address
-    if (own := address["api_key"]) and own != NO_KEY:  # from the environment, or from litellm itself
-        secrets.append(own)
+    keys = {key, address["api_key"]} - {NO_KEY}  # the second may come from the environment, or from litellm itself
+    secrets = [*filter(None, keys), *secret_strings(options)]
     with bounded(most_bytes(len(texts)), timeout) as bound:
         try:
-            # Never with `dimensions`: servers differ in what they make of it, so vectors are cut here.
+            # Never with `dimensions`: servers treat it differently, so vectors are cut here.
             request = litellm.aembedding(input=texts, timeout=timeout, max_retries=NoRetries(0), **address, **options)
             response = await asyncio.wait_for(request, timeout)  # Ollama's handler knows no timeout
         except Exception as error:
@@ -114,13 +108,14 @@ async def ask(
             if response is None:
                 return failure_of(error, secrets, timeout)
     try:
-        return _answer(route, response)
+        rows = [_vector(row["embedding"]) for row in in_order(response.data)]
     except Exception as error:  # whatever it was made of
-        return Failure("an answer that cannot be read", reason(str(error), secrets), unreadable=True)
+        return Failure(CANNOT_BE_READ, reason(str(error), secrets), unreadable=True)
+    return Answer(rows, _tokens(response), _price(route, response))  # no reason to lose vectors where these are unknown
 
 
 def ask_for_embedder(route: str, texts: list[str], **arguments: Any) -> list[NDArray[np.float32]]:
-    """What litellm gives a `dspy.Embedder`, which would take rows as they come, in the order of the texts.
+    """Vectors from litellm for a `dspy.Embedder`, in the order of the texts; by itself it takes rows as they come.
 
     Raises:
         What litellm raises, or ExchangeError: an answer that cannot be read.
@@ -139,7 +134,7 @@ def ask_for_embedder(route: str, texts: list[str], **arguments: Any) -> list[NDA
     try:
         return [_numbers(row["embedding"]) for row in in_order(response.data)]
     except Exception as error:
-        raise ExchangeError("an answer that cannot be read", str(error)[:1000], 200, unreadable=True) from None
+        raise ExchangeError(CANNOT_BE_READ, str(error)[:1000], 200) from None
 
 
 def most_bytes(n_texts: int) -> int:
@@ -148,19 +143,18 @@ def most_bytes(n_texts: int) -> int:
 
 
 def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) -> "dict[str, str | None] | Failure":
-    """What litellm needs for a route: model, api_key, api_base."""
+    """The arguments that litellm needs for a route (model, api_key, api_base), or the failure for lack of one."""
     import litellm
 
-    provider = route.split("/")[0]
-    model = route
-    if provider in NEEDS_ITS_OWN_KEY or provider == "litellm_proxy":
+    provider, model, own_ways = route.split("/")[0], route, provider_of(route)
+    if own_ways.needs_own_key or provider == "litellm_proxy":
         bare, _, own, address = litellm.get_llm_provider(route, api_key=key, api_base=api_base)
         key = own or litellm.api_key
         if address is None and provider == "litellm_proxy":  # litellm would send the texts to OpenAI
             return Failure("a missing address", "give api_base, or set LITELLM_PROXY_API_BASE")
-        if provider in RETRIED_BY_THE_CLIENT:
+        if own_ways.asked_as_openai:
             model, api_base = f"openai/{bare}", address
-        if key is None and provider in NEEDS_ITS_OWN_KEY:
+        if key is None and own_ways.needs_own_key:
             names = " or ".join(litellm.validate_environment(route)["missing_keys"]) or "its environment variable"
             return Failure("a missing key", f"give api_key, or set {names}")
     elif provider == "openai":
@@ -181,34 +175,16 @@ def _address(route: str, key: str | None, api_base: str | None, key_lost: bool) 
 # Answers
 
 
-@dataclass(frozen=True)
-class Paid:
-    """An answer that litellm stumbled over, read from its body."""
-
-    data: list[Any]
-    usage: Any = None
-    _hidden_params: Mapping[str, Any] = field(default_factory=dict)
-
-
-def paid_for(bound: Bound) -> Paid | None:
-    """The answer that came although litellm failed, where it is of OpenAI's shape; usage is what it stumbles over."""
+def paid_for(bound: Bound) -> SimpleNamespace | None:
+    """The answer that came although litellm failed, where it is of OpenAI's shape; it often stumbles over usage."""
     try:
         body = json.loads(bound.bodies[-1])
         rows = body["data"]
     except (LookupError, TypeError, ValueError, RecursionError):
         return None
     usage = body.get("usage")
-    return Paid(rows, SimpleNamespace(**usage) if isinstance(usage, dict) else None)
-
-
-def _answer(route: str, response: Any) -> Answer:
-    """What litellm's response holds; usage that cannot be read is unknown, and no reason to lose vectors.
-
-    Raises:
-        Exception: something that is no vector.
-    """
-    rows = [_vector(row["embedding"]) for row in in_order(response.data)]
-    return Answer(rows, _tokens(response), _price(route, response))
+    counts = SimpleNamespace(**usage) if isinstance(usage, dict) else None
+    return SimpleNamespace(data=rows, usage=counts, _hidden_params={})
 
 
 def in_order(rows: object) -> list[Any]:
@@ -220,12 +196,10 @@ def in_order(rows: object) -> list[Any]:
     if not isinstance(rows, list | tuple):
         raise ValueError(f"its data are of type {type(rows).__name__}, not a list")
     indexes: list[Any] = [row.get("index") if isinstance(row, Mapping) else getattr(row, "index", None) for row in rows]
-    if all(index is None for index in indexes):
+    kinds = set(map(type, indexes))
+    if kinds <= {type(None)} or (kinds == {int} and not any(indexes)):
         return list(rows)
-    are_numbers = all(type(index) is int for index in indexes)
-    if are_numbers and not any(indexes):
-        return list(rows)
-    if not are_numbers or sorted(indexes) != list(range(len(rows))):
+    if kinds != {int} or sorted(indexes) != list(range(len(rows))):
         raise ValueError(f"its rows are numbered {shown(indexes)}, and must be from 0 to {len(rows) - 1}, each once")
     return sorted(rows, key=lambda row: int(row["index"]))
 
@@ -260,8 +234,7 @@ def _numbers(embedding: Any) -> Vector:
 def _tokens(response: Any) -> int:
     """Tokens as the provider counted them, or 0 where that cannot be read."""
     counted = getattr(getattr(response, "usage", None), "total_tokens", None)
-    is_count = isinstance(counted, int | float) and 0 <= counted <= MOST_TOKENS
-    return int(counted) if is_count and counted is not None else 0
+    return int(counted) if isinstance(counted, int | float) and 0 <= counted <= MOST_TOKENS else 0
 
 
 def _price(route: str, response: Any) -> float | None:
@@ -271,7 +244,7 @@ def _price(route: str, response: Any) -> float | None:
     known = None
     with contextlib.suppress(Exception):
         known = response._hidden_params.get("response_cost")
-        if known is None and route.split("/")[0] in RETRIED_BY_THE_CLIENT:  # litellm looked under "openai"
+        if known is None and provider_of(route).asked_as_openai:  # litellm looked under "openai"
             tokens = response.usage.prompt_tokens
             known, _ = litellm.cost_per_token(model=route, prompt_tokens=tokens, call_type="embedding")
     return float(known) if isinstance(known, int | float) and 0 <= known <= MOST_DOLLARS else None

@@ -1,10 +1,10 @@
-"""The folder of a model: what its vectors depend on, and what is not let in.
+"""The folder of a model: the files that its vectors depend on, and the code that is refused.
 
-Weights and settings are read, code is never run. What lies beside them unused (code, a README, other formats) is no
-part of the model; a folder whose settings name classes of its own is refused, since sentence-transformers before 6
+Weights and settings are read, code is never run. Files that lie beside them unused (code, a README, other formats) are
+no part of the model; a folder whose settings name classes of its own is refused, since sentence-transformers before 6
 imports them without asking. Weights in `.bin` are pickles, which torch reads as tensors and nothing else.
 
-    .json .safetensors .txt         what is read of a model, or was: always part of its identity
+    .json .safetensors .txt         read of any model, now or by version 0.1.0: always part of its identity
     .bin  without any .safetensors beside it  ┐ read instead, so part of its identity; a copy in another format, which
     .model without a tokenizer.json beside it ┘ is not read, makes no other model of it
 """
@@ -26,11 +26,11 @@ LIBRARIES = ("sentence_transformers.", "torch.", "transformers.")  # whose class
 
 
 def identity_of(folder: Path) -> dict[str, str]:
-    """What tells the vectors of a model in a folder from those of another: digests of its files.
+    """Digests of a folder's files, which tell the vectors of its model from those of another.
 
     Returns:
-        content: of what is read of any model. weights: of what is read instead, where there is such a thing; version
-        0.1.0 did not know it, so that weights could change under one identity.
+        content: of the files that are read of any model. weights: of those that are read instead, where there are any;
+        version 0.1.0 did not know it, so that weights could change under one identity.
 
     Raises:
         InputError: code of its own, or something that is no plain file, for which loading would wait.
@@ -80,7 +80,7 @@ def _refuse_code(path: Path, folder: Path) -> None:
     try:
         settings = json.loads(written)
     except (ValueError, RecursionError):
-        return  # whoever loads it says so
+        return  # loading it will fail, and say so
     for name in _classes(settings):
         if "." in name and not name.startswith(LIBRARIES):
             raise InputError(
@@ -91,13 +91,10 @@ def _refuse_code(path: Path, folder: Path) -> None:
 
 
 def _classes(settings: Any) -> Iterator[str]:
-    """What sentence-transformers imports by name."""
+    """Names of classes that sentence-transformers would import."""
     for entry in settings if isinstance(settings, list) else [settings]:
         if isinstance(entry, dict):
             types = entry.get("types")
             named = [entry.get(name) for name in ("type", "activation_function", "tokenizer_class")]
-            yield from filter(_is_name, [*named, *(types.values() if isinstance(types, dict) else ())])
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str)
+            named += types.values() if isinstance(types, dict) else ()
+            yield from (name for name in named if isinstance(name, str))

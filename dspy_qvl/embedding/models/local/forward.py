@@ -2,7 +2,7 @@
 
     texts ─► tokens, one caller at a time ─► forward pass, any number at once ─► vectors
 
-Threads share one model, although its tokenizer serves only one caller at a time. A forked worker does not hang on the
+Threads share one model, although its tokenizer serves only one caller at a time. A forked worker does not wait for the
 threads that stayed in its parent.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dspy_qvl.embedding.models.local.loading import Wanted, load
+from dspy_qvl.embedding.models.local.loading import ModelRequest, load
 from dspy_qvl.errors import EmbeddingError
 from dspy_qvl.vectors import Vectors
 
@@ -34,12 +34,12 @@ class Loaded:
     Attributes:
         model: the SentenceTransformer.
         backend: "torch" or "onnx".
-        window: tokens the model sees of a text, or None.
+        window: tokens the model sees of a text, or `NO_WINDOW`.
     """
 
     model: Any
     backend: str
-    window: int | None
+    window: int
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -49,16 +49,27 @@ class Loaded:
 
     @functools.cached_property
     def device(self) -> Any:
-        """Where it runs, as torch has it."""
+        """The torch device that it runs on."""
         return self.model.device
 
     @functools.cached_property
     def tokens_a_batch(self) -> int:
-        """Padded tokens worth handing over in one call."""
+        """Padded tokens of one forward pass that make good use of the device."""
         return TOKENS_A_BATCH_CPU if self.device.type == "cpu" else TOKENS_A_BATCH_GPU
 
-    def embed(self, texts: list[str]) -> Vectors:
+    def features(self, texts: Sequence[str]) -> dict[str, Any]:
+        """The input of a forward pass, cut to the window and padded, by sentence-transformers' own tokenization."""
+        tokenize = getattr(self.model, "preprocess", None) or self.model.tokenize  # the name before 5.4
+        with PROCESS.tokenizing:
+            features: dict[str, Any] = tokenize(texts)
+        return features
+
+    def embed(self, texts: list[str], features: dict[str, Any] | None = None) -> Vectors:
         """Vectors of texts, (n, d), in one forward pass, or in halves where the memory is too small.
+
+        Args:
+            texts: n of them.
+            features: of these texts, where they are known; else they are tokenized here.
 
         Raises:
             EmbeddingError: one text alone does not fit.
@@ -66,7 +77,7 @@ class Loaded:
         if not texts:
             return np.zeros((0, self.model.encode([""]).shape[1]), dtype=np.float32)
         try:
-            return self._forward(texts)
+            return self._forward(self.features(texts) if features is None else features)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -80,15 +91,11 @@ class Loaded:
         half = len(texts) // 2
         return np.concatenate([self.embed(texts[:half]), self.embed(texts[half:])])
 
-    def _forward(self, texts: list[str]) -> Vectors:
+    def _forward(self, features: dict[str, Any]) -> Vectors:
         import torch
 
-        tokenize = getattr(self.model, "preprocess", None) or self.model.tokenize  # the name before 5.4
-        with PROCESS.tokenizing:
-            features = tokenize(texts)
-        device = self.device
         with torch.inference_mode():
-            there = {name: one.to(device) if torch.is_tensor(one) else one for name, one in features.items()}
+            there = {name: one.to(self.device) if torch.is_tensor(one) else one for name, one in features.items()}
             vectors: Vectors = self.model(there)["sentence_embedding"].to(torch.float32).cpu().numpy()
         return vectors
 
@@ -109,7 +116,7 @@ class Loaded:
         return counts
 
     def tokens(self, texts: Sequence[str], **options: Any) -> Any:
-        """What the tokenizer makes of whole texts."""
+        """The tokenizer's encoding of whole texts, neither cut nor padded."""
         with PROCESS.tokenizing:
             return self.tokenizer(
                 list(texts), padding=False, truncation=False, return_attention_mask=False, verbose=False, **options
@@ -117,19 +124,18 @@ class Loaded:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether torch ran out of memory: its own error on CUDA, a message elsewhere."""
-    return type(error).__name__ == "OutOfMemoryError" or bool(
-        re.search(r"out of memory|can't allocate memory", str(error))
-    )
+    """True if torch ran out of memory: its own error on CUDA, a message elsewhere."""
+    message = re.search(r"out of memory|can't allocate memory", str(error))
+    return message is not None or type(error).__name__ == "OutOfMemoryError"
 
 
-def _loaded(wanted: Wanted) -> Loaded:
+def _loaded(request: ModelRequest) -> Loaded:
     PROCESS.settle_threads()
-    model = load(wanted)
+    model = load(request)
     window = getattr(model, "max_seq_length", None)
-    if window is None or window >= NO_WINDOW or not hasattr(model.tokenizer, "model_max_length"):
-        return Loaded(model, wanted.backend, None)
-    return Loaded(model, wanted.backend, int(window))
+    if window is None or not hasattr(model.tokenizer, "model_max_length"):
+        window = NO_WINDOW
+    return Loaded(model, request.backend, min(int(window), NO_WINDOW))
 
 
 # The process
@@ -141,25 +147,23 @@ class Process:
     Rust tokenizers keep padding and truncation as a state: two callers at once raise "Already borrowed", see
     test_many_threads_embed_at_once. After a fork only the forking thread is left. OpenMP would wait for ever for
     the others, so torch runs on one thread in a child that inherits it (a setting of each thread that calls it);
-    locks held by others are made anew; and the tokenizer is never in anyone's hands while a fork happens. See
+    locks held by others are made anew; and no thread is inside the tokenizer while a fork happens. See
     test_a_worker_embeds_what_its_parent_would.
     """
 
     def __init__(self) -> None:
-        self.models: dict[Wanted, Loaded] = {}
+        self.models: dict[ModelRequest, Loaded] = {}
         self.abandoned: list[Loaded] = []
         self.loading = threading.Lock()
         self.tokenizing = threading.RLock()
         self._lost_threads = False
         self._settled = threading.local()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self._acquire, after_in_parent=self._release, after_in_child=self._forked)
-
-    def _acquire(self) -> None:
-        self.tokenizing.acquire()
-
-    def _release(self) -> None:
-        self.tokenizing.release()
+            os.register_at_fork(
+                before=lambda: self.tokenizing.acquire(),
+                after_in_parent=lambda: self.tokenizing.release(),
+                after_in_child=self._forked,
+            )
 
     def _forked(self) -> None:
         self.loading = threading.Lock()
@@ -170,23 +174,21 @@ class Process:
         for key in [key for key, loaded in self.models.items() if loaded.backend == "onnx"]:
             self.abandoned.append(self.models.pop(key))  # its threads are gone too; freeing it would wait for them
 
-    def model(self, wanted: Wanted) -> Loaded:
-        """The model that is wanted, loaded once.
+    def model(self, request: ModelRequest) -> Loaded:
+        """The requested model, loaded once.
 
         Raises:
             ModelUnavailableError: it cannot be loaded here; the next call tries again.
         """
-        loaded = self.models.get(wanted)
-        if loaded is None:
+        if request not in self.models:
             with self.loading:  # one at a time: transformers sets torch's defaults while it builds a model
-                loaded = self.models.get(wanted)
-                if loaded is None:
-                    loaded = self.models[wanted] = _loaded(wanted)
+                if request not in self.models:
+                    self.models[request] = _loaded(request)
         self.settle_threads()
-        return loaded
+        return self.models[request]
 
     def settle_threads(self) -> None:
-        """Keep torch, in the thread that calls, from waiting for threads that a fork left behind."""
+        """Keep torch, in the calling thread, from waiting for threads that a fork left behind."""
         if self._lost_threads and not hasattr(self._settled, "done"):
             import torch
 

@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import os
-import platform
 import re
 from pathlib import Path
 
@@ -13,7 +12,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def chosen_precision(precision: str | None, device: str | None, backend: str) -> str:
-    """The precision a model runs in, decided without torch since it is part of the model's name.
+    """The precision a model runs in, decided without torch since it is part of the model's identity.
 
     bfloat16 where it is fast (a CPU with instructions for it, or an NVIDIA card), else float32.
 
@@ -23,7 +22,7 @@ def chosen_precision(precision: str | None, device: str | None, backend: str) ->
         backend: "torch" or "onnx"; onnx runs in float32.
 
     Raises:
-        InputError: another precision, or one the backend has not.
+        InputError: another precision, or one that the backend lacks.
     """
     if precision is not None and precision not in PRECISIONS:
         whole = re.fullmatch(r"u?int\d+|[48]bit|binary|ubinary", str(precision))
@@ -41,13 +40,12 @@ def chosen_precision(precision: str | None, device: str | None, backend: str) ->
     if precision is not None:
         return precision
     kind = None if device is None else device.partition(":")[0]
-    if kind in (None, "cuda") and _has_cuda():
-        return "bfloat16"
-    return "bfloat16" if kind in (None, "cpu") and _cpu_has_bf16() else "float32"
+    is_fast = (kind in (None, "cuda") and _has_cuda()) or (kind in (None, "cpu") and _cpu_has_bf16())
+    return "bfloat16" if is_fast else "float32"
 
 
 def _has_cuda() -> bool:
-    """Tell whether torch will find an NVIDIA card: a driver, not hidden, and a build of torch that can use it."""
+    """True if torch will find an NVIDIA card: a driver, not hidden, and a build of torch that can use it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return False
     if not any(Path(path).exists() for path in ("/dev/nvidiactl", "/proc/driver/nvidia/version")):
@@ -60,15 +58,13 @@ def _has_cuda() -> bool:
 
 @functools.cache
 def _cpu_has_bf16() -> bool:
-    if platform.system() != "Linux":
-        return False
     try:
         return has_bf16(Path("/proc/cpuinfo").read_text(errors="replace"))
-    except OSError:
+    except OSError:  # no Linux
         return False
 
 
 def has_bf16(cpuinfo: str) -> bool:
-    """Tell whether /proc/cpuinfo tells of instructions for bfloat16, on x86 or on ARM."""
+    """True if /proc/cpuinfo lists instructions for bfloat16, on x86 or on ARM."""
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
     return match is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(match[1].split())
