@@ -421,7 +421,7 @@ def test_a_caller_that_may_have_several_batches_in_flight_has_them_up_to_the_lim
     model = SlowModel(0.05)
     embedding = make(model, tmp_path, batch_size=5)
     embedding._first._coalescer = Coalescer(4, 5)
-    object.__setattr__(embedding._first.backend, "width", 4)
+    object.__setattr__(embedding._first.model, "width", 4)
     texts = [f"text {number}" for number in range(60)]
     given = embedding(texts) if kind == "sync" else asyncio.run(embedding.acall(texts))
     np.testing.assert_allclose(given, LexicalModel(32)(texts), atol=1e-6)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dspy_qvl.embedding.loops import result_of
 from dspy_qvl.embedding.models import (
-    Backend,
+    EmbeddingModel,
     Refused,
     Unusable,
     ask_for_embedder,
@@ -35,20 +35,20 @@ Row = Vectors | Refused | EmbeddingError
 
 
 class Model:
-    """What is asked of a backend, and what its answers are worth.
+    """What is asked of a model, and what its answers are worth.
 
     Args:
-        backend: the model.
+        model: the model.
         truncation: what its vectors are cut to; it knows how long they were so far.
     """
 
-    def __init__(self, backend: Backend, truncation: Truncation) -> None:
-        self.name = backend.name
-        self._backend = backend
+    def __init__(self, model: EmbeddingModel, truncation: Truncation) -> None:
+        self.name = model.name
+        self._model = model
         self._truncation = truncation
         # DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors,
         # see test_two_models_never_share_a_vector.
-        embed: Any = backend.embed
+        embed: Any = model.embed
         if not isinstance(embed, dspy.Embedder):
             embed = dspy.Embedder(functools.partial(result_of, embed), caching=False)
         elif is_plain_route(embed):
@@ -69,7 +69,7 @@ class Model:
         cause: BaseException | None = None
         try:
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-                answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._backend.sent)
+                answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._model.sent)
         except Exception as error:
             failure, cause = self._failure(error, texts)
             answer = self._left(error, failure, len(texts))
@@ -84,10 +84,10 @@ class Model:
         """
         if isinstance(error, ModelUnavailableError):
             return error, error.__cause__
-        holds_secrets = self._backend.is_routed or bool(self._backend.secrets)
+        holds_secrets = self._model.is_routed or bool(self._model.secrets)
         if isinstance(error, EmbeddingError):
-            said = str(error) if self._backend.is_served else f"{self.name} failed: {error}"
-            told = without_secrets(said, self._backend.secrets)
+            said = str(error) if self._model.is_served else f"{self.name} failed: {error}"
+            told = without_secrets(said, self._model.secrets)
             return EmbeddingError(told), None if holds_secrets or told != said else error.__cause__
         if "inhomogeneous" in str(error)[:1000]:  # numpy's word for it, raised inside dspy.Embedder
             failure = EmbeddingError(f"{self.name} gave vectors of different lengths for one batch.")
@@ -100,9 +100,9 @@ class Model:
             )
             return failure, None if holds_secrets else error
         said = f"{type(error).__name__}: {error}"
-        if self._backend.is_routed and not (known := failure_of(error, self._backend.secrets)).was_refused:
+        if self._model.is_routed and not (known := failure_of(error, self._model.secrets)).was_refused:
             said = f"{known.what}: {known.reason}"
-        told = without_secrets(said, self._backend.secrets)
+        told = without_secrets(said, self._model.secrets)
         return EmbeddingError(f"{self.name} failed: {told}"), None if holds_secrets or told != said else error
 
     def _left(self, error: Exception, failure: EmbeddingError, n_texts: int) -> list[Any] | None:
@@ -110,7 +110,7 @@ class Model:
         refused = error.refused if isinstance(error, TextsRefusedError) else {}
         if not isinstance(error, EmbeddingError) or not (error.vectors or refused):
             return None
-        told = {row: without_secrets(why, self._backend.secrets) for row, why in refused.items()}
+        told = {row: without_secrets(why, self._model.secrets) for row, why in refused.items()}
         kept: dict[int, Any] = {**dict.fromkeys(range(n_texts), failure), **error.vectors}
         return [Refused(told[row]) if row in told else kept[row] for row in range(n_texts)]
 

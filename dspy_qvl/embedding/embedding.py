@@ -28,7 +28,7 @@ import numpy as np
 from dspy_qvl.embedding.cache import EmbeddingCache
 from dspy_qvl.embedding.callers import Key
 from dspy_qvl.embedding.instruction import instructed
-from dspy_qvl.embedding.models import LEXICAL, Backend, ModelSpec, Refused, Usage
+from dspy_qvl.embedding.models import LEXICAL, EmbeddingModel, ModelSpec, Refused, Usage
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe
 from dspy_qvl.embedding.source import Source
 from dspy_qvl.errors import InputError, QVLWarning, TextsRefusedError, check_count, check_text, shown
@@ -75,12 +75,12 @@ class Embedding:
             instruction = check_text(instruction, "instruction").strip() or None
         folder = None if cache_dir is None else _folder(cache_dir, spec.home)
         address = spec.address()
-        backend = spec.backend_at(address, instruction)
-        for part in (backend.identity or {}).values():  # it is saved with every fit
+        model = spec.model_at(address, instruction)
+        for part in (model.identity or {}).values():  # it is saved with every fit
             check_text(part, "the name of the embedding model")
-        if instruction is not None and not backend.takes_instruction:
+        if instruction is not None and not model.takes_instruction:
             raise InputError(
-                f"an instruction has no effect on {backend.name}: its vectors are what they are. Leave instruction "
+                f"an instruction has no effect on {model.name}: its vectors are what they are. Leave instruction "
                 "out, and make the table of vectors that were embedded with it."
             )
         self.spec = spec
@@ -88,15 +88,15 @@ class Embedding:
         self.given_dir = cache_dir
         self.instruction = instruction
         self.storage = storage
-        self.batch_size = backend.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
-        self._backend = backend  # what is the same at every address
-        self._truncation = Truncation(backend.name, spec.embedding_dim, backend.default_dim, backend.size)
+        self.batch_size = model.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
+        self._model = model  # what is the same at every address
+        self._truncation = Truncation(model.name, spec.embedding_dim, model.default_dim, model.size)
         self._is_routed = spec.is_routed
-        self._first = self._source_of(backend, address)
+        self._first = self._source_of(model, address)
         self._sources = {address: self._first}
         self._making = threading.Lock()
         self.accepted: weakref.WeakSet[Any] = weakref.WeakSet()  # fits known to belong to this model
-        if backend.identity is None and cache_dir is not None:
+        if model.identity is None and cache_dir is not None:
             warnings.warn(
                 "embedder has no name, so its vectors are not stored on disk: give it an attribute `name` that "
                 "changes whenever its vectors do.",
@@ -114,14 +114,14 @@ class Embedding:
             with self._making:
                 source = self._sources.get(address)
                 if source is None:
-                    source = self._sources[address] = self._source_of(self.spec.backend_at(address), address)
+                    source = self._sources[address] = self._source_of(self.spec.model_at(address), address)
         return source
 
-    def _source_of(self, backend: Backend, address: str | None) -> Source:
+    def _source_of(self, model: EmbeddingModel, address: str | None) -> Source:
         spec = self.spec
-        in_files = backend.keep_on_disk and self.cache_dir is not None
+        in_files = model.keep_on_disk and self.cache_dir is not None
         return Source(
-            backend,
+            model,
             self._truncation,
             path=self.cache_dir / CACHE_FILE if in_files and self.cache_dir is not None else None,
             storage=self.storage,
@@ -141,7 +141,7 @@ class Embedding:
     @property
     def name(self) -> str:
         """How messages call the model."""
-        return self._backend.name
+        return self._model.name
 
     @property
     def is_lexical(self) -> bool:
@@ -167,7 +167,7 @@ class Embedding:
     @property
     def usage(self) -> Usage | None:
         """What a hosted model was asked by this process so far: requests, texts, tokens, cost. None for the others."""
-        told = [source.backend.usage() for source in list(self._sources.values()) if source.backend.usage is not None]
+        told = [source.model.usage() for source in list(self._sources.values()) if source.model.usage is not None]
         return sum(told, Usage()) if told else None
 
     @property
@@ -183,19 +183,19 @@ class Embedding:
     @property
     def keeps_vectors(self) -> bool:
         """Tell whether the vectors of rated texts are worth saving with what was learned from them."""
-        return self._backend.keep_with_fit
+        return self._model.keep_with_fit
 
     @property
     def identity(self) -> dict[str, str] | None:
         """What makes its vectors comparable with saved ones; None for an anonymous callable."""
-        if self._backend.identity is None:
+        if self._model.identity is None:
             return None
-        return {**self._backend.identity, "instruction": self.instruction or ""}
+        return {**self._model.identity, "instruction": self.instruction or ""}
 
     @property
     def former_identity(self) -> dict[str, str] | None:
         """What version 0.1.0 called its identity, where that was another."""
-        return None if self._backend.former is None else {**self._backend.former, "instruction": self.instruction or ""}
+        return None if self._model.former is None else {**self._model.former, "instruction": self.instruction or ""}
 
     def encoder(self, expect: Probe | None = None, *, instruct: bool = True) -> "Encoder":
         """Texts -> unit vectors, with what holds for all of them said once; see `Encoder`."""
@@ -211,7 +211,7 @@ class Embedding:
 
     def probe(self) -> Probe:
         """What this model gives for the probe texts."""
-        texts = self._backend.probe_texts or PROBE_TEXTS
+        texts = self._model.probe_texts or PROBE_TEXTS
         probe = Probe(tuple(_sent(self.instruction, text, True) for text in texts), self(texts))
         self._source().trusted.add(probe.digest)
         return probe

@@ -23,7 +23,7 @@ from dspy_qvl.embedding.batching import Coalescer
 from dspy_qvl.embedding.cache import EmbeddingCache
 from dspy_qvl.embedding.callers import Key, Run, Wanted, by_caller
 from dspy_qvl.embedding.embedder import NO_VECTOR, Model, Row
-from dspy_qvl.embedding.models import Backend, Refused
+from dspy_qvl.embedding.models import EmbeddingModel, Refused
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe, other_model
 from dspy_qvl.errors import EmbeddingError, QVLWarning, StateError
 from dspy_qvl.vectors import SAME_COSINE, Truncation, Vectors, dot_rows, unit
@@ -38,7 +38,7 @@ class Source:
     """One model at one address, with what is known of its vectors.
 
     Args:
-        backend: the model.
+        model: the model.
         truncation: what its vectors are cut to; shared by all addresses of the model.
         path: the file of vectors, or None for memory only.
         storage: how new vectors are stored.
@@ -53,7 +53,7 @@ class Source:
 
     def __init__(
         self,
-        backend: Backend,
+        model: EmbeddingModel,
         truncation: Truncation,
         *,
         path: Path | None,
@@ -62,20 +62,20 @@ class Source:
         sent: Callable[[str, bool], str],
         whose: tuple[Any, ...],
     ) -> None:
-        self.backend = backend
+        self.model = model
         self.batch_size = batch_size
         self._truncation = truncation
-        self._model = Model(backend, truncation)
+        self._checked = Model(model, truncation)
         self._is_the_same = False  # whether a server was seen to give what is stored under its name
         self._warned_of_length = False
         self._meeting = threading.RLock()
         self.trusted: set[bytes] = set()
-        identity = json.dumps({**(backend.identity or {}), "endpoint": backend.endpoint}, sort_keys=True)
+        identity = json.dumps({**(model.identity or {}), "endpoint": model.endpoint}, sort_keys=True)
         self.cache = EmbeddingCache(identity, path, storage=storage, truncation=truncation, sent=sent)
         # Learners of one model ask for their texts together; but not with each other's key, and not through an
         # embedder that only has the same name.
-        same = (identity, path, truncation.dim, batch_size, backend.slots, backend.prefix, *whose)
-        self._coalescer = Coalescer.shared(same, backend.slots, batch_size)
+        same = (identity, path, truncation.dim, batch_size, model.slots, model.prefix, *whose)
+        self._coalescer = Coalescer.shared(same, model.slots, batch_size)
 
     # Disk, then model
 
@@ -98,14 +98,14 @@ class Source:
         """
         wanted = self._prepare(unpaid, expect)
         with self._progress(unpaid) as run:
-            outcome = self._coalescer(wanted, self.cache.memory.get, run, width=self.backend.width)
+            outcome = self._coalescer(wanted, self.cache.memory.get, run, width=self.model.width)
         return self._taken_over(outcome)
 
     async def aask(self, unpaid: Mapping[Key, str], expect: Probe | None) -> dict[Key, Any]:
         """As `ask`, without blocking the event loop."""
         wanted = await asyncio.to_thread(self._prepare, unpaid, expect)
         with self._progress(unpaid) as run:
-            outcome = await self._coalescer.acall(wanted, self.cache.memory.get, run, width=self.backend.width)
+            outcome = await self._coalescer.acall(wanted, self.cache.memory.get, run, width=self.model.width)
         return self._taken_over(outcome)
 
     def _taken_over(self, outcome: Mapping[Key, Any]) -> dict[Key, Any]:
@@ -121,9 +121,9 @@ class Source:
             with self._meeting:
                 if expect.digest not in self.trusted:
                     self._check_model(expect)
-        if self.backend.measure is None:
+        if self.model.measure is None:
             return [(key, text, len(text)) for key, text in unpaid.items()]
-        measured = self.backend.measure(list(unpaid.values()))
+        measured = self.model.measure(list(unpaid.values()))
         self._coalescer.budget = measured.budget
         if measured.warning is not None and (len(unpaid) > 1 or not self._warned_of_length):
             self._warned_of_length = True
@@ -154,7 +154,7 @@ class Source:
         finally:
             if bar is not None:
                 bar.close()
-        logger.debug("embedded %d texts with %s", len(unpaid), self.backend.name)
+        logger.debug("embedded %d texts with %s", len(unpaid), self.model.name)
 
     def where(self) -> str:
         """Where vectors are stored, as the end of a sentence."""
@@ -166,10 +166,10 @@ class Source:
         """What becomes of each text of a batch: its unit vector, stored; why it was refused; or what went wrong."""
         try:
             texts, keys = self._with_probe(batch)
-            return self._accept(keys, self._model(texts))
+            return self._accept(keys, self._checked(texts))
         except EmbeddingError:
             parts = by_caller(batch)
-            if self.backend.is_served or len(parts) == 1:
+            if self.model.is_served or len(parts) == 1:
                 raise
         outcome: dict[Key, Any] = {}
         for part in parts:  # the text of one caller may be at fault: the others must not hear of it
@@ -193,7 +193,7 @@ class Source:
     def _with_probe(self, batch: Sequence[Wanted]) -> tuple[list[str], list[Key]]:
         """What a batch asks for: until a server has answered once, with a probe text along."""
         texts, keys = [wanted.text for wanted in batch], [wanted.key for wanted in batch]
-        if self.backend.is_served and self.cache.store is not None and not self._is_the_same:
+        if self.model.is_served and self.cache.store is not None and not self._is_the_same:
             key = self.cache.key(PROBE_TEXTS[0])
             if key not in keys:
                 return [*texts, PROBE_TEXTS[0]], [*keys, key]
@@ -206,7 +206,7 @@ class Source:
             EmbeddingError: the vector of the probe text is another; nothing of the batch is stored.
         """
         key = self.cache.key(PROBE_TEXTS[0])
-        if self._is_the_same or self.cache.store is None or not self.backend.is_served or key not in given:
+        if self._is_the_same or self.cache.store is None or not self.model.is_served or key not in given:
             return
         for stored in self.cache.store.read([key]).values():
             cosine = 0.0
@@ -214,7 +214,7 @@ class Source:
                 cosine = float(dot_rows(unit(stored[None]), unit(given[key][None]))[0])
             if not cosine >= SAME_COSINE:
                 raise EmbeddingError(
-                    f"{self.backend.name} gives other vectors than those stored under its name in "
+                    f"{self.model.name} gives other vectors than those stored under its name in "
                     f"{self.cache.store.path} (cosine {cosine:.3f} for a probe text, needed {SAME_COSINE}): the "
                     "server's model was changed. Give this learner another cache_dir, or drop the old vectors with "
                     "embedding_cache.prune(model=…)."
@@ -230,18 +230,16 @@ class Source:
 
     def _check_model(self, expect: Probe) -> None:
         """Refuse to value texts with a model whose vectors are not those the value function was fitted on."""
-        rows = [row for row in self._model(list(expect.texts)) if not isinstance(row, NO_VECTOR)]
+        rows = [row for row in self._checked(list(expect.texts)) if not isinstance(row, NO_VECTOR)]
         if len(rows) < len(expect.texts):
-            raise EmbeddingError(
-                f"{self.backend.name} refuses the probe texts, so it cannot be told from another model."
-            )
+            raise EmbeddingError(f"{self.model.name} refuses the probe texts, so it cannot be told from another model.")
         vectors = unit(np.stack(rows)[:, : expect.vectors.shape[1]])
         if vectors.shape != expect.vectors.shape:
-            raise other_model(f"it has {expect.vectors.shape[1]} columns, {self.backend.name} gives {vectors.shape[1]}")
+            raise other_model(f"it has {expect.vectors.shape[1]} columns, {self.model.name} gives {vectors.shape[1]}")
         cosine = float(dot_rows(vectors, expect.vectors).min())
         if not cosine >= SAME_COSINE:
             self.cache.clear()  # vectors that came with the value function are of the other model
             raise other_model(
-                f"{self.backend.name} gives other vectors for a probe text (cosine {cosine:.3f}, needed {SAME_COSINE})"
+                f"{self.model.name} gives other vectors for a probe text (cosine {cosine:.3f}, needed {SAME_COSINE})"
             )
         self.trusted.add(expect.digest)
