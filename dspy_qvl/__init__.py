@@ -1,6 +1,6 @@
 """A value function learned from rated texts, living inside DSPy.
 
-Reading order: text, embedding (over backends and cache), features, ridge, head, learner, judge, metric, optimizer.
+Reading order: text, embedding (over models and cache), features, ridge, head, learner, judge, metric, optimizer.
 """
 
 from dspy_qvl.embedding import Precomputed

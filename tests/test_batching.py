@@ -72,7 +72,7 @@ def with_slots(embedding, n_slots):
     """Let the embedding have so many batches in flight, of one caller too."""
     source = embedding._sources.current()
     source._coalescer = Coalescer(n_slots, source.batch_size)
-    object.__setattr__(source.backend, "width", n_slots)
+    object.__setattr__(source.model, "width", n_slots)
 
 
 def in_threads(n, call):

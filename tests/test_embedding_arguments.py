@@ -176,12 +176,12 @@ def test_a_given_name_replaces_the_route_and_arguments_still_count(server, tmp_p
 @pytest.mark.parametrize("arguments", [{}, {"api_key": "sk-x"}, {"timeout": 3, "num_retries": 1}])
 def test_the_identity_of_an_embedder_without_arguments_is_as_it_was(arguments):
     embedder = dspy.Embedder("openai/an-embedding", **arguments)
-    assert ModelSpec("", embedder=embedder).backend().identity == {
+    assert ModelSpec("", embedder=embedder).model().identity == {
         "model": "openai/an-embedding",
         "backend": "embedder",
     }
     model = dspy.Embedder(CountingModel("mine"))
-    assert ModelSpec("", embedder=model).backend().identity == {"model": "mine", "backend": "embedder"}
+    assert ModelSpec("", embedder=model).model().identity == {"model": "mine", "backend": "embedder"}
 
 
 def test_a_file_that_knew_no_arguments_still_serves_where_the_vectors_are_the_same(tmp_path):
@@ -355,7 +355,7 @@ def test_what_a_server_repeats_of_secret_options_is_not_passed_on(server, tmp_pa
 
 def test_a_size_that_a_provider_is_asked_for_is_the_size_of_a_full_vector():
     spec = ModelSpec("openrouter/qwen/qwen3-embedding-8b", options={"dimensions": 512})
-    assert spec.backend().size == 512
+    assert spec.model().size == 512
     assert Qwen3EmbeddingValueLearner(spec.model_name, provider_options={"dimensions": 512}).embedding_dim == 512
 
 

@@ -380,7 +380,7 @@ class TestLongTexts:
         spec = ModelSpec(str(narrow), settings={"device": "cpu", "precision": "float32", "long_text": "mean"})
         embedding = Embedding(spec, cache_dir=None, instruction=instruction)
         embedding(["loaded and probed", "before anything is counted"])
-        tokenizer = type(embedding._backend.embed._load().tokenizer)
+        tokenizer = type(embedding._model.embed._load().tokenizer)
         original, seen = tokenizer.__call__, collections.Counter()
 
         def counting(self, text, *args, **options):

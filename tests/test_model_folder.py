@@ -25,7 +25,7 @@ def make(folder: Path, **files: bytes) -> Path:
 
 
 def identity(folder: Path) -> dict[str, str]:
-    return dict(ModelSpec(str(folder), settings={"precision": "float32"}).backend().identity or {})
+    return dict(ModelSpec(str(folder), settings={"precision": "float32"}).model().identity or {})
 
 
 def digest(**files: bytes) -> str:
@@ -46,7 +46,7 @@ def test_weights_and_settings_are_the_identity_and_what_is_not_read_is_none_of_i
         "backend": "sentence-transformers",
     }
     assert identity(make(tmp_path / "full" / "m", **read, **unread)) == identity(plain)
-    assert ModelSpec(str(plain)).backend().former is None
+    assert ModelSpec(str(plain)).model().former is None
     for name in read:
         other = make(tmp_path / f"other {name}" / "m", **{**read, name: b'{"a": 1}'})
         assert identity(other) != identity(plain)
@@ -61,7 +61,7 @@ def test_what_is_read_instead_is_part_of_the_identity(tmp_path, read, instead):
     one, other = (make(tmp_path / str(number) / "m", **files, **{read: b"%d" % number}) for number in range(2))
     assert identity(one)["content"] == identity(other)["content"] == digest(**{"config.json": b"{}", **files})
     assert identity(one)["weights"] != identity(other)["weights"]
-    former = ModelSpec(str(one), settings={"precision": "float32"}).backend().former
+    former = ModelSpec(str(one), settings={"precision": "float32"}).model().former
     assert former == {name: value for name, value in identity(one).items() if name != "weights"}
 
 

@@ -50,9 +50,9 @@ def test_no_text_is_a_zero_vector_however_few_the_columns():
 
 
 def test_the_size_of_the_lexical_model_is_part_of_its_identity():
-    small, large = (ModelSpec("lexical", size).backend() for size in (512, 1024))
+    small, large = (ModelSpec("lexical", size).model() for size in (512, 1024))
     assert small.identity != large.identity
-    assert ModelSpec("lexical").backend().size == 4096
+    assert ModelSpec("lexical").model().size == 4096
 
 
 def test_a_folder_is_known_by_its_content_not_its_place(tmp_path):
@@ -61,12 +61,12 @@ def test_a_folder_is_known_by_its_content_not_its_place(tmp_path):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text('{"hidden_size": 8}')
         (folder / "model.safetensors").write_bytes(b"\1" * 3_000_000)
-    first, second = (ModelSpec(str(tmp_path / place / "tiny-embedding")).backend() for place in ("one", "two"))
+    first, second = (ModelSpec(str(tmp_path / place / "tiny-embedding")).model() for place in ("one", "two"))
     assert first.identity == second.identity
     with (tmp_path / "two" / "tiny-embedding" / "model.safetensors").open("r+b") as file:
         file.seek(2_999_999)
         file.write(b"\2")
-    assert ModelSpec(str(tmp_path / "two" / "tiny-embedding")).backend().identity != first.identity
+    assert ModelSpec(str(tmp_path / "two" / "tiny-embedding")).model().identity != first.identity
 
 
 def test_a_relative_folder_is_meant_from_where_the_learner_was_made(tmp_path, monkeypatch):
@@ -75,22 +75,22 @@ def test_a_relative_folder_is_meant_from_where_the_learner_was_made(tmp_path, mo
         (tmp_path / place / "tiny-embedding" / "config.json").write_text(f'{{"hidden_size": {size}}}')
     monkeypatch.chdir(tmp_path / "here")
     spec = ModelSpec("tiny-embedding")
-    raw, identity, source = pickle.dumps(spec), spec.backend().identity, spec.backend().embed.request.source
+    raw, identity, source = pickle.dumps(spec), spec.model().identity, spec.model().embed.request.source
     monkeypatch.chdir(tmp_path / "there")
     for later in (spec, pickle.loads(raw), replace(spec, embedding_dim=4)):
-        assert (later.backend().identity, later.backend().embed.request.source) == (identity, source)
+        assert (later.model().identity, later.model().embed.request.source) == (identity, source)
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(tmp_path / "here")
     monkeypatch.chdir(tmp_path / "there")
-    assert pickle.loads(raw).backend().identity["model"] == "tiny-embedding"
-    assert pickle.loads(raw).backend().identity != identity
+    assert pickle.loads(raw).model().identity["model"] == "tiny-embedding"
+    assert pickle.loads(raw).model().identity != identity
 
 
 def test_the_endpoint_keeps_vectors_apart_and_shows_no_key():
-    bare = ModelSpec("openai/x-embedding", api_base="https://host.example:8000/v1/?key=abc").backend()
+    bare = ModelSpec("openai/x-embedding", api_base="https://host.example:8000/v1/?key=abc").model()
     assert bare.endpoint == "https://host.example:8000/v1"
-    assert bare.endpoint != ModelSpec("openai/x-embedding").backend().endpoint
-    assert bare.identity == ModelSpec("openai/x-embedding").backend().identity
+    assert bare.endpoint != ModelSpec("openai/x-embedding").model().endpoint
+    assert bare.identity == ModelSpec("openai/x-embedding").model().identity
 
 
 @pytest.mark.parametrize("embedder", ["openai/an-embedding", 5, {"a text": [1.0, 2.0]}])
@@ -102,7 +102,7 @@ def test_what_is_no_embedder_is_refused(embedder):
 
 
 def test_dashscope_is_sent_ten_texts_at_a_time():
-    assert ModelSpec("dashscope/text-embedding-v4").backend().batch_size == 10
+    assert ModelSpec("dashscope/text-embedding-v4").model().batch_size == 10
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_setting_that_would_have_no_effect_or_cannot_be_used_is_refused(model,
 
 def test_what_changes_vectors_is_part_of_a_models_identity_and_what_does_not_is_not():
     def identity(**settings):
-        return dict(ModelSpec("Qwen/Qwen3-Embedding-0.6B", settings=settings).backend().identity)
+        return dict(ModelSpec("Qwen/Qwen3-Embedding-0.6B", settings=settings).model().identity)
 
     plain = identity(precision="float32")
     assert identity(precision="float32", device="cpu", max_concurrency=3, long_text="cut") == plain

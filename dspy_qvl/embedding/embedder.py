@@ -18,7 +18,7 @@ import numpy as np
 
 from dspy_qvl.embedding.loops import result_of
 from dspy_qvl.embedding.models import (
-    Backend,
+    EmbeddingModel,
     Refused,
     Unusable,
     ask_for_embedder,
@@ -38,17 +38,17 @@ class Model:
     """Asks one model for the vectors of a batch, and validates its answer.
 
     Args:
-        backend: the model.
+        model: the model.
         truncation: the columns that are kept of its vectors; it knows their full length so far.
     """
 
-    def __init__(self, backend: Backend, truncation: Truncation) -> None:
-        self.name = backend.name
-        self._backend = backend
+    def __init__(self, model: EmbeddingModel, truncation: Truncation) -> None:
+        self.name = model.name
+        self._model = model
         self._truncation = truncation
         # DSPy's own cache is keyed by batch and by a callable's source: two models would share vectors,
         # see test_two_models_never_share_a_vector.
-        embed: Any = backend.embed
+        embed: Any = model.embed
         if not isinstance(embed, dspy.Embedder):
             embed = dspy.Embedder(functools.partial(result_of, embed), caching=False)
         elif is_plain_route(embed):
@@ -71,13 +71,13 @@ class Model:
         refused: dict[int, Row] = {}
         try:
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-                answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._backend.sent)
+                answer = result_of(self._embedder, texts, batch_size=len(texts), caching=False, **self._model.sent)
         except Exception as error:
             failure, cause = self._failure(error, texts)
             if isinstance(error, EmbeddingError):
                 vectors = error.vectors
             if isinstance(error, TextsRefusedError):
-                told = {row: without_secrets(why, self._backend.secrets) for row, why in error.refused.items()}
+                told = {row: without_secrets(why, self._model.secrets) for row, why in error.refused.items()}
                 refused = {row: Refused(why) for row, why in told.items()}
         if failure is None:
             return self._checked(answer, len(texts))
@@ -97,7 +97,7 @@ class Model:
         if isinstance(error, ModelUnavailableError):
             return error, error.__cause__
         if isinstance(error, EmbeddingError):
-            said, cause = str(error) if self._backend.is_served else f"{self.name} failed: {error}", error.__cause__
+            said, cause = str(error) if self._model.is_served else f"{self.name} failed: {error}", error.__cause__
         elif "inhomogeneous" in str(error)[:1000]:  # numpy's word for it, raised inside dspy.Embedder
             said = f"{self.name} gave vectors of different lengths for one batch."
         elif isinstance(error, KeyError) and isinstance(text := next(iter(error.args), None), str) and text in texts:
@@ -105,12 +105,12 @@ class Model:
                 f"{self.name} has no vector for {shown(text)}: embedder= must embed any text. For vectors "
                 "that exist already, give embedder=Precomputed(texts, vectors)."
             )
-        elif self._backend.is_routed and not (known := failure_of(error, self._backend.secrets)).was_refused:
+        elif self._model.is_routed and not (known := failure_of(error, self._model.secrets)).was_refused:
             said = f"{self.name} failed: {known.what}: {known.reason}"
         else:
             said = f"{self.name} failed: {type(error).__name__}: {error}"
-        told = without_secrets(said, self._backend.secrets)
-        holds_secrets = self._backend.is_routed or bool(self._backend.secrets) or told != said
+        told = without_secrets(said, self._model.secrets)
+        holds_secrets = self._model.is_routed or bool(self._model.secrets) or told != said
         return EmbeddingError(told), None if holds_secrets else cause
 
     def _checked(self, answer: Any, n_texts: int) -> list[Row]:

@@ -56,12 +56,12 @@ class Embedding:
             instruction = check_text(instruction, "instruction").strip() or None
         folder = None if cache_dir is None else _folder(cache_dir, spec.home)
         address = spec.address()
-        backend = spec.backend_at(address, instruction)
-        for part in (backend.identity or {}).values():  # it is saved with every fit
+        model = spec.model_at(address, instruction)
+        for part in (model.identity or {}).values():  # it is saved with every fit
             check_text(part, "the name of the embedding model")
-        if instruction is not None and not backend.takes_instruction:
+        if instruction is not None and not model.takes_instruction:
             raise InputError(
-                f"an instruction has no effect on {backend.name}: its vectors are what they are. Leave instruction "
+                f"an instruction has no effect on {model.name}: its vectors are what they are. Leave instruction "
                 "out, and make the table of vectors that were embedded with it."
             )
         self.spec = spec
@@ -69,22 +69,22 @@ class Embedding:
         self.given_dir = cache_dir
         self.instruction = instruction
         self.storage = storage
-        self.batch_size = backend.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
+        self.batch_size = model.batch_size if batch_size is None else check_count(batch_size, "batch_size", 1)
         self.accepted: weakref.WeakSet[Any] = weakref.WeakSet()  # fits known to belong to this model
-        self._backend = backend  # what is the same at every address
-        self._truncation = Truncation(backend.name, spec.embedding_dim, backend.default_dim, backend.size)
+        self._model = model  # what is the same at every address
+        self._truncation = Truncation(model.name, spec.embedding_dim, model.default_dim, model.size)
         self._sent = partial(sent, instruction)
         source_at = partial(
             Source,
             spec=spec,
             truncation=self._truncation,
-            path=folder / CACHE_FILE if folder is not None and backend.keep_on_disk else None,
+            path=folder / CACHE_FILE if folder is not None and model.keep_on_disk else None,
             storage=storage,
             batch_size=self.batch_size,
             sent=self._sent,
         )
-        self._sources = Sources(spec, backend, address, source_at)
-        if backend.identity is None and cache_dir is not None:
+        self._sources = Sources(spec, model, address, source_at)
+        if model.identity is None and cache_dir is not None:
             warnings.warn(
                 "embedder has no name, so its vectors are not stored on disk: give it an attribute `name` that "
                 "changes whenever its vectors do.",
@@ -95,7 +95,7 @@ class Embedding:
     @property
     def name(self) -> str:
         """The model's name in messages."""
-        return self._backend.name
+        return self._model.name
 
     @property
     def is_lexical(self) -> bool:
@@ -115,7 +115,7 @@ class Embedding:
     @property
     def usage(self) -> Usage | None:
         """Requests, texts, tokens and cost of a hosted model in this process so far; None for the others."""
-        told = [source.backend.usage() for source in self._sources if source.backend.usage is not None]
+        told = [source.model.usage() for source in self._sources if source.model.usage is not None]
         return sum(told, Usage()) if told else None
 
     @property
@@ -131,17 +131,17 @@ class Embedding:
     @property
     def keeps_vectors(self) -> bool:
         """True if the vectors of rated texts are worth saving with what was learned from them."""
-        return self._backend.keep_with_fit
+        return self._model.keep_with_fit
 
     @property
     def identity(self) -> dict[str, str] | None:
         """The settings that make vectors comparable with saved ones; None for an anonymous callable."""
-        return self._with_instruction(self._backend.identity)
+        return self._with_instruction(self._model.identity)
 
     @property
     def former_identity(self) -> dict[str, str] | None:
         """The identity in version 0.1.0, where that was another."""
-        return self._with_instruction(self._backend.former)
+        return self._with_instruction(self._model.former)
 
     def encoder(self, expect: Probe | None = None, *, instruct: bool = True) -> Encoder:
         """Texts -> unit vectors of this model, with `expect` and `instruct` said once for all texts; see `Encoder`."""
@@ -157,7 +157,7 @@ class Embedding:
 
     def probe(self) -> Probe:
         """The probe texts with this model's vectors of them."""
-        texts = self._backend.probe_texts or PROBE_TEXTS
+        texts = self._model.probe_texts or PROBE_TEXTS
         probe = Probe(tuple(self._sent(text, True) for text in texts), self(texts))
         self._sources.current().trusted.add(probe.digest)
         return probe

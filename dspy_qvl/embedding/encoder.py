@@ -136,7 +136,7 @@ def _rows(search: _Search, texts: Sequence[str]) -> Vectors:
         row, reason = next(iter(refused.items()))
         more = "" if len(refused) == 1 else f" and {len(refused) - 1} more ({', '.join(map(str, refused))})"
         raise TextsRefusedError(
-            f"{search.source.backend.name} refused text {row}{more} of {len(texts)} ({shown(texts[row])}): {reason}. "
+            f"{search.source.model.name} refused text {row}{more} of {len(texts)} ({shown(texts[row])}): {reason}. "
             f"Leave it out or change it; the {len(texts) - len(refused)} others are embedded{search.source.where()}.",
             refused=refused,
         )

@@ -25,7 +25,7 @@ from dspy_qvl.embedding.batching import Coalescer
 from dspy_qvl.embedding.cache import EmbeddingCache
 from dspy_qvl.embedding.callers import Batch, Caller, Key, by_caller
 from dspy_qvl.embedding.embedder import NO_VECTOR, Model
-from dspy_qvl.embedding.models import Backend, ModelSpec, Refused
+from dspy_qvl.embedding.models import EmbeddingModel, ModelSpec, Refused
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe, other_model, unlike
 from dspy_qvl.embedding.truncation import Truncation
 from dspy_qvl.errors import EmbeddingError, QVLWarning, StateError
@@ -41,7 +41,7 @@ class Source:
     """The vectors of one model at one address.
 
     Args:
-        backend: the model.
+        model: the model.
         address: where it is asked, or None for the provider's own address.
         spec: the caller's description of the model.
         truncation: the columns that are kept of its vectors; shared by all addresses of the model.
@@ -51,14 +51,14 @@ class Source:
         sent: text, and whether the instruction is put before it -> the string that the model is sent.
 
     Attributes:
-        backend, truncation, batch_size: as given.
+        model, truncation, batch_size: as given.
         cache: its vectors in memory and on disk.
         trusted: digests of the probes that the model has given, or was seen to give.
     """
 
     def __init__(
         self,
-        backend: Backend,
+        model: EmbeddingModel,
         address: str | None,
         *,
         spec: ModelSpec,
@@ -68,23 +68,23 @@ class Source:
         batch_size: int,
         sent: Callable[[str, bool], str],
     ) -> None:
-        self.backend = backend
+        self.model = model
         self.batch_size = batch_size
         self.truncation = truncation
-        self._model = Model(backend, truncation)
+        self._checked = Model(model, truncation)
         self._warned_of_length = False
         self._meeting = threading.RLock()
         self.trusted: set[bytes] = set()
-        identity = json.dumps({**(backend.identity or {}), "endpoint": backend.endpoint}, sort_keys=True)
+        identity = json.dumps({**(model.identity or {}), "endpoint": model.endpoint}, sort_keys=True)
         self.cache = EmbeddingCache(identity, path, storage=storage, truncation=truncation, sent=sent)
         # A server's model may have changed: until it has given the stored vector of this text, it is asked for it.
-        is_stored = backend.is_served and self.cache.store is not None
+        is_stored = model.is_served and self.cache.store is not None
         self._probe_key = self.cache.key(PROBE_TEXTS[0]) if is_stored else None
         # Learners of one model ask for their texts together; but not with each other's key, and not through an
         # embedder that only has the same name.
-        same = (identity, path, truncation.dim, batch_size, backend.slots, backend.prefix)
+        same = (identity, path, truncation.dim, batch_size, model.slots, model.prefix)
         whose = (spec.api_key, address, json.dumps(spec.options, sort_keys=True), id(spec.embedder))
-        self._coalescer = Coalescer.shared((*same, *whose), backend.slots, batch_size)
+        self._coalescer = Coalescer.shared((*same, *whose), model.slots, batch_size)
 
     # Disk, then model
 
@@ -122,9 +122,9 @@ class Source:
             with self._meeting:
                 if expect.digest not in self.trusted:
                     self._check_model(expect)
-        if self.backend.measure is None:
+        if self.model.measure is None:
             return [len(text) for text in missing.values()], math.inf
-        measured = self.backend.measure(list(missing.values()))
+        measured = self.model.measure(list(missing.values()))
         if measured.warning is not None and (len(missing) > 1 or not self._warned_of_length):
             self._warned_of_length = True
             warnings.warn(measured.warning, QVLWarning, stacklevel=2)
@@ -145,7 +145,7 @@ class Source:
 
         texts = [(key, text, cost) for (key, text), cost in zip(missing.items(), costs, strict=True)]
         try:
-            yield Caller(texts, self.cache.memory.get, run, self.backend.width, budget)
+            yield Caller(texts, self.cache.memory.get, run, self.model.width, budget)
         except EmbeddingError as error:
             n_done = sum(self.cache.memory.get(key) is not None for key in missing)
             raise type(error)(
@@ -155,7 +155,7 @@ class Source:
         finally:
             if bar is not None:
                 bar.close()
-        logger.debug("embedded %d texts with %s", len(missing), self.backend.name)
+        logger.debug("embedded %d texts with %s", len(missing), self.model.name)
 
     def _kept(self, outcome: Mapping[Key, Any]) -> dict[Key, Any]:
         """The outcome of texts, with vectors that another learner of the same model asked for kept here too."""
@@ -176,13 +176,13 @@ class Source:
         if (probe_key := self._probe_key) is not None:  # another batch may set it to None
             texts.setdefault(probe_key, PROBE_TEXTS[0])
         try:
-            outcome: dict[Key, Any] = dict(zip(texts, self._model(list(texts.values())), strict=True))
+            outcome: dict[Key, Any] = dict(zip(texts, self._checked(list(texts.values())), strict=True))
             vectors = {key: row for key, row in outcome.items() if not isinstance(row, NO_VECTOR)}
             self._check_as_stored(vectors)
             return outcome | self.cache.add(vectors)  # the vector of a text is the first that was stored
         except EmbeddingError:
             parts = by_caller(batch)
-            if self.backend.is_served or len(parts) == 1:
+            if self.model.is_served or len(parts) == 1:
                 raise
         outcome = {}
         for part in parts:  # the text of one caller may be at fault: the others must not hear of it
@@ -206,7 +206,7 @@ class Source:
         for stored in self.cache.store.read([key]).values():
             if difference := unlike(unit(vectors[key][None]), unit(stored[None])):
                 raise EmbeddingError(
-                    f"{self.backend.name} gives other vectors than those stored under its name in "
+                    f"{self.model.name} gives other vectors than those stored under its name in "
                     f"{self.cache.store.path} (for a probe text: {difference}): the server's model was changed. Give "
                     "this learner another cache_dir, or drop the old vectors with embedding_cache.prune(model=…)."
                 )
@@ -226,14 +226,12 @@ class Source:
             StateError: they differ.
             EmbeddingError: the model failed, or has none for these texts.
         """
-        rows = [row for row in self._model(list(expect.texts)) if not isinstance(row, NO_VECTOR)]
+        rows = [row for row in self._checked(list(expect.texts)) if not isinstance(row, NO_VECTOR)]
         if len(rows) < len(expect.texts):
-            raise EmbeddingError(
-                f"{self.backend.name} refuses the probe texts, so it cannot be told from another model."
-            )
+            raise EmbeddingError(f"{self.model.name} refuses the probe texts, so it cannot be told from another model.")
         if difference := unlike(unit(np.stack(rows)[:, : expect.vectors.shape[1]]), expect.vectors):
             self.cache.clear()  # vectors that came with the value function are of the other model
-            raise other_model(f"{self.backend.name} gives other vectors for a probe text ({difference})")
+            raise other_model(f"{self.model.name} gives other vectors for a probe text ({difference})")
         self.trusted.add(expect.digest)
 
 
@@ -245,18 +243,22 @@ class Sources:
 
     Args:
         spec: the caller's description of the model.
-        backend, address: the model at the address of this moment.
-        make: backend, address -> the source there.
+        model, address: the model at the address of this moment.
+        make: model, address -> the source there.
     """
 
     def __init__(
-        self, spec: ModelSpec, backend: Backend, address: str | None, make: Callable[[Backend, str | None], Source]
+        self,
+        spec: ModelSpec,
+        model: EmbeddingModel,
+        address: str | None,
+        make: Callable[[EmbeddingModel, str | None], Source],
     ) -> None:
         self._spec = spec
         self._is_routed = spec.is_routed
         self._make = make
         self._making = threading.Lock()
-        self._first = make(backend, address)
+        self._first = make(model, address)
         self._by_address = {address: self._first}
 
     def __iter__(self) -> Iterator[Source]:
@@ -270,7 +272,7 @@ class Sources:
         if address not in self._by_address:
             with self._making:
                 if address not in self._by_address:
-                    self._by_address[address] = self._make(self._spec.backend_at(address), address)
+                    self._by_address[address] = self._make(self._spec.model_at(address), address)
         return self._by_address[address]
 
     def has_moved(self, source: Source) -> bool:

@@ -87,14 +87,14 @@ def together() -> None:
             gains = []
             for number in range(N_ROUNDS):
                 learner = minilm(precision=precision)
-                model, embedding = learner.embedder.spec.backend().embed, learner.embedder
+                model, embedding = learner.embedder.spec.model().embed, learner.embedder
                 shares = [texts(n_each, n_words, 1000 * number + thread) for thread in range(16)]
                 alone = in_threads(lambda share, model=model: [model([text]) for text in share], shares)
                 coalesced = in_threads(lambda share, e=embedding: [e.encoder().vector(text) for text in share], shares)
                 gains.append(alone / coalesced)
             row(f"16 threads, single {kind} texts, {precision}: throughput", gains, bound)
     learner = minilm(precision="float32")
-    model, embedding = learner.embedder.spec.backend().embed, learner.embedder
+    model, embedding = learner.embedder.spec.model().embed, learner.embedder
     gains = []
     for number in range(3 * N_ROUNDS):
         ways = [lambda text: model([text]), embedding.encoder().vector]
@@ -113,7 +113,7 @@ def hosted() -> None:
             learner = Qwen3EmbeddingValueLearner(
                 "openai/small-embedding", api_base=server.v1, api_key="none", cache_dir=None, max_concurrency=1
             )
-            model, embedding = learner.embedder.spec.backend().embed, learner.embedder
+            model, embedding = learner.embedder.spec.model().embed, learner.embedder
             embedding.encoder().vector("first")
             shares = [texts(20, 8, 1000 * number + thread) for thread in range(16)]
             one_at_a_time = threading.Lock()
@@ -140,7 +140,7 @@ def model() -> None:
     packed, against = [], []
     for number in range(N_ROUNDS):
         learner = minilm(precision="float32")
-        naive_model = learner.embedder.spec.backend().embed
+        naive_model = learner.embedder.spec.model().embed
         mixed = texts(256, 180, number, shortest=3)
         naive = seconds(lambda m=naive_model, t=mixed: [m(t[at : at + 32]) for at in range(0, len(t), 32)])
         packed.append(naive / seconds(lambda e=learner.embedder, t=mixed: e(t)))

@@ -58,7 +58,7 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Backend:
+class EmbeddingModel:
     """The model that a name stands for, and all that a caller of it has to know.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The meaning of a model name. To add a kind of model in this process, add a case to `ModelSpec.backend_at`.
+"""The meaning of a model name. To add a kind of model in this process, add a case to `ModelSpec.model_at`.
 
     "lexical"                              hashed words and character n-grams, built in, nothing to download
     "openrouter/qwen/qwen3-embedding-8b"   a hosted route through litellm: the first part names the provider
@@ -8,7 +8,7 @@
     embedder=...                           your own `dspy.Embedder` or callable, plain or async, list of texts -> (n, d)
     embedder=Precomputed(texts, vectors)   vectors that exist already
 
-Each becomes a `Backend`: a callable to hand to `dspy.Embedder`, and the identity that keeps its vectors apart.
+Each becomes an `EmbeddingModel`: a callable to hand to `dspy.Embedder`, and the identity that keeps its vectors apart.
 """
 
 import os
@@ -23,7 +23,7 @@ import dspy
 from dspy_qvl.embedding.models import custom, hosted
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.local import WEIGHTS, LocalModel, identity_of
-from dspy_qvl.embedding.models.model import Backend
+from dspy_qvl.embedding.models.model import EmbeddingModel
 from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS, Precomputed
 from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optional_string, shown
 
@@ -133,11 +133,11 @@ class ModelSpec:
             return custom.address_of(self.embedder)
         return hosted.address_of(self.model_name, self.api_base) if isinstance(self.model_name, str) else None
 
-    def backend(self) -> Backend:
-        """The model that this describes, at the address of this moment; see `backend_at`."""
-        return self.backend_at(self.address())
+    def model(self) -> EmbeddingModel:
+        """The model that this describes, at the address of this moment; see `model_at`."""
+        return self.model_at(self.address())
 
-    def backend_at(self, address: str | None, instruction: str | None = None) -> Backend:
+    def model_at(self, address: str | None, instruction: str | None = None) -> EmbeddingModel:
         """The model that this describes, served at an address; nothing is loaded or sent yet.
 
         Args:
@@ -189,7 +189,7 @@ class ModelSpec:
     def _slots(self, default: int) -> int:
         return check_count(self.settings.get("max_concurrency", default), "max_concurrency", 1)
 
-    def _in_process(self, instruction: str | None) -> Backend:
+    def _in_process(self, instruction: str | None) -> EmbeddingModel:
         """A model of sentence-transformers, from its folder or by its name on the hub."""
         self._check_settings(IN_PROCESS)
         folder, name, source, content = self._folder, self.model_name, self.model_name, {}
@@ -204,7 +204,7 @@ class ModelSpec:
         identity = {"model": name, **content, "backend": LOCAL, **model.identity}
         former = {part: value for part, value in identity.items() if part != WEIGHTS}
         size, default_dim = _qwen3_columns(name)
-        return Backend(
+        return EmbeddingModel(
             name=f"the model in {name!r}" if content else repr(name),
             identity=identity,
             embed=model,
@@ -217,7 +217,7 @@ class ModelSpec:
             prefix=model.prefix if model.long_text == "mean" else "",
         )
 
-    def _hosted(self, address: str | None) -> Backend:
+    def _hosted(self, address: str | None) -> EmbeddingModel:
         """A route of litellm."""
         self._check_settings(HOSTED)
         name, options, limits = self.model_name, self.options or {}, hosted.Limits(**self.settings)
@@ -226,7 +226,7 @@ class ModelSpec:
         )
         size, default_dim = _qwen3_columns(name)
         n_columns = options.get("dimensions")
-        return Backend(
+        return EmbeddingModel(
             name=f"the route {name!r}",
             identity={"model": name, "backend": "litellm", **hosted.as_entry(options)},
             embed=self._without_its_options if self.options_lost else model,
@@ -261,9 +261,9 @@ def refuse_chat_model(model_name: str) -> None:
         )
 
 
-def _lexical(n_features: int) -> Backend:
+def _lexical(n_features: int) -> EmbeddingModel:
     model = LexicalModel(n_features)
-    return Backend(
+    return EmbeddingModel(
         name=f"the lexical model ({n_features} features)",
         identity={"model": LEXICAL, "version": "2", "features": str(n_features)},
         embed=model,
@@ -282,7 +282,7 @@ def _qwen3_columns(model_name: str) -> tuple[int | None, int | None]:
     return QWEN3_SIZES[match[1]] if match else None, QWEN3_DIM if "qwen3-embedding" in name else None
 
 
-def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
+def _custom(embedder: Any, n_slots: int, address: str | None) -> EmbeddingModel:
     name, model = custom.name_of(embedder), custom.model_of(embedder)
     if isinstance(model, Precomputed):
         return _precomputed(model)
@@ -290,7 +290,7 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
         refuse_chat_model(model)
         hosted.refuse_provider(model)
     identity, former = custom.identity_of(embedder), custom.former_identity(embedder)
-    return Backend(
+    return EmbeddingModel(
         name=f"the embedder {name!r}" if name else "the embedder",
         identity=identity,
         embed=embedder,
@@ -305,8 +305,8 @@ def _custom(embedder: Any, n_slots: int, address: str | None) -> Backend:
     )
 
 
-def _precomputed(table: Precomputed) -> Backend:
-    return Backend(
+def _precomputed(table: Precomputed) -> EmbeddingModel:
+    return EmbeddingModel(
         name=f"the table {table.name!r}",
         identity={"model": table.name, "backend": "precomputed", "content": table.digest},
         embed=table,
