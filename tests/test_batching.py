@@ -449,7 +449,7 @@ def test_a_learner_is_awaited(tmp_path):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_worker_process_embeds_while_the_parent_does(tmp_path, method):
     embedding = make(SlowModel(0.3), tmp_path)
-    threads = [threading.Thread(target=embedding.vector, args=(f"parent {number}",)) for number in range(4)]
+    threads = [threading.Thread(target=embedding.encoder().vector, args=(f"parent {number}",)) for number in range(4)]
     for thread in threads:
         thread.start()
     time.sleep(0.1)  # one of them holds the only slot, the others wait

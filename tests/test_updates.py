@@ -27,7 +27,7 @@ def refit_error(learner) -> float:
     fit = learner.ridge.fitted
     X = fit.fitted.weighed(learner._columns([example.item for example in learner.ridge.examples], fit).X)
     peer = Ridge(alpha=fit.alpha, solver="svd").fit(X.astype(np.float64), learner.training_scores)
-    want = peer.coef_ * np.repeat(fit.fitted.factors, fit.fitted.widths)
+    want = peer.coef_ * np.repeat(fit.fitted.factors, fit.fitted.blocks.widths)
     assert learner.ridge.intercept_ == pytest.approx(peer.intercept_, rel=1e-9)
     return float(np.linalg.norm(learner.ridge.coef_ - want) / np.linalg.norm(want))
 
