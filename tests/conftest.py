@@ -3,6 +3,8 @@
 import os
 
 # BLAS threads wait for each other by spinning: on a busy machine two of them can take twenty times as long as one.
+# The variable is for libraries and processes that start later. numpy's BLAS has started by now, because pytest
+# imports dspy_qvl for its filter of warnings before it reads this file; it is told below.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import importlib.util
@@ -11,10 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from tests.human_data import ABSENT
+
+threadpool_limits(int(os.environ["OPENBLAS_NUM_THREADS"]), user_api="blas")
 
 GOOD = "love perfect excellent sturdy happy bright quick comfortable reliable delightful".split()
 BAD = "broke refund useless flimsy noisy disappointed leaking cracked slow awful".split()

@@ -261,13 +261,14 @@ def _use_a_sealed_folder(path: Path) -> None:
 @pytest.fixture
 def open_to_others(tmp_path: Path) -> Iterator[Path]:
     """`tmp_path`, which a process that is no longer root can still enter."""
-    parents = [tmp_path, *tmp_path.parents][:3]  # pytest's own
-    modes = [parent.stat().st_mode for parent in parents]
-    if os.geteuid() == 0:
-        for parent in parents:
-            parent.chmod(0o755)
+    closed = {}
+    for parent in [tmp_path, *tmp_path.parents] if os.geteuid() == 0 else []:
+        mode = parent.stat().st_mode
+        if mode & 0o011 != 0o011:
+            closed[parent] = mode
+            parent.chmod(mode | 0o011)
     yield tmp_path
-    for parent, mode in zip(parents, modes, strict=True):
+    for parent, mode in closed.items():
         parent.chmod(mode)
 
 
