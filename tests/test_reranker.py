@@ -496,7 +496,7 @@ def test_any_index_ranks_by_the_query_vector(features, dim):
     import faiss
 
     learner = Qwen3EmbeddingValueLearner("lexical", dim, cache_dir=None)
-    reranker = fit().compile(Reranker(learner, features=features), trainset=JUDGED)
+    reranker = fit(cv=2).compile(Reranker(learner, features=features), trainset=JUDGED)
     corpus = sorted({passage for example in [*JUDGED, *NEW] for passage in example.passages})
     vectors = reranker.embed_passages(corpus)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
