@@ -79,9 +79,10 @@ def emobank(clone: Path) -> Sets:
     """Valence (the score), arousal and dominance of 10,062 sentences, 1 to 5, with the official split."""
     meta = _table(clone / "corpus" / "meta.tsv", delimiter="\t")
     category = {row["id"]: row["category"] for row in meta}
-    sides = [
-        {row["id"]: float(row["V"]) for row in _table(clone / "corpus" / f"{side}.csv")} for side in ("reader", "writer")
-    ]
+    reader, writer = (
+        {row["id"]: float(row["V"]) for row in _table(clone / "corpus" / f"{side}.csv")}
+        for side in ("reader", "writer")
+    )
     seen: set[str] = set()
     rows = []
     for row in _table(clone / "corpus" / "emobank.csv"):
@@ -95,8 +96,8 @@ def emobank(clone: Path) -> Sets:
                 "V": valence,
                 "A": arousal,
                 "D": dominance,
-                "V_reader": sides[0][key],
-                "V_writer": sides[1][key],
+                "V_reader": reader[key],
+                "V_writer": writer[key],
                 "split": row["split"],
                 "dup": text in seen,
                 "group": category[key],
@@ -307,7 +308,9 @@ def _words(text: str | None) -> str:
 
 def main(arguments: Iterable[str] | None = None) -> None:
     """Convert one clone."""
-    parser = argparse.ArgumentParser(description="Turn a clone of a public repository into benchmark data; see DATA.md.")
+    parser = argparse.ArgumentParser(
+        description="Turn a clone of a public repository into benchmark data; see DATA.md."
+    )
     parser.add_argument("name", choices=CONVERTERS)
     parser.add_argument("clone", type=Path, help="folder of the clone")
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder of the data sets (default: data)")

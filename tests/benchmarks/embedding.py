@@ -1,8 +1,8 @@
-"""What the embedding path costs and saves, each row side by side in one run.
+"""Measures what the way from text to vector costs and saves.
 
     HF_HUB_OFFLINE=1 python tests/benchmarks/embedding.py [together] [hosted] [model] [cached] [scores]
 
-together   16 threads asking for single texts, with and without coalescing; a lone caller (all-MiniLM-L6-v2)
+together   16 threads asking for single texts, each by itself and batched together; a lone caller (all-MiniLM-L6-v2)
 hosted     the same over HTTP: a server on this machine that takes 20 ms a request, one request at a time
 model      sorted and packed against naive batches, and against SentenceTransformer.encode; the precisions
 cached     10,000 stored vectors against a plain numpy read of the same bytes; one text against dspy.Embedder, warm
@@ -42,7 +42,7 @@ N_ROUNDS = 5
 
 
 def texts(n: int, n_words: int, seed: int, shortest: int | None = None) -> list[str]:
-    """Texts that nobody has asked for yet, of so many words, or of `shortest` up to so many (the logarithm even)."""
+    """Texts that were never embedded, of so many words, or of `shortest` up to so many (the logarithm even)."""
     rng = random.Random(seed)
     low = math.log(shortest or n_words)
     lengths = [round(math.exp(rng.uniform(low, math.log(n_words)))) for _ in range(n)]
@@ -87,17 +87,17 @@ def together() -> None:
             gains = []
             for number in range(N_ROUNDS):
                 learner = minilm(precision=precision)
-                model, embedding = learner.embedder.spec.backend().embed, learner.embedder
+                model, vector = learner.embedder.spec.backend().embed, learner.embedder.encoder().vector
                 shares = [texts(n_each, n_words, 1000 * number + thread) for thread in range(16)]
                 alone = in_threads(lambda share, model=model: [model([text]) for text in share], shares)
-                coalesced = in_threads(lambda share, e=embedding: [e.vector(text) for text in share], shares)
-                gains.append(alone / coalesced)
+                batched = in_threads(lambda share, vector=vector: [vector(text) for text in share], shares)
+                gains.append(alone / batched)
             row(f"16 threads, single {kind} texts, {precision}: throughput", gains, bound)
     learner = minilm(precision="float32")
-    model, embedding = learner.embedder.spec.backend().embed, learner.embedder
+    model, vector = learner.embedder.spec.backend().embed, learner.embedder.encoder().vector
     gains = []
     for number in range(3 * N_ROUNDS):
-        ways = [lambda text: model([text]), embedding.vector]
+        ways = [lambda text: model([text]), vector]
         took = {}
         for way in ways if number % 2 else ways[::-1]:  # what comes second finds the processor warmer
             mine = texts(60, 8, 10 * number + ways.index(way))
@@ -113,8 +113,8 @@ def hosted() -> None:
             learner = Qwen3EmbeddingValueLearner(
                 "openai/small-embedding", api_base=server.v1, api_key="none", cache_dir=None, max_concurrency=1
             )
-            model, embedding = learner.embedder.spec.backend().embed, learner.embedder
-            embedding.vector("first")
+            model, vector = learner.embedder.spec.backend().embed, learner.embedder.encoder().vector
+            vector("first")
             shares = [texts(20, 8, 1000 * number + thread) for thread in range(16)]
             one_at_a_time = threading.Lock()
 
@@ -124,7 +124,7 @@ def hosted() -> None:
                         model([text])
 
             counts = []
-            for work in (single, lambda share, e=embedding: [e.vector(text) for text in share]):
+            for work in (single, lambda share, vector=vector: [vector(text) for text in share]):
                 before = len(server.requests)
                 took = in_threads(work, shares)
                 counts.append((len(server.requests) - before, took))
@@ -181,13 +181,13 @@ def cached() -> None:
             mine = seconds(lambda e=fresh.embedder: e(stored))
             ratios.append(mine / seconds(lambda: np.array(np.load(Path(folder) / "plain.npy"))))
         row("10,000 stored vectors against a numpy read of the same bytes: time", ratios, "no bound")
-        warm, embedder = fresh.embedder, dspy.Embedder(Synthetic())
+        vector, embedder = fresh.embedder.encoder().vector, dspy.Embedder(Synthetic())
         with contextlib.redirect_stderr(None):
             embedder([stored[0]])
         ratios = []
         for _ in range(N_ROUNDS):
             theirs = seconds(lambda: [embedder([stored[0]]) for _ in range(2_000)])
-            ratios.append(theirs / seconds(lambda: [warm.vector(stored[0]) for _ in range(2_000)]))
+            ratios.append(theirs / seconds(lambda: [vector(stored[0]) for _ in range(2_000)]))
         row("one text seen before against dspy.Embedder, warm: times faster", ratios, "at least 3")
 
 
