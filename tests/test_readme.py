@@ -1,12 +1,8 @@
 """The README is run: every Python block, top to bottom, and what it prints."""
 
 import contextlib
-import csv
-import gzip
 import io
-import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -47,7 +43,11 @@ def test_the_quickstart_runs_from_any_folder(folder):
 
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine.csv.gz", "mine.jsonl", "mine.jsonl.gz"])
-def test_the_quickstart_takes_the_users_own_ratings(folder, name, monkeypatch, capsys):
+def test_the_quickstart_takes_the_users_own_ratings(folder, name):
+    import csv
+    import gzip
+    import json
+
     with (folder / "examples" / "reviews.csv").open(encoding="utf-8", newline="") as file:
         rows = [{"body": row["text"], "stars": row["score"]} for row in csv.DictReader(file)][:60]
     opener = gzip.open if name.endswith(".gz") else open
@@ -58,16 +58,13 @@ def test_the_quickstart_takes_the_users_own_ratings(folder, name, monkeypatch, c
             writer.writerows(rows)
         else:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    command = [str(ROOT / "examples" / "quickstart.py"), "--data", name]
+    command = [sys.executable, ROOT / "examples" / "quickstart.py", "--data", name]
     columns = ["--text-column", "body", "--score-column", "stars"]
-    monkeypatch.setattr(sys, "argv", [*command, *columns])
-    runpy.run_path(command[0], run_name="__main__")
-    assert capsys.readouterr().out.startswith("60 rated texts, model lexical")
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match=r"\A2\Z"):
-        runpy.run_path(command[0], run_name="__main__")
-    expected = "has the columns: body, stars; name yours with --text-column and --score-column"
-    assert expected in capsys.readouterr().err
+    done = subprocess.run([*command, *columns], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("60 rated texts, model lexical")
+    refused = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "has the columns: body, stars; name yours with --text-column and --score-column" in refused.stderr
 
 
 def test_the_promise_of_the_readme_takes_twelve_lines():

@@ -17,11 +17,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner
-from dspy_qvl.fitting import LEVEL
-from dspy_qvl.fitting.permutation import permutation_test
+from dspy_qvl.fitting.permutation import LEVEL, permutation_test
 from dspy_qvl.fitting.tuning import prior_weights, weighed
 from dspy_qvl.learner.learner import ALPHA_RANGE
-from tests.benchmarks.human_ratings import rows_of
+from tests.benchmarks.human_ratings import data_folder
+from tests.human_data import ABSENT, rows_of
 
 
 def flagged(model: str, cache: str | None, n_draws: int) -> tuple[int, int]:
@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--cache", help="folder for vectors that outlives the run")
     options = parser.parse_args()
+    if data_folder() is None:
+        raise SystemExit(ABSENT)
     warnings.simplefilter("ignore")
     own, shuffled = flagged(options.model, options.cache, options.draws)
     print(f"vader_amazon, 240 ratings: {own} of {options.draws} flagged as they are, {shuffled} when shuffled")
