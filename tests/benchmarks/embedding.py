@@ -87,17 +87,17 @@ def together() -> None:
             gains = []
             for number in range(N_ROUNDS):
                 learner = minilm(precision=precision)
-                model, vector = learner.embedder.spec.backend().embed, learner.embedder.encoder().vector
+                model, embedding = learner.embedder.spec.backend().embed, learner.embedder
                 shares = [texts(n_each, n_words, 1000 * number + thread) for thread in range(16)]
                 alone = in_threads(lambda share, model=model: [model([text]) for text in share], shares)
-                batched = in_threads(lambda share, vector=vector: [vector(text) for text in share], shares)
-                gains.append(alone / batched)
+                coalesced = in_threads(lambda share, e=embedding: [e.vector(text) for text in share], shares)
+                gains.append(alone / coalesced)
             row(f"16 threads, single {kind} texts, {precision}: throughput", gains, bound)
     learner = minilm(precision="float32")
-    model, vector = learner.embedder.spec.backend().embed, learner.embedder.encoder().vector
+    model, embedding = learner.embedder.spec.backend().embed, learner.embedder
     gains = []
     for number in range(3 * N_ROUNDS):
-        ways = [lambda text: model([text]), vector]
+        ways = [lambda text: model([text]), embedding.vector]
         took = {}
         for way in ways if number % 2 else ways[::-1]:  # what comes second finds the processor warmer
             mine = texts(60, 8, 10 * number + ways.index(way))
@@ -113,8 +113,8 @@ def hosted() -> None:
             learner = Qwen3EmbeddingValueLearner(
                 "openai/small-embedding", api_base=server.v1, api_key="none", cache_dir=None, max_concurrency=1
             )
-            model, vector = learner.embedder.spec.backend().embed, learner.embedder.encoder().vector
-            vector("first")
+            model, embedding = learner.embedder.spec.backend().embed, learner.embedder
+            embedding.vector("first")
             shares = [texts(20, 8, 1000 * number + thread) for thread in range(16)]
             one_at_a_time = threading.Lock()
 
@@ -124,7 +124,7 @@ def hosted() -> None:
                         model([text])
 
             counts = []
-            for work in (single, lambda share, vector=vector: [vector(text) for text in share]):
+            for work in (single, lambda share, e=embedding: [e.vector(text) for text in share]):
                 before = len(server.requests)
                 took = in_threads(work, shares)
                 counts.append((len(server.requests) - before, took))
@@ -181,13 +181,13 @@ def cached() -> None:
             mine = seconds(lambda e=fresh.embedder: e(stored))
             ratios.append(mine / seconds(lambda: np.array(np.load(Path(folder) / "plain.npy"))))
         row("10,000 stored vectors against a numpy read of the same bytes: time", ratios, "no bound")
-        vector, embedder = fresh.embedder.encoder().vector, dspy.Embedder(Synthetic())
+        warm, embedder = fresh.embedder, dspy.Embedder(Synthetic())
         with contextlib.redirect_stderr(None):
             embedder([stored[0]])
         ratios = []
         for _ in range(N_ROUNDS):
             theirs = seconds(lambda: [embedder([stored[0]]) for _ in range(2_000)])
-            ratios.append(theirs / seconds(lambda: [vector(stored[0]) for _ in range(2_000)]))
+            ratios.append(theirs / seconds(lambda: [warm.vector(stored[0]) for _ in range(2_000)]))
         row("one text seen before against dspy.Embedder, warm: times faster", ratios, "at least 3")
 
 
