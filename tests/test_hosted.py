@@ -536,8 +536,9 @@ class TestPace:
         thread.join()
         times = [request.at for request in server.requests]
         assert times[0] - started < 0.09
-        assert times[-1] - times[0] >= 0.29
-        assert np.diff(times).min() >= 0.08  # it arrives when the machine lets it, which is never early by much
+        # A busy machine may receive a request late, but none is sent early and no two are sent together.
+        assert all(at - started >= 0.1 * number - 0.01 for number, at in enumerate(times))
+        assert np.diff(times).min() >= 0.04
 
     @pytest.mark.parametrize(
         ("name", "value"),

@@ -502,6 +502,9 @@ class TestMiniLM:
 
 def assert_a_worker_embeds_alike(model: LocalModel, texts: list[str], method: str) -> None:
     """The vectors of a worker process are those of this one, and it does not hang."""
+    import torch
+
+    torch.set_num_threads(2)  # with one there are no threads that a fork could leave behind
     expected = model(texts)
     context = multiprocessing.get_context(method)
     receive, send = context.Pipe(duplex=False)
@@ -514,6 +517,7 @@ def assert_a_worker_embeds_alike(model: LocalModel, texts: list[str], method: st
     finally:
         child.kill()
         child.join()
+        torch.set_num_threads(1)
 
 
 def embed_and_send(model: LocalModel, texts: list[str], send: Any) -> None:

@@ -218,7 +218,7 @@ def test_reanchor_calibrates_a_decision_by_the_value_of_what_it_lets_through(met
         """The score of what is sent; what is held back counts as a middling one."""
         return metric(example, example) if pred.send else 0.5
 
-    trainset = [dspy.Example(reply=row.reply).with_inputs("reply") for row in RATED[:40]]
+    trainset = [dspy.Example(reply=row.reply).with_inputs("reply") for row in RATED[:20]]
     optimizer = ReAnchor(metric=worth, num_threads=4, require_cache=False)
     optimizer.compile(dspy.Predict(Judge), trainset=trainset)
     assert optimizer.report["train_score"] >= optimizer.report["train_score_before"]
@@ -239,7 +239,7 @@ def test_reanchor_takes_the_metric_itself(metric):
         def forward(self, reply):
             return dspy.Prediction(reply=reply if self.judge(reply=reply).send else "We will write back tomorrow.")
 
-    trainset = [dspy.Example(reply=row.reply).with_inputs("reply") for row in RATED[:40]]
+    trainset = [dspy.Example(reply=row.reply).with_inputs("reply") for row in RATED[:20]]
     optimizer = ReAnchor(metric=metric, num_threads=4, require_cache=False)
     optimizer.compile(Sender(), trainset=trainset)
     assert 0 < optimizer.report["train_score_before"] <= optimizer.report["train_score"]

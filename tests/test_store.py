@@ -62,8 +62,8 @@ def rows_of(path: Path) -> int:
 # Kills
 
 
-def _embed_what_is_missing(path: Path, n_embedded: c_int64) -> None:
-    store, names, all_vectors = VectorStore(path, "m"), keys(range(N_KILLED)), vectors(N_KILLED)
+def _embed_what_is_missing(path: Path, names: list[bytes], all_vectors: np.ndarray, n_embedded: c_int64) -> None:
+    store = VectorStore(path, "m")
     for start in range(0, N_KILLED, BATCH):
         stored = store.read(names[start : start + BATCH])
         missing = [row for row in range(start, min(start + BATCH, N_KILLED)) if names[row] not in stored]
@@ -73,16 +73,16 @@ def _embed_what_is_missing(path: Path, n_embedded: c_int64) -> None:
 
 
 def test_twenty_kills_lose_no_vector_and_pay_for_at_most_one_batch_each(path):
-    n_embedded = RawValue(c_int64, 0)
+    names, all_vectors, n_embedded = keys(range(N_KILLED)), vectors(N_KILLED), RawValue(c_int64, 0)
     rng = random.Random(0)
     moments = sorted(rng.sample(range(BATCH, N_KILLED), N_KILLS))
     n_killed = 0
     for moment in [*moments, None]:
-        child = FORK.Process(target=_embed_what_is_missing, args=(path, n_embedded))
+        child = FORK.Process(target=_embed_what_is_missing, args=(path, names, all_vectors, n_embedded))
         child.start()
         if moment is not None:
             while n_embedded.value < moment and child.is_alive():
-                pass
+                time.sleep(1e-4)
             time.sleep(rng.random() * 1e-3)
             os.kill(child.pid, signal.SIGKILL)
             child.join(60)
@@ -92,8 +92,8 @@ def test_twenty_kills_lose_no_vector_and_pay_for_at_most_one_batch_each(path):
             assert child.exitcode == 0
     assert n_killed == N_KILLS
     assert N_KILLED <= n_embedded.value <= N_KILLED + n_killed * BATCH
-    found, expected = VectorStore(path, "m").read(keys(range(N_KILLED))), vectors(N_KILLED)
-    np.testing.assert_array_equal(np.stack([found[key] for key in keys(range(N_KILLED))]), expected)
+    found = VectorStore(path, "m").read(names)
+    np.testing.assert_array_equal(np.stack([found[key] for key in names]), all_vectors)
     assert rows_of(path) == N_KILLED
 
 
@@ -261,13 +261,14 @@ def _use_a_sealed_folder(path: Path) -> None:
 @pytest.fixture
 def open_to_others(tmp_path: Path) -> Iterator[Path]:
     """`tmp_path`, which a process that is no longer root can still enter."""
-    parents = [tmp_path, *tmp_path.parents][:3]  # pytest's own
-    modes = [parent.stat().st_mode for parent in parents]
-    if os.geteuid() == 0:
-        for parent in parents:
-            parent.chmod(0o755)
+    closed = {}
+    for parent in [tmp_path, *tmp_path.parents] if os.geteuid() == 0 else []:
+        mode = parent.stat().st_mode
+        if mode & 0o011 != 0o011:
+            closed[parent] = mode
+            parent.chmod(mode | 0o011)
     yield tmp_path
-    for parent, mode in zip(parents, modes, strict=True):
+    for parent, mode in closed.items():
         parent.chmod(mode)
 
 

@@ -1,4 +1,4 @@
-"""What a stored vector costs, beside diskcache and beside a plain file.
+"""Measures the cost of a stored vector, beside diskcache and beside a plain file.
 
     python tests/benchmarks/cache.py [--rounds 7]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import diskcache
 import numpy as np
 
-from dspy_qvl.embedding.cache.memory import MemoryCache
+from dspy_qvl.embedding.cache import MemoryCache
 from dspy_qvl.embedding.cache.pruning import info
 from dspy_qvl.embedding.cache.store import VectorStore
 

@@ -1,4 +1,4 @@
-"""What the standard deviations of 1,000 texts cost beside their values, side by side in one run.
+"""Measures the cost of the standard deviations of 1,000 texts beside that of their values.
 
     python tests/benchmarks/certainty.py
 
@@ -8,16 +8,17 @@ deviations of texts never seen cost at most 3 times what their values cost.
 """
 
 import statistics
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from human_ratings import load
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
-from dspy_qvl.features.features import Features
+from tests.benchmarks.human_ratings import load
 
 ROUNDS, N_NEW = 7, 1000
 
@@ -42,26 +43,30 @@ def cost(call: Callable[[], Any]) -> float:
     return (time.process_time() - start) * 1e3
 
 
-def measure(learner: Qwen3EmbeddingValueLearner, new: list[str]) -> dict[str, float]:
-    """Milliseconds that 1,000 texts cost, by what is asked of them."""
-    memo = learner.current_fit().memo
-    learner.predict_std_many(new[:2])
-    calls: dict[str, Callable[[], Any]] = {
-        "values": lambda: learner.predict_many(new),
-        "std": lambda: learner.predict_std_many(new),
+def measure(make: Callable[[], Qwen3EmbeddingValueLearner], saved: Path, new: list[str]) -> dict[str, float]:
+    """Milliseconds that 1,000 texts cost a learner that was just loaded, by what is asked of it."""
+
+    def loaded() -> Qwen3EmbeddingValueLearner:
+        learner = make()
+        learner.load_model(saved)
+        learner.predict_std_many(learner.training_texts[:2])
+        return learner
+
+    calls: dict[str, Callable[[Qwen3EmbeddingValueLearner], Any]] = {
+        "values": lambda learner: learner.predict_many(new),
+        "std": lambda learner: learner.predict_std_many(new),
     }
     costs: dict[str, list[float]] = {f"{name}, {kind}": [] for kind in ("seen", "new") for name in calls}
     for number in range(ROUNDS):
         for name, call in calls.items():
-            learner.embedding_cache.clear()
-            learner._blocks = Features(learner._blocks.wanted, beside_lexical=learner._blocks.beside_lexical)
-            costs[f"{name}, new"].append(cost(call))
-            costs[f"{name}, seen"].append(cost(call))
+            learner = loaded()
+            costs[f"{name}, new"].append(cost(lambda call=call, learner=learner: call(learner)))
+            costs[f"{name}, seen"].append(cost(lambda call=call, learner=learner: call(learner)))
         if number < 2:
-            memo.variances.clear()
-            costs.setdefault("std one by one, seen", []).append(
-                cost(lambda: [learner.predict_std(text) for text in new])
-            )
+            learner = loaded()
+            learner.predict_many(new)
+            one_by_one = cost(lambda learner=learner: [learner.predict_std(text) for text in new])
+            costs.setdefault("std one by one, seen", []).append(one_by_one)
     return {name: statistics.median(column) for name, column in costs.items()}
 
 
@@ -74,7 +79,9 @@ def main() -> None:
             learner = make()
             learner.add_training_examples(examples[:n_rated])
             learner.train()
-            found = measure(learner, texts)
+            with tempfile.TemporaryDirectory() as folder:
+                learner.save_model(Path(folder) / "saved.qvl")
+                found = measure(make, Path(folder) / "saved.qvl", texts)
             ratios = [found[f"std, {kind}"] / found[f"values, {kind}"] for kind in ("new", "seen")]
             print(f"{name}, {n_rated} rated: " + ", ".join(f"{what} {ms:.0f} ms" for what, ms in found.items()))
             print(f"    std / values: {ratios[0]:.1f} for texts never seen, {ratios[1]:.1f} for texts seen")

@@ -1,8 +1,8 @@
-"""What the embedding path costs and saves, each row side by side in one run.
+"""Measures what the way from text to vector costs and saves.
 
     HF_HUB_OFFLINE=1 python tests/benchmarks/embedding.py [together] [hosted] [model] [cached] [scores]
 
-together   16 threads asking for single texts, with and without coalescing; a lone caller (all-MiniLM-L6-v2)
+together   16 threads asking for single texts, each by itself and batched together; a lone caller (all-MiniLM-L6-v2)
 hosted     the same over HTTP: a server on this machine that takes 20 ms a request, one request at a time
 model      sorted and packed against naive batches, and against SentenceTransformer.encode; the precisions
 cached     10,000 stored vectors against a plain numpy read of the same bytes; one text against dspy.Embedder, warm
@@ -42,7 +42,7 @@ N_ROUNDS = 5
 
 
 def texts(n: int, n_words: int, seed: int, shortest: int | None = None) -> list[str]:
-    """Texts that nobody has asked for yet, of so many words, or of `shortest` up to so many (the logarithm even)."""
+    """Texts that were never embedded, of so many words, or of `shortest` up to so many (the logarithm even)."""
     rng = random.Random(seed)
     low = math.log(shortest or n_words)
     lengths = [round(math.exp(rng.uniform(low, math.log(n_words)))) for _ in range(n)]

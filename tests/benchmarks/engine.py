@@ -3,8 +3,8 @@
     OPENBLAS_NUM_THREADS=1 python tests/benchmarks/engine.py            all rows, some minutes
     OPENBLAS_NUM_THREADS=1 python tests/benchmarks/engine.py updates    some of them
 
-CPU time on one BLAS thread, medians of several runs taken in turn. The floor is one float32 `X.T @ X` of the same
-input. Rows are unit vectors with a mean of norm .9 and a full-rank spectrum, as real Qwen3 vectors have; 25
+CPU time on one BLAS thread, medians of several runs taken in turn. The unit "products" is one float32 `X.T @ X` of
+the same input. Rows are unit vectors with a mean of norm .9 and a full-rank spectrum, as real Qwen3 vectors have; 25
 penalties from 1e-3 to 1e3, 5 folds, a refit with the best. Peers (extra `bench`): scikit-learn RidgeCV (leave-one-
 out, 25 penalties), GridSearchCV over Ridge, himalaya RidgeCV(cv=5), river BayesianLinearRegression.
 """
@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from dspy_qvl import ridge
+from dspy_qvl.ridge import RecursiveRidge
 from dspy_qvl.ridge.moments import gather, rough_mean
-from dspy_qvl.ridge.updates import RecursiveRidge
 
 ALPHAS = np.geomspace(1e-3, 1e3, 25)
 
@@ -73,19 +73,19 @@ def accuracy(X: np.ndarray, y: np.ndarray, alpha: float) -> float:
     return float(np.linalg.norm(ridge.fit(X, y, alpha).coef - want) / np.linalg.norm(want))
 
 
-def floors(n: int, d: int, repeats: int, bounds: tuple[str, str]) -> None:
+def products(n: int, d: int, repeats: int, bounds: tuple[str, str]) -> None:
     X, y, folds = rows(n, d)
     taken = medians(
         {
-            "floor": lambda: X.T @ X,
+            "product": lambda: X.T @ X,
             "search": lambda: search(X, y, folds, False),
             "with loo": lambda: search(X, y, folds, True),
         },
         repeats,
     )
-    print(f"floor of {n:,} x {d:,}: {taken['floor']:.3f} s")
-    say(f"25 alphas x 5 folds + refit, {n:,} x {d:,}, in floors", taken["search"] / taken["floor"], bounds[0])
-    say("    with exact leave-one-out", taken["with loo"] / taken["floor"], bounds[1])
+    print(f"one product of {n:,} x {d:,}: {taken['product']:.3f} s")
+    say(f"25 alphas x 5 folds + refit, {n:,} x {d:,}, in products", taken["search"] / taken["product"], bounds[0])
+    say("    with exact leave-one-out", taken["with loo"] / taken["product"], bounds[1])
     if n <= 10_000:
         worst = max(accuracy(X, y, alpha) for alpha in (1e-3, 1e-1, 1.0, 1e2))
         print(f"    relative error of the coefficients, alpha 1e-3 to 1e2: {worst:.1e} (at most 1e-9)")
@@ -199,8 +199,8 @@ def updates(d: int = 1024, n: int = 2000, n_updates: int = 1000) -> None:
 
 
 ROWS: dict[str, Callable[[], None]] = {
-    "floors": lambda: floors(10_000, 1024, 7, ("at most 5", "at most 9, prize 7")),
-    "large": lambda: floors(100_000, 1024, 3, ("at most 1.9", "at most 3")),
+    "products": lambda: products(10_000, 1024, 7, ("at most 5", "at most 9, prize 7")),
+    "large": lambda: products(100_000, 1024, 3, ("at most 1.9", "at most 3")),
     "dual": lambda: peers(1000, 4096, 5),
     "memory": lambda: memory(100_000, 1024),
     "updates": updates,

@@ -1,4 +1,4 @@
-"""What the columns beside the embedding are worth, and whether "auto" may be the default.
+"""Measures how much the columns beside the embedding add, and whether "auto" may be the default.
 
     python tests/benchmarks/features.py [data sets]                       test split, once
     python tests/benchmarks/features.py --sizes 30 100 300 [data sets]    train split only: how the default was decided
@@ -18,10 +18,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from human_ratings import POINTWISE, Rated, load
 
 from dspy_qvl import Qwen3EmbeddingValueLearner, measures
-from dspy_qvl.fitting.folds import make_folds
+from dspy_qvl.fitting import make_folds
+from tests.benchmarks.human_ratings import POINTWISE, Rated, load
 
 ALPHAS = np.geomspace(0.01, 100, 17).tolist()
 CHOICES = {"embedding alone": None, "auto": "auto", "lexical + length": ["lexical", "length"]}

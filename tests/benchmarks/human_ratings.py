@@ -1,6 +1,6 @@
-"""The human-rated data sets the benchmarks measure on; never part of the project.
+"""Reads the human-rated data sets that the benchmarks measure on; DATA.md says how to make them.
 
-Found through $DSPY_QVL_DATA, else in ../shared/data beside the checkout.
+They are looked for in the folder that DSPY_QVL_DATA names, else in `data` in the checkout, else in `../shared/data`.
 """
 
 import gzip
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 POINTWISE = {"vader_amazon": "score", "vader_tweets": "score", "emobank": "score", "ukp_convarg_rank": "score_pct"}
+ABSENT = "no human-rated data here: set DSPY_QVL_DATA to a folder made as tests/benchmarks/DATA.md says"
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,26 @@ class Rated:
 
 
 def data_folder() -> Path | None:
-    """Where the data sets are, or None."""
+    """The folder of the data sets, or None."""
+    checkout = Path(__file__).resolve().parents[2]
     named = os.environ.get("DSPY_QVL_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "data"
-    return folder if folder.is_dir() else None
+    folders = [Path(named)] if named else [checkout / "data", checkout.parent / "shared" / "data"]
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def rows_of(name: str, split: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a data set, or of one of its splits; ends the program with a message where there are none."""
+    folder = data_folder()
+    path = None if folder is None else folder / f"{name}.jsonl.gz"
+    if path is None or not path.exists():
+        raise SystemExit(f"{ABSENT} ({name}.jsonl.gz is wanted)")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [row for row in map(json.loads, lines) if split is None or row["split"] == split]
 
 
 def load(name: str, split: str) -> Rated:
-    """One split of a pointwise set."""
-    folder = data_folder()
-    if folder is None:
-        raise SystemExit("no data sets here: set DSPY_QVL_DATA to the folder that holds vader_amazon.jsonl.gz, …")
-    with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["split"] == split]
+    """One split of a set of texts that were rated one by one."""
+    rows = rows_of(name, split)
     grouped = all("group" in row for row in rows)
     return Rated(
         [row["text"] for row in rows],

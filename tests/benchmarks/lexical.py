@@ -1,4 +1,4 @@
-"""Which tokens and n-grams the lexical model counts, chosen on training folds.
+"""Compares tokens and n-grams for the lexical model to count, on folds of the training data.
 
     python tests/benchmarks/lexical.py [--embedding-dim 4096 16384]
 
@@ -16,17 +16,17 @@ import argparse
 import re
 
 import numpy as np
-from human_ratings import POINTWISE, load
 
 from dspy_qvl import measures, ridge
-from dspy_qvl.embedding.models.lexical import LexicalModel
-from dspy_qvl.fitting.folds import make_folds
+from dspy_qvl.embedding import LexicalModel
+from dspy_qvl.fitting import make_folds
+from tests.benchmarks.human_ratings import POINTWISE, load
 
 ALPHAS = np.logspace(-1.5, 1.5, 7).tolist()
 MAX_ROWS = 2500
 # What of `LexicalModel` is set otherwise.
 CANDIDATES = {
-    "as it is": {},
+    "unchanged": {},
     "function words in full": {"FUNCTION_WORD_COUNT": 1.0},
     "function words for a tenth": {"FUNCTION_WORD_COUNT": 0.1},
     "no negation": {"NEGATION_SPAN": 0},

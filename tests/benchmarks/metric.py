@@ -1,4 +1,4 @@
-"""What a `ValueMetric` costs, side by side in one run.
+"""Measures the cost of a `ValueMetric` call beside that of a plain function.
 
     python tests/benchmarks/metric.py
 

@@ -42,7 +42,7 @@ def flagged(model: str, cache: str | None, n_draws: int) -> tuple[int, int]:
 
 
 def new_questions(model: str, cache: str | None) -> dict[str, float]:
-    """What cross-validation over questions says, and the error on new ones."""
+    """Compare what cross-validation over questions predicts with the error on new questions."""
     fit = FitValue(group="group")
     learner = fit.compile(Qwen3EmbeddingValueLearner(model, cache_dir=cache), trainset=rows_of("saf", "train"))
     (report,) = fit.report.values()

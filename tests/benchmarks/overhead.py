@@ -1,4 +1,4 @@
-"""What a value costs once its text is cached, beside what DSPy itself costs.
+"""Measures the cost of a value whose text is cached, beside the cost of DSPy itself.
 
     python tests/benchmarks/overhead.py
 
@@ -99,7 +99,7 @@ def rank_once(folder: Path, features: str | None) -> float:
 
 
 def plain_once(folder: Path) -> float:
-    """What a careful person writes by hand: a keyed loop over the same rows, one product, a sort."""
+    """The same by hand: a keyed loop over the same rows, one matrix-vector product, a sort; seconds."""
     learner = Qwen3EmbeddingValueLearner(embedder=Synthetic(), cache_dir=folder / "cache")
     keys = [learner.embedding_cache.key(text) for text in TEXTS]
     coef = np.random.default_rng(0).normal(size=SIZE).astype(np.float32)

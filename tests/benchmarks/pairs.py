@@ -1,4 +1,4 @@
-"""What a text is worth to another text: summaries of news articles, rated by experts.
+"""Measures values of a text for another text: summaries of news articles, rated by experts.
 
     python tests/benchmarks/pairs.py [--folds]
 
@@ -10,31 +10,24 @@ model always; all-MiniLM-L6-v2, standing in for Qwen3, where the package gt-all-
 """
 
 import argparse
-import gzip
-import json
 import tempfile
 import warnings
 
 import dspy
 import numpy as np
-from features import models
-from human_ratings import data_folder
 
 from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner, measures
+from tests.benchmarks.features import models
+from tests.benchmarks.human_ratings import rows_of
 
 ALPHAS = np.geomspace(0.01, 1000, 16).tolist()
 
 
 def summaries(split: str) -> list[dspy.Example]:
     """The rated summaries of one split."""
-    folder = data_folder()
-    if folder is None:
-        raise SystemExit("no data sets here: set DSPY_QVL_DATA to the folder that holds summeval.jsonl.gz")
-    with gzip.open(folder / "summeval.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["split"] == split]
     return [
         dspy.Example(article=row["query"], summary=row["text"], score=float(row["score"]), group=row["group"])
-        for row in rows
+        for row in rows_of("summeval", split)
     ]
 
 

@@ -1,4 +1,4 @@
-"""How well values agree with human ratings, beside what people do by hand.
+"""Measures how well values agree with human ratings, beside TF-IDF with ridge regression and beside length.
 
     python tests/benchmarks/quality.py [--embedding-dim 4096 16384] [--model lexical] [data sets]
 
@@ -13,12 +13,12 @@ import time
 import warnings
 
 import numpy as np
-from human_ratings import POINTWISE, Rated, load
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 
 from dspy_qvl import Qwen3EmbeddingValueLearner, measures
+from tests.benchmarks.human_ratings import POINTWISE, Rated, load
 
 ALPHAS = np.geomspace(0.01, 100, 25).tolist()
 

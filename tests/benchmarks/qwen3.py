@@ -1,12 +1,12 @@
-"""What cutting real Qwen3 vectors costs, on 900 template posts for, against and neutral towards one thing.
+"""Measures what is lost by cutting real Qwen3 vectors, on 900 template posts for, against and neutral to one thing.
 
     python tests/benchmarks/qwen3.py
 
 The vectors are Qwen3-Embedding-0.6B's own, with its instruction before the texts ("instruct") or without ("vanilla").
 The posts were written from templates, so the task is easy: this is about geometry, not about quality. Two of their six
 groups (the side of the matter they speak of) are the test split; labels are drawn from the others, the penalty is
-chosen on them by cross-validation. Medians of 20 draws of the labels. The file is found
-through $DSPY_QVL_DATA, or ../shared/data.
+chosen on them by cross-validation. Medians of 20 draws of the labels. The folder `qwen3` lies among the data sets; it
+cannot be made anew (see DATA.md).
 """
 
 import gzip
@@ -17,7 +17,7 @@ import numpy as np
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
 from dspy_qvl.measures import spearman
-from tests.benchmarks.human_ratings import data_folder
+from tests.benchmarks.human_ratings import ABSENT, data_folder
 
 DIMENSIONS = (1024, 768, 256, 64)
 N_LABELS = (15, 30, 60, 120, 300)
@@ -31,7 +31,7 @@ class Stored:
     def __init__(self, name: str, texts: list[str], vectors: np.ndarray) -> None:
         self.name = f"stored {name}"
         self._rows = dict(zip(texts, vectors, strict=True))
-        self._any = vectors[0]  # for the probe texts, which nobody stored
+        self._any = vectors[0]  # for the probe texts, which are not stored
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         return np.stack([self._rows.get(text, self._any) for text in texts])
@@ -55,8 +55,8 @@ def geometry(name: str, vectors: np.ndarray, unit: dict[int, np.ndarray]) -> Non
 
 def main() -> None:
     folder = data_folder()
-    if folder is None:
-        raise SystemExit("no data sets here: set DSPY_QVL_DATA to the folder that holds qwen3/")
+    if folder is None or not (folder / "qwen3").is_dir():
+        raise SystemExit(f"{ABSENT} (qwen3/polarity_posts is wanted)")
     with gzip.open(folder / "qwen3" / "polarity_posts.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     stored = np.load(folder / "qwen3" / "polarity_posts.npz", allow_pickle=False)

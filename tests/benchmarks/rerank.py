@@ -1,4 +1,4 @@
-"""What a learned reranker adds to cosine, by number of judged queries.
+"""Measures what a learned reranker adds to cosine, by number of judged queries.
 
     python tests/benchmarks/rerank.py [scifact] [trecqa_wang] [--draws 5] [--sizes 10 30 100] [--folds]
 
@@ -14,9 +14,7 @@ At the end, what a query costs with 100 passages in the cache, beside embedding 
 """
 
 import argparse
-import gzip
 import importlib.util
-import json
 import statistics
 import tempfile
 import time
@@ -24,28 +22,25 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from features import models
-from human_ratings import data_folder
 
 from dspy_qvl import Qwen3EmbeddingValueLearner, Reranker, measures
-from dspy_qvl.reranker.judged import JudgedQuery, first_stage_values
+from dspy_qvl.reranker import JudgedQuery
+from dspy_qvl.reranker.judged import first_stage_values
 from dspy_qvl.reranker.reranker import DEFAULT
+from tests.benchmarks.features import models
+from tests.benchmarks.human_ratings import rows_of
 
 FEATURES = {"Reranker": "auto", "no first stage": DEFAULT}
 
 
 def measure_of(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """What the data set is judged by."""
+    """The measure of a ranking in the data set."""
     return (lambda y, s: measures.ndcg(y, s, 10)) if name == "scifact" else measures.average_precision
 
 
 def judged(name: str, split: str) -> list[JudgedQuery]:
     """The judged queries of one split, candidates of scifact in BM25's order."""
-    folder = data_folder()
-    if folder is None:
-        raise SystemExit("no data sets here: set DSPY_QVL_DATA to the folder that holds scifact.jsonl.gz, …")
-    with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["split"] == split]
+    rows = rows_of(name, split)
     if name == "scifact":
         rows = sorted(
             (row for row in rows if row["bm25_rank"] and row["bm25_rank"] <= 20), key=lambda r: r["bm25_rank"]
@@ -141,7 +136,7 @@ def compare(name: str, label: str, learner: Qwen3EmbeddingValueLearner, options:
 
 
 def cost(learner: Qwen3EmbeddingValueLearner) -> None:
-    """What a query costs beside its embedding, with 100 passages valued before."""
+    """Print the time of a query beside its embedding, with 100 passages valued before."""
     known = judged("trecqa_wang", "train")
     reranker = learned(learner, "auto", known[:60])
     passages = sorted({text for one in known for text in one.passages})[:100]

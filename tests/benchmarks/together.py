@@ -43,7 +43,7 @@ def make() -> Qwen3EmbeddingValueLearner:
 
 
 def is_the_fit_of_its_texts(learner: Qwen3EmbeddingValueLearner) -> bool:
-    """Whether coefficients and values follow from the rated texts by scikit-learn's ridge regression."""
+    """True if coefficients and values follow from the rated texts by scikit-learn's ridge regression."""
     fit = learner.current_fit()
     examples = learner.ridge.examples[: fit.n_texts]
     assert list(fit.rated) == list(examples)
