@@ -367,7 +367,7 @@ def test_an_embedder_that_fails_during_an_update_changes_nothing():
     def broken(texts):
         raise ConnectionError("gone")
 
-    learner._embedding._sources.current()._model._embedder.model = broken
+    learner._embedding._sources.current()._checked._embedder.model = broken
     with pytest.raises(Exception, match="gone"):
         learner.update("another lamp", 1.0)
     assert learner.ridge.dump_state() == state

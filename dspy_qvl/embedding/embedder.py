@@ -34,7 +34,7 @@ NO_VECTOR = (Refused, EmbeddingError)
 Row = Vectors | Refused | EmbeddingError
 
 
-class Model:
+class CheckedModel:
     """Asks one model for the vectors of a batch, and validates its answer.
 
     Args:

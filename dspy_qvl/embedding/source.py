@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dspy_qvl.embedding.batching import Coalescer
 from dspy_qvl.embedding.cache import EmbeddingCache
 from dspy_qvl.embedding.callers import Batch, Caller, Key, by_caller
-from dspy_qvl.embedding.embedder import NO_VECTOR, Model
+from dspy_qvl.embedding.embedder import NO_VECTOR, CheckedModel
 from dspy_qvl.embedding.models import EmbeddingModel, ModelSpec, Refused
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe, other_model, unlike
 from dspy_qvl.embedding.truncation import Truncation
@@ -71,7 +71,7 @@ class Source:
         self.model = model
         self.batch_size = batch_size
         self.truncation = truncation
-        self._checked = Model(model, truncation)
+        self._checked = CheckedModel(model, truncation)
         self._warned_of_length = False
         self._meeting = threading.RLock()
         self.trusted: set[bytes] = set()
