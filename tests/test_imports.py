@@ -12,6 +12,7 @@ import dspy_qvl
 
 PACKAGE = Path(dspy_qvl.__file__).parent
 ROOT = PACKAGE.parent
+LONGEST_FILE = 420  # lines
 
 # What each package holds, from the ground up: a module imports only from what stands before it.
 ORDER = {
@@ -139,6 +140,21 @@ def test_the_notebooks_import_what_is_handed_out():
         source = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
         for target in re.findall(r"(?:from|import) (dspy_qvl[.\w]*)", source):
             assert target in ("dspy_qvl", *(f"dspy_qvl.{name}" for name in ORDER["dspy_qvl"].split()))
+
+
+def test_no_file_is_longer_than_one_thing_needs():
+    assert not [path for path in PACKAGE.rglob("*.py") if len(path.read_text().splitlines()) > LONGEST_FILE]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_docstring_says_what_a_thing_is_or_does(module):
+    places = [
+        node
+        for node in ast.walk(MODULES[module])
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    first_words = [(ast.get_docstring(place) or "x").split()[0] for place in places]
+    assert not {"What", "Whether", "Which", "Of"} & set(first_words)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
