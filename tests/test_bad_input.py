@@ -378,7 +378,7 @@ def test_a_model_that_is_not_here_gives_three_ways_out(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     learner = Qwen3EmbeddingValueLearner("nobody/no-such-embedding-model", cache_dir=tmp_path)
     learner.add_training_examples(rated(4))
-    with pytest.raises(ModelUnavailableError, match=r"Three ways out: pip install 'dspy_qvl\[local\]'.*lexical"):
+    with pytest.raises(ModelUnavailableError, match=r"Three ways out: pip install sentence-transformers.*lexical"):
         learner.train(cv_folds=2)
     assert len(learner.training_texts) == 4
 

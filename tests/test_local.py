@@ -188,7 +188,7 @@ def test_the_three_ways_out_name_what_exists():
     message = str(unavailable("gone."))
     assert f"model_name={HOSTED_QWEN!r}" in message
     assert f"model_name={LEXICAL!r}" in message
-    assert "pip install 'dspy_qvl[local]'" in message
+    assert "pip install sentence-transformers" in message
 
 
 # Qwen3
@@ -574,7 +574,7 @@ class TestUnavailable:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert "ModelUnavailableError" in done.stderr
         assert "runs in process and needs sentence-transformers" in done.stderr
-        assert "Three ways out: pip install 'dspy_qvl[local]'" in done.stderr
+        assert "Three ways out: pip install sentence-transformers" in done.stderr
 
     def test_without_a_network_it_is_said_at_once(self, tmp_path):
         program = (

@@ -216,7 +216,7 @@ def _model_kwargs(request: ModelRequest) -> dict[str, Any]:
 def unavailable(problem: str) -> ModelUnavailableError:
     """The refusal to embed with a model that cannot run here, with the three ways out."""
     return ModelUnavailableError(
-        f"{problem} Three ways out: pip install 'dspy_qvl[local]' on a machine that has or can fetch the weights; "
+        f"{problem} Three ways out: pip install sentence-transformers on a machine that has or can fetch the weights; "
         "model_name='openrouter/qwen/qwen3-embedding-8b' with api_key or the provider's environment variable; "
         "or model_name='lexical', which needs nothing."
     )
