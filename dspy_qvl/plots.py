@@ -126,7 +126,7 @@ def _axes(ax: Axes | None) -> Axes:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise ImportError('plots need matplotlib, which is not installed; pip install matplotlib.') from error
+        raise ImportError("plots need matplotlib, which is not installed; pip install matplotlib.") from error
     _, ax = pyplot.subplots(figsize=(5.5, 4), layout="constrained")
     return ax
 

@@ -16,7 +16,7 @@ from dspy_qvl import QVLWarning
 from dspy_qvl.embedding.cache.cache import EmbeddingCache
 from dspy_qvl.embedding.cache.memory import MemoryCache
 from dspy_qvl.embedding.cache.pruning import info
-from dspy_qvl.embedding.cache.store import VectorStore
+from dspy_qvl.embedding.cache.sqlite_store import SQLiteStore
 
 KEYS = [bytes([i]) * 16 for i in range(20)]
 VECTORS = np.random.default_rng(0).normal(size=(20, 33)).astype(np.float32)
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_vectors_come_back_bit_for_bit_and_read_only(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     assert store.write(KEYS, VECTORS) == {}
     found = store.read([*KEYS, b"?" * 16])
     assert sorted(found) == KEYS
@@ -38,14 +38,14 @@ def test_vectors_come_back_bit_for_bit_and_read_only(path):
 
 
 def test_the_first_stored_vector_of_a_text_is_its_vector(path):
-    VectorStore(path, "m").write(KEYS[:2], VECTORS[:2])
-    late = VectorStore(path, "m").write(KEYS[:4], VECTORS[10:14])
+    SQLiteStore(path, "m").write(KEYS[:2], VECTORS[:2])
+    late = SQLiteStore(path, "m").write(KEYS[:4], VECTORS[10:14])
     np.testing.assert_array_equal(late[KEYS[0]], VECTORS[0])
     np.testing.assert_array_equal(late[KEYS[3]], VECTORS[13])
 
 
 def test_the_file_is_written_ahead_in_large_pages(path):
-    VectorStore(path, "m").write(KEYS, VECTORS)
+    SQLiteStore(path, "m").write(KEYS, VECTORS)
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert connection.execute("PRAGMA page_size").fetchone() == (32768,)
@@ -59,10 +59,10 @@ def test_keys_of_two_models_differ():
 
 
 def test_info_counts_the_rows_of_each_model(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     assert info(store).models == ()
     store.write(KEYS[:5], VECTORS[:5])
-    VectorStore(path, "other").write(KEYS[5:], VECTORS[5:])
+    SQLiteStore(path, "other").write(KEYS[5:], VECTORS[5:])
     told = info(store)
     assert [(model.model, model.rows, model.bytes) for model in told.models] == [
         ("m", 5, 5 * 33 * 4),
@@ -72,7 +72,7 @@ def test_info_counts_the_rows_of_each_model(path):
 
 
 def test_many_threads_write_and_read_at_once(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
 
     def work(worker: int) -> int:
         for row in np.random.default_rng(worker).permutation(20):
@@ -87,7 +87,7 @@ def test_many_threads_write_and_read_at_once(path):
 
 def _write_some(path: Path, worker: int) -> None:
     rng = np.random.default_rng(worker)
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     for number in range(50):
         key = bytes([worker, number]) * 8
         store.write([key, bytes([255, number]) * 8], rng.normal(size=(2, 8)).astype(np.float32))
@@ -102,11 +102,11 @@ def test_processes_that_begin_one_file_together_lose_nothing(path, method):
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert info(VectorStore(path, "m")).rows == 3 * 50 + 50
+    assert info(SQLiteStore(path, "m")).rows == 3 * 50 + 50
 
 
 def test_a_connection_is_not_carried_across_a_fork(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     store.write(KEYS[:1], VECTORS[:1])
     child = multiprocessing.get_context("fork").Process(target=lambda: store.write(KEYS[1:2], VECTORS[1:2]))
     child.start()
@@ -119,12 +119,12 @@ def test_a_connection_is_not_carried_across_a_fork(path):
 def test_a_damaged_file_is_set_aside_with_a_warning(path, content):
     path.parent.mkdir()
     path.write_bytes(content)
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     with pytest.warns(QVLWarning, match="set aside as .*damaged-1 and a new cache was begun"):
         assert store.read(KEYS) == {}
     assert (path.parent / "vectors.sqlite.damaged-1").read_bytes() == content
     store.write(KEYS, VECTORS)
-    assert len(VectorStore(path, "m").read(KEYS)) == 20
+    assert len(SQLiteStore(path, "m").read(KEYS)) == 20
 
 
 def test_somebody_elses_database_is_left_whole(path):
@@ -134,14 +134,14 @@ def test_somebody_elses_database_is_left_whole(path):
         connection.execute("INSERT INTO precious VALUES (42)")
     connection.close()
     with pytest.warns(QVLWarning, match="not a vector cache of this version"):
-        VectorStore(path, "m").write(KEYS, VECTORS)
+        SQLiteStore(path, "m").write(KEYS, VECTORS)
     kept = sqlite3.connect(path.with_name("vectors.sqlite.damaged-1"))
     assert kept.execute("SELECT value FROM precious").fetchall() == [(42,)]
-    assert len(VectorStore(path, "m").read(KEYS)) == 20
+    assert len(SQLiteStore(path, "m").read(KEYS)) == 20
 
 
 def test_a_file_damaged_in_the_middle_never_gives_a_wrong_vector(path):
-    VectorStore(path, "m").write(KEYS, VECTORS)
+    SQLiteStore(path, "m").write(KEYS, VECTORS)
     sound = path.read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -153,7 +153,7 @@ def test_a_file_damaged_in_the_middle_never_gives_a_wrong_vector(path):
         path.write_bytes(broken)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", QVLWarning)
-            store = VectorStore(path, "m")
+            store = SQLiteStore(path, "m")
             found = store.read(KEYS)
             store.write(KEYS, VECTORS)
             after = store.read(KEYS)
@@ -162,11 +162,11 @@ def test_a_file_damaged_in_the_middle_never_gives_a_wrong_vector(path):
 
 
 def test_one_flipped_byte_of_a_vector_makes_it_a_miss(path):
-    VectorStore(path, "m").write(KEYS, VECTORS)
+    SQLiteStore(path, "m").write(KEYS, VECTORS)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE vectors SET vector = ? WHERE key = ?", (VECTORS[1].tobytes(), KEYS[0]))
     connection.close()
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     with pytest.warns(QVLWarning, match=r"1 damaged vector\(s\) .* were dropped"):
         assert set(store.read(KEYS)) == set(KEYS[1:])
     store.write(KEYS[:1], VECTORS[:1])
@@ -177,7 +177,7 @@ def _read_only_write(folder: Path) -> None:
     os.chdir(folder)
     if os.geteuid() == 0:
         os.seteuid(65534)  # root may write anywhere
-    store = VectorStore(Path("vectors.sqlite"), "m")
+    store = SQLiteStore(Path("vectors.sqlite"), "m")
     with pytest.warns(QVLWarning, match="kept in memory only"):
         store.write(KEYS, VECTORS)
     store.write(KEYS, VECTORS)  # silently: a second warning would be an error here
@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_written_degrades_to_memory_with_one_warning(tmp
 
 
 def test_a_deleted_file_is_begun_anew(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     store.write(KEYS, VECTORS)
     for leftover in path.parent.iterdir():
         leftover.unlink()

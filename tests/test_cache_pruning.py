@@ -18,7 +18,7 @@ import pytest
 from dspy_qvl import InputError, QVLWarning
 from dspy_qvl.embedding.cache.cache import EmbeddingCache
 from dspy_qvl.embedding.cache.pruning import Pruned
-from dspy_qvl.embedding.cache.store import VectorStore
+from dspy_qvl.embedding.cache.sqlite_store import SQLiteStore
 
 SIZE = 16
 DAY = 86400
@@ -639,7 +639,7 @@ def test_import_and_export_take_bounded_memory(path, tmp_path):
     for start in range(0, 24_000, 2000):
         rows = np.random.default_rng(start).normal(size=(2000, 1024)).astype(np.float32)
         one.store.write([one.key(str(number)) for number in range(start, start + 2000)], rows)
-    VectorStore.MMAP_BYTES, mapped = 0, VectorStore.MMAP_BYTES  # mapped pages would be counted as memory
+    SQLiteStore.MMAP_BYTES, mapped = 0, SQLiteStore.MMAP_BYTES  # mapped pages would be counted as memory
     try:
         assert one.export(out) == 24_000
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -647,5 +647,5 @@ def test_import_and_export_take_bounded_memory(path, tmp_path):
         child.start()
         child.join(120)
     finally:
-        VectorStore.MMAP_BYTES = mapped
+        SQLiteStore.MMAP_BYTES = mapped
     assert child.exitcode == 0

@@ -19,18 +19,18 @@ ORDER = {
     "dspy_qvl": "errors vectors measures plots state text ridge embedding features fitting learner reranker metric "
     "optimizer",
     "dspy_qvl.state": "bounded_json drafts entries fields files",
-    "dspy_qvl.text": "quoting typed metadata ratings reading rendering",
+    "dspy_qvl.text": "quoting field_values metadata ratings reading rendering",
     "dspy_qvl.ridge": "moments line solve primal dual regression updates bounds posterior banded",
     "dspy_qvl.embedding": "loops instruction probe truncation tables cache models embedder callers batching source "
     "encoder embedding",
-    "dspy_qvl.embedding.cache": "memory rows database connections store pruning exporting cache",
+    "dspy_qvl.embedding.cache": "memory rows database connections sqlite_store store pruning exporting cache",
     "dspy_qvl.embedding.models": "model lexical precomputed hosted local custom spec",
     "dspy_qvl.embedding.models.hosted": "providers addresses arguments redaction exchange failures request "
     "halving hosted",
     "dspy_qvl.embedding.models.local": "precision folder pooling loading forward long_text local",
     "dspy_qvl.features": "table overlap built_in features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
-    "dspy_qvl.learner": "memo vectorizer fit learned fit_state columns head updating training inspection migration "
+    "dspy_qvl.learner": "memo vectorizer fit learned fit_state columns head updating training_set inspection migration "
     "saving value_function trainable learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
     "dspy_qvl.metric": "scale judgement feedback calls items objectives reward agreement filter scores metric",

@@ -24,7 +24,7 @@ import pytest
 
 from dspy_qvl import QVLWarning
 from dspy_qvl.embedding.cache.pruning import info
-from dspy_qvl.embedding.cache.store import VectorStore
+from dspy_qvl.embedding.cache.sqlite_store import SQLiteStore
 
 FORK = multiprocessing.get_context("fork")
 N_KILLED, N_KILLS, BATCH = 20_000, 20, 64
@@ -63,7 +63,7 @@ def rows_of(path: Path) -> int:
 
 
 def _embed_what_is_missing(path: Path, names: list[bytes], all_vectors: np.ndarray, n_embedded: c_int64) -> None:
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     for start in range(0, N_KILLED, BATCH):
         stored = store.read(names[start : start + BATCH])
         missing = [row for row in range(start, min(start + BATCH, N_KILLED)) if names[row] not in stored]
@@ -92,7 +92,7 @@ def test_twenty_kills_lose_no_vector_and_pay_for_at_most_one_batch_each(path):
             assert child.exitcode == 0
     assert n_killed == N_KILLS
     assert N_KILLED <= n_embedded.value <= N_KILLED + n_killed * BATCH
-    found = VectorStore(path, "m").read(names)
+    found = SQLiteStore(path, "m").read(names)
     np.testing.assert_array_equal(np.stack([found[key] for key in names]), all_vectors)
     assert rows_of(path) == N_KILLED
 
@@ -102,7 +102,7 @@ def test_twenty_kills_lose_no_vector_and_pay_for_at_most_one_batch_each(path):
 
 def _write_with_eight_threads(path: Path, process: int) -> None:
     warnings.simplefilter("error")  # a spawned process has no filters of pytest's
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     own, shared = vectors(400, seed=1 + process), vectors(100)
     own_keys, shared_keys = keys(range(400), bytes([process])), keys(range(100), b"shared")
 
@@ -127,7 +127,7 @@ def test_two_processes_of_eight_threads_lose_no_row_and_meet_no_lock(path, metho
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     for process in range(2):
         found = store.read(keys(range(400), bytes([process])))
         expected = vectors(400, seed=1 + process)
@@ -137,7 +137,7 @@ def test_two_processes_of_eight_threads_lose_no_row_and_meet_no_lock(path, metho
 
 
 def _write_before_and_after(path: Path, closed: threading.Event) -> None:
-    store, some = VectorStore(path, "m"), vectors(20)
+    store, some = SQLiteStore(path, "m"), vectors(20)
     store.write(keys(range(10)), some[:10])
     assert closed.wait(60)
     store.write(keys(range(10, 20)), some[10:])
@@ -145,23 +145,23 @@ def _write_before_and_after(path: Path, closed: threading.Event) -> None:
 
 
 def test_rows_written_after_a_fork_survive_the_parent_closing_the_file(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     store.write(keys(range(1), b"parent"), vectors(1))
     closed = FORK.Event()
     child = FORK.Process(target=_write_before_and_after, args=(path, closed))
     child.start()
-    while len(VectorStore(path, "m").read(keys(range(10)))) < 10:
+    while len(SQLiteStore(path, "m").read(keys(range(10)))) < 10:
         time.sleep(0.01)
     del store
     gc.collect()
     closed.set()
     child.join(60)
     assert child.exitcode == 0
-    assert len(VectorStore(path, "m").read(keys(range(20)))) == 20
+    assert len(SQLiteStore(path, "m").read(keys(range(20)))) == 20
 
 
 def test_a_fork_while_threads_write_leaves_both_sides_at_work(path):
-    store, some = VectorStore(path, "m"), vectors(200)
+    store, some = SQLiteStore(path, "m"), vectors(200)
     names = [keys(range(200), bytes([thread])) for thread in range(4)]
     threads = [
         threading.Thread(target=lambda own=own: [store.write([own[i]], some[i : i + 1]) for i in range(200)])
@@ -181,7 +181,7 @@ def test_a_fork_while_threads_write_leaves_both_sides_at_work(path):
 
 def _fill_the_disk(path: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    store, some = VectorStore(path, "m"), vectors(500, 1024)
+    store, some = SQLiteStore(path, "m"), vectors(500, 1024)
     store.write(keys(range(100)), some[:100])
     largest = max(file.stat().st_size for file in path.parent.iterdir())
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 2**18, resource.RLIM_INFINITY))
@@ -206,7 +206,7 @@ def _fill_the_disk(path: Path) -> None:
 
 def test_a_full_disk_ends_writing_for_a_while_but_not_reading(path):
     finish(_fill_the_disk, path)
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     found = store.read(keys(range(500)))
     assert len(found) == rows_of(path)
     for row, key in enumerate(keys(range(500))):
@@ -215,7 +215,7 @@ def test_a_full_disk_ends_writing_for_a_while_but_not_reading(path):
 
 
 def test_a_lock_that_is_never_released_ends_writing_but_not_reading(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     store.LOCK_SECONDS = 0.1
     store.write(keys(range(5)), vectors(5))
     holder = sqlite3.connect(path, isolation_level=None)
@@ -230,7 +230,7 @@ def test_a_lock_that_is_never_released_ends_writing_but_not_reading(path):
 
 
 def test_a_write_that_failed_is_tried_again_later_and_quietly(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     store.LOCK_SECONDS, store.RETRY_SECONDS = 0.05, 0.2
     store.write(keys(range(1)), vectors(1))
     holder = sqlite3.connect(path, isolation_level=None)
@@ -249,7 +249,7 @@ def test_a_write_that_failed_is_tried_again_later_and_quietly(path):
 def _use_a_sealed_folder(path: Path) -> None:
     if os.geteuid() == 0:
         os.seteuid(65534)  # root may write anywhere
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     assert len(store.read(keys(range(5)))) == 5
     with pytest.warns(QVLWarning, match="cannot be written"):
         store.write(keys(range(5, 10)), vectors(5))
@@ -275,7 +275,7 @@ def open_to_others(tmp_path: Path) -> Iterator[Path]:
 def test_a_file_in_a_folder_that_cannot_be_written_is_still_read(open_to_others):
     folder = open_to_others / "sealed"
     folder.mkdir()
-    store = VectorStore(folder / "vectors.sqlite", "m")
+    store = SQLiteStore(folder / "vectors.sqlite", "m")
     store.write(keys(range(5)), vectors(5))
     del store
     gc.collect()
@@ -288,11 +288,11 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_still_read(open_to_others)
 
 
 def test_a_single_read_leaves_no_view_of_the_file_open(path):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     store.write(keys(range(9)), vectors(9))
     assert store.read(keys(range(1))).keys() == set(keys(range(1)))
     assert store.read(keys(range(1), b"missing")) == {}
-    VectorStore(path, "m").write(keys(range(9, 18)), vectors(9))
+    SQLiteStore(path, "m").write(keys(range(9, 18)), vectors(9))
     other = sqlite3.connect(path)
     assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0  # nobody was in the way
     other.close()
@@ -304,7 +304,7 @@ def test_a_single_read_leaves_no_view_of_the_file_open(path):
 
 def test_a_float16_row_is_one_mark_and_two_bytes_a_column(path):
     some = vectors(7, 33)
-    VectorStore(path, "m", half=True).write(keys(range(7)), some)
+    SQLiteStore(path, "m", half=True).write(keys(range(7)), some)
     with sqlite3.connect(path) as connection:
         blobs = dict(connection.execute("SELECT key, vector FROM vectors"))
     connection.close()
@@ -314,10 +314,10 @@ def test_a_float16_row_is_one_mark_and_two_bytes_a_column(path):
 
 def test_what_a_float16_write_tells_is_what_is_read_later(path):
     some = vectors(30, 1024)
-    store = VectorStore(path, "m", half=True)
+    store = SQLiteStore(path, "m", half=True)
     told = store.write(keys(range(20)), some[:20])
-    late = VectorStore(path, "m", half=True).write(keys(range(10, 30)), vectors(20, 1024, seed=9))
-    read = VectorStore(path, "m").read(keys(range(30)))
+    late = SQLiteStore(path, "m", half=True).write(keys(range(10, 30)), vectors(20, 1024, seed=9))
+    read = SQLiteStore(path, "m").read(keys(range(30)))
     assert set(told) | set(late) == set(read)
     for key, vector in {**told, **late}.items():
         np.testing.assert_array_equal(vector, read[key])
@@ -328,10 +328,10 @@ def test_what_a_float16_write_tells_is_what_is_read_later(path):
 
 def test_rows_of_both_kinds_are_read_whatever_the_setting(path):
     some = vectors(10)
-    VectorStore(path, "m").write(keys(range(5)), some[:5])
-    VectorStore(path, "m", half=True).write(keys(range(5, 10)), some[5:])
+    SQLiteStore(path, "m").write(keys(range(5)), some[:5])
+    SQLiteStore(path, "m", half=True).write(keys(range(5, 10)), some[5:])
     for half in (False, True):
-        found = VectorStore(path, "m", half=half).read(keys(range(10)))
+        found = SQLiteStore(path, "m", half=half).read(keys(range(10)))
         for row, key in enumerate(keys(range(10))):
             expected = some[row] if row < 5 else some[row].astype(np.float16).astype(np.float32)
             np.testing.assert_array_equal(found[key], expected)
@@ -341,7 +341,7 @@ def test_rows_of_both_kinds_are_read_whatever_the_setting(path):
 def test_a_vector_that_float16_cannot_hold_is_stored_as_float32(path, scale):
     some = vectors(3)
     some[1] *= scale
-    store = VectorStore(path, "m", half=True)
+    store = SQLiteStore(path, "m", half=True)
     told = store.write(keys(range(3)), some)
     found = store.read(keys(range(3)))
     for row, key in enumerate(keys(range(3))):
@@ -351,7 +351,7 @@ def test_a_vector_that_float16_cannot_hold_is_stored_as_float32(path, scale):
 
 
 def test_a_full_disk_still_tells_the_rounded_vectors(path):
-    store = VectorStore(path, "m", half=True)
+    store = SQLiteStore(path, "m", half=True)
     store.LOCK_SECONDS = 0.05
     store.write(keys(range(1)), vectors(1))
     holder = sqlite3.connect(path, isolation_level=None)
@@ -365,7 +365,7 @@ def test_a_full_disk_still_tells_the_rounded_vectors(path):
 
 @pytest.mark.parametrize("blob", [b"", b"h", b"x" + b"\0" * 8, b"h" + b"\1" * 9, b"ab"])
 def test_a_row_of_no_known_kind_is_a_miss(path, blob):
-    store = VectorStore(path, "m")
+    store = SQLiteStore(path, "m")
     (key,) = keys(range(1))
     store.write([key], vectors(1))
     with sqlite3.connect(path) as connection:

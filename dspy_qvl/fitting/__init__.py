@@ -19,5 +19,5 @@ Three words for the multiplier of a block of columns:
 
 from dspy_qvl.fitting.folds import check_groups, check_scores_differ, copies, folded, make_folds, members_of
 from dspy_qvl.fitting.permutation import LEVEL, noise_warning
-from dspy_qvl.fitting.tuning import Fitted, check_alpha, check_alphas, refit
+from dspy_qvl.fitting.tuning import ALPHA_RANGE, Fitted, check_alpha, check_alphas, refit
 from dspy_qvl.fitting.validation import choose_alpha, validate

@@ -17,6 +17,8 @@ from dspy_qvl.features import EMBEDDING, PAIRED, Blocks, Table
 from dspy_qvl.ridge import LEVELS, WIDE, Folds, block_scales, choose_weights
 from dspy_qvl.vectors import Array, Rows, Vectors
 
+ALPHA_RANGE = (0.01, 0.1, 1.0, 10.0, 100.0)  # `optimize_hyperparameters` tries these; `FitValue` its own `ALPHAS`
+
 SMALLEST_ALPHA = 1e-12  # rows have unit length, so sums over a million of them round at about 1e-10
 LARGEST_ALPHA = 1e100  # its products with sums of squares must stay within float64
 

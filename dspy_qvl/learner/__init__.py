@@ -7,7 +7,7 @@ Reading order:
 
     learner, trainable, value_function   the public class: made and saved; learns; values texts
     columns, vectorizer                  items -> rows of X, by an embedding model and blocks of features
-    training, updating                   a fit of all rated texts; the same fit after some came or went
+    training_set, updating               a fit of all rated texts; the same fit after some came or went
     head, learned, fit, fit_state        the DSPy Parameter, all it has learned at one moment, one fit, its saved form
     inspection, migration, saving        certainty; another embedding model; files
     memo                                 a lock and a memo that survive deepcopy and pickle

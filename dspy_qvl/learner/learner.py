@@ -18,11 +18,11 @@ from typing import Any
 from dspy_qvl.embedding import DEFAULT_MODEL, Embedding, ModelSpec, check_options
 from dspy_qvl.errors import InputError, characters, check_count, check_flag, check_optional_string
 from dspy_qvl.features import AUTO, Features
-from dspy_qvl.fitting import check_alpha
+from dspy_qvl.fitting import ALPHA_RANGE, check_alpha
 from dspy_qvl.learner.head import RidgeHead
 from dspy_qvl.learner.migration import Migration, compared, saved_values
 from dspy_qvl.learner.saving import content_of, read, vectorizer_for
-from dspy_qvl.learner.trainable import ALPHA_RANGE, TrainableValueFunction
+from dspy_qvl.learner.trainable import TrainableValueFunction
 from dspy_qvl.learner.vectorizer import Vectorizer
 from dspy_qvl.state import write_file
 

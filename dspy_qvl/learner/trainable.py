@@ -14,16 +14,14 @@ from dataclasses import replace
 from typing import Any
 
 from dspy_qvl.errors import InputError, QVLWarning, check_count, check_flat, check_fraction, check_text, shown
-from dspy_qvl.fitting import LEVEL, check_alphas, check_groups, check_scores_differ, noise_warning
+from dspy_qvl.fitting import ALPHA_RANGE, LEVEL, check_alphas, check_groups, check_scores_differ, noise_warning
 from dspy_qvl.learner.learned import Examples, Learned
-from dspy_qvl.learner.training import TrainingSet, training_set, with_usage
+from dspy_qvl.learner.training_set import TrainingSet, training_set, with_usage
 from dspy_qvl.learner.updating import changed
 from dspy_qvl.learner.value_function import ValueFunction
 from dspy_qvl.text import RankingExample, rated_text
 
 logger = logging.getLogger("dspy_qvl")
-
-ALPHA_RANGE = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 class TrainableValueFunction(ValueFunction):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import dspy
 
 from dspy_qvl.errors import InputError, MissingTextError, QVLError, characters, check_text, is_missing, shown
-from dspy_qvl.text.typed import as_string, is_string
+from dspy_qvl.text.field_values import as_string, is_string
 
 AsText = str | Callable[[Any, Any], str]
 
@@ -38,7 +38,7 @@ class Rendering:
         None                                      the only text the prediction has
 
     In braces a name may have blanks and dashes, {Review Text}, but no colon, exclamation mark or brace. Where texts are
-    learned from, an example is its own prediction. A field that is no string is written as one: see `typed.py`.
+    learned from, an example is its own prediction. A field that is no string is written as one: see `field_values.py`.
 
     Args:
         text: one of these.

@@ -20,7 +20,7 @@ import numpy as np
 
 from dspy_qvl.embedding.cache import MemoryCache
 from dspy_qvl.embedding.cache.pruning import info
-from dspy_qvl.embedding.cache.store import VectorStore
+from dspy_qvl.embedding.cache.sqlite_store import SQLiteStore
 
 SIZE, BATCH = 1024, 256
 N_WRITES, N_READS, READ_ROUNDS, N_BATCHED = 2_000, 100, 200, 10_000
@@ -50,7 +50,7 @@ def single(folder: Path, rounds: int) -> dict[str, list[float]]:
     """One vector at a time: written, read from disk, found in memory; a round of writes merges a journal or two."""
     vectors = np.random.default_rng(0).normal(size=(N_WRITES, SIZE)).astype(np.float32)
     rows, blobs = [vectors[i : i + 1] for i in range(N_WRITES)], [row.tobytes() for row in vectors]
-    store, peer, memory = VectorStore(folder / "ours.sqlite", "m"), diskcache.Cache(folder / "peer"), MemoryCache(2**30)
+    store, peer, memory = SQLiteStore(folder / "ours.sqlite", "m"), diskcache.Cache(folder / "peer"), MemoryCache(2**30)
     times: dict[str, list[float]] = {name: [] for name in ("write", "set", "read", "get", "memory")}
     for number in range(rounds + 1):
         mine = keys(N_WRITES, number)
@@ -80,7 +80,7 @@ def batched(folder: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str
     sizes = {}
     for number in range(rounds + 1):
         for name in ("32", "16"):
-            store = VectorStore(folder / f"{name}-{number}.sqlite", "m", half=name == "16")
+            store = SQLiteStore(folder / f"{name}-{number}.sqlite", "m", half=name == "16")
             times[f"write {name}"].append(
                 seconds(lambda to=store: [to.write(mine[part], vectors[part]) for part in parts])
             )

@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner
 from dspy_qvl.fitting.permutation import LEVEL, permutation_test
-from dspy_qvl.fitting.tuning import prior_weights, weighed
+from dspy_qvl.fitting.tuning import ALPHA_RANGE, prior_weights, weighed
 from dspy_qvl.learner.columns import Columns
-from dspy_qvl.learner.trainable import ALPHA_RANGE
 from tests.benchmarks.human_ratings import data_folder
 from tests.human_data import ABSENT, rows_of
 

@@ -10,7 +10,7 @@ import numpy as np
 from dspy_qvl.embedding.cache import exporting, pruning
 from dspy_qvl.embedding.cache.memory import MemoryCache
 from dspy_qvl.embedding.cache.pruning import CacheInfo
-from dspy_qvl.embedding.cache.store import VectorStore
+from dspy_qvl.embedding.cache.store import store_at
 from dspy_qvl.embedding.tables import checked_vectors, first_of_each
 from dspy_qvl.embedding.truncation import Truncation
 from dspy_qvl.errors import InputError, check_text, check_texts, shown
@@ -55,7 +55,7 @@ class EmbeddingCache:
         self._truncation = truncation or Truncation("the model", None, None, None)
         self._sent = sent
         self.memory = MemoryCache(memory_bytes)
-        self.store = None if path is None else VectorStore(path, identity, half=storage == "float16")
+        self.store = None if path is None else store_at(path, identity, half=storage == "float16")
 
     def key(self, text: str) -> bytes:
         """The key of a text under this model, 16 bytes."""

@@ -20,7 +20,7 @@ import numpy as np
 from dspy_qvl.embedding.cache import database
 from dspy_qvl.embedding.cache.pruning import Layers, models_called
 from dspy_qvl.embedding.cache.rows import Row, decode
-from dspy_qvl.embedding.cache.store import VectorStore
+from dspy_qvl.embedding.cache.sqlite_store import SQLiteStore
 from dspy_qvl.errors import InputError, shown
 from dspy_qvl.state import checked_path, checked_target, replacing
 
@@ -118,7 +118,7 @@ def import_(cache: Layers, path: str | os.PathLike[str]) -> int:
     return added
 
 
-def _on_disk(cache: Layers, what: str) -> VectorStore:
+def _on_disk(cache: Layers, what: str) -> SQLiteStore:
     if cache.store is None:
         raise InputError(f"{what} needs vectors on disk, but these are in memory only; give a cache_dir.")
     return cache.store

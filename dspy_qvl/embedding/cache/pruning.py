@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from dspy_qvl.embedding.cache import database
 from dspy_qvl.embedding.cache.memory import MemoryCache
-from dspy_qvl.embedding.cache.store import VectorStore
+from dspy_qvl.embedding.cache.sqlite_store import SQLiteStore
 from dspy_qvl.errors import InputError, check_count, check_number, shown
 
 ROWS_AT_ONCE = 1000  # removed in one transaction
@@ -35,7 +35,7 @@ class Layers(Protocol):
     """The two layers of a cache."""
 
     memory: MemoryCache
-    store: VectorStore | None
+    store: SQLiteStore | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Pruned:
     bytes: int
 
 
-def info(store: VectorStore | None) -> CacheInfo:
+def info(store: SQLiteStore | None) -> CacheInfo:
     """Count the stored vectors of every model; reads through the whole file."""
     if store is None:
         return CacheInfo(0, 0, None, 0, ())
@@ -102,7 +102,7 @@ def info(store: VectorStore | None) -> CacheInfo:
     return CacheInfo(n_rows, n_bytes, store.path, size, models)
 
 
-def models_called(store: VectorStore | None, name: str | None) -> list[int] | None:
+def models_called(store: SQLiteStore | None, name: str | None) -> list[int] | None:
     """The ids in the file of the models of one name; None for all.
 
     Raises:
@@ -156,7 +156,7 @@ def prune(
     return cache.store.attempt(_remove, cache.memory.drop, chosen, before, most, otherwise=nothing)
 
 
-def _models(store: VectorStore | None) -> list[tuple[int, ModelInfo]]:
+def _models(store: SQLiteStore | None) -> list[tuple[int, ModelInfo]]:
     """Every model that has vectors, with its id in the file."""
     return [] if store is None else store.attempt(_count, otherwise=[])
 

@@ -6,7 +6,8 @@
 
 sentence-transformers would take the mean of a bare Qwen3 (before 5.4) or put each text into a chat template, and leaves
 the length as it is: see test_a_bare_qwen3_is_what_its_modules_would_make_it. To add another pooling, add a case to
-`with_qwen3_pooling`, and build its modules as `_last_token` does.
+`with_qwen3_pooling`, build its modules as `_last_token` does, and let `LocalModel.identity` name it: else the cache
+would serve vectors of the old pooling.
 """
 
 import os
