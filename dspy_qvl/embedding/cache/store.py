@@ -1,4 +1,4 @@
-"""The store of vectors that the cache uses. To keep vectors elsewhere (Redis, files), write a `Store`, and make it here.
+"""The store of vectors that the cache uses. To keep vectors elsewhere (Redis, files), write a `Store` and make it here.
 
 Contract: no exception when the store fails (warn, and answer with fewer vectors), and the first vector of a key stays,
 whichever process stored it. `info`, `prune`, `export` and `import_` of the cache are SQL on a `SQLiteStore`, through
