@@ -4,11 +4,8 @@
     rated rows ─► rated_text ─► RankingExample: text, score, metadata, query
 
 `rendering.py` takes fields and writes format strings, with `field_values.py` for values that are no strings;
-`ratings.py` holds rated texts, with `metadata.py` for what is saved beside them; `reading.py` reads lists of examples; `quoting.py`
-makes a stranger's text safe to print or to put into a prompt.
-
-Contract: learning and scoring see the same string. A text that cannot be used raises an `InputError`, a missing one a
-`MissingTextError`; nothing is guessed.
+`ratings.py` holds rated texts, with `metadata.py` for what is saved beside them; `reading.py` reads lists of examples;
+`quoting.py` makes a stranger's text safe to print or to put into a prompt.
 """
 
 from dspy_qvl.text.metadata import check_metadata
