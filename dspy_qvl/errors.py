@@ -136,7 +136,7 @@ def characters(text: str) -> str:
 def check_text(text: object, what: str = "text") -> str:
     """A text that can be valued: any `str` that can be written as UTF-8.
 
-    Empty and blank texts pass: people do rate the answer that says nothing (see `embedding.py`).
+    Empty and blank texts pass: people do rate the answer that says nothing (see `embedding/encoder.py`).
 
     Raises:
         InputError: not a string, or a string with a lone surrogate.

@@ -41,7 +41,7 @@ class TrainableValueFunction(ValueFunction):
         """Add one rated text; it counts from the next `train()` on.
 
         Args:
-            text: the text; it may be empty (see `embedding.py`).
+            text: the text; it may be empty (see `embedding/encoder.py`).
             score: its rating, a finite number on any scale.
             metadata: anything JSON can hold.
             query: the text that it was rated for, where its score depends on one (an answer's question, a summary's

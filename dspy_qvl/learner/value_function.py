@@ -94,7 +94,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def forward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """The value of a text as `dspy.Prediction(score=…, std=…)`, both on the scale of the scores.
 
-        An empty text is valued too, and its value may be average (`embedding.py`); `ValueMetric` takes an empty answer
+        An empty text is valued too, and its value may be average (`embedding/encoder.py`); `ValueMetric` takes an empty answer
         for a failure. `std` is as `predict_std` gives it, or None where the rated texts were not kept.
         """
         text, fit = check_text(text), self.current_fit()
