@@ -94,8 +94,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def forward(self, text: str, query: str | None = None) -> dspy.Prediction:
         """The value of a text as `dspy.Prediction(score=…, std=…)`, both on the scale of the scores.
 
-        An empty text is valued too, and its value may be average (`embedding/encoder.py`); `ValueMetric` takes an empty answer
-        for a failure. `std` is as `predict_std` gives it, or None where the rated texts were not kept.
+        An empty text is valued too, and its value may be average (see `embedding/encoder.py`); `ValueMetric` takes an
+        empty answer for a failure. `std` is as `predict_std` gives it, or None where the rated texts were not kept.
         """
         text, fit = check_text(text), self.current_fit()
         return self._answer(item_of(text, query, paired=fit.paired), fit)
