@@ -18,6 +18,8 @@ what came, what is needed, and what to do.
 
 import contextlib
 import math
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from enum import Enum
@@ -88,6 +90,17 @@ class StateError(QVLError, ValueError):
 
 class QVLWarning(UserWarning):
     """The call goes on, but something was changed or lost on the way."""
+
+
+def warn(message: str) -> None:
+    """Warn with a `QVLWarning` that points at the caller's own line, outside this package and DSPy.
+
+    Python shows a message once for each line, so two calls of a user's program both have theirs.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("dspy_qvl", "dspy"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, QVLWarning, stacklevel=level)
 
 
 def shown(value: object, limit: int = 60) -> str:

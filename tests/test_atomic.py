@@ -4,7 +4,6 @@ import asyncio
 import copy
 import json
 import os
-import pickle
 import random
 import signal
 import threading
@@ -479,23 +478,3 @@ def test_a_hundred_thousand_texts_are_added_one_by_one_in_proportion():
             head.extend([example])
         took.append(time.process_time() - start)
     assert took[1] < 3 * took[0]  # not with the square of their number
-
-
-def test_a_pickle_of_the_version_before_is_still_read():
-    learner = make(features="length")
-    learner.update("a lamp", 3.0)
-    head, vectorizer = learner.ridge, learner._vectorizer
-    old = {
-        name: getattr(head, name)
-        for name in ("alpha", "alpha_tuned", "weights", "template", "query_template", "fitted")
-    }
-    old_head = {**old, "examples": list(head.examples), "keep_examples": True, "_running": None}
-    state = {name: part for name, part in learner.__getstate__().items() if name not in ("_made_with", "ridge")}
-    state |= {"_settings": vectorizer.settings, "_embedding": vectorizer.embedding, "_blocks": vectorizer.blocks}
-    state, old_head = pickle.loads(pickle.dumps((state, old_head)))
-    again, state["ridge"] = object.__new__(Qwen3EmbeddingValueLearner), RidgeHead.__new__(RidgeHead)
-    state["ridge"].__setstate__(old_head)
-    again.__setstate__(state)
-    assert again.predict_many(NEW).tobytes() == learner.predict_many(NEW).tobytes()
-    again.update("another lamp", 3.0)
-    assert again.ridge.content()["fit"]["n_texts"] == 42

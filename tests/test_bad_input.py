@@ -5,8 +5,10 @@ import itertools
 import math
 import re
 import time
+import warnings
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import dspy
 import numpy as np
@@ -644,3 +646,24 @@ def test_a_penalty_that_float64_cannot_work_with_is_refused(tmp_path):
     learner.update("a lamp", 1.0)
     learner.save_model(tmp_path / "m")
     assert math.isfinite(learner.predict("a cup"))
+
+
+def test_every_warning_points_at_the_line_of_the_caller():
+    learner = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None, features=None)
+    learner.add_training_examples(rated(12))
+    two = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None, features=None)
+    two.add_training_examples([("a good one", 1.0), ("a bad one", 2.0)])
+    trainset = [dspy.Example(text=text, score=score) for text, score in rated(12)]
+    unrated = [dspy.Example(text=text) for text, _ in rated(3)]
+    calls = {
+        "cv_folds": lambda: learner.optimize_hyperparameters(cv_folds=50),
+        "nothing is held out": lambda: two.train(),
+        "no example of the valset": lambda: FitValue().compile(learner, trainset=trainset, valset=unrated),
+        "embedder has no name": lambda: Qwen3EmbeddingValueLearner(embedder=lambda texts: [[1.0]] * len(texts)),
+    }
+    for message, call in calls.items():
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            call()
+        files = {Path(one.filename).name for one in given if message in str(one.message)}
+        assert files == {"test_bad_input.py"}, (message, [str(one.message)[:80] for one in given])

@@ -62,7 +62,7 @@ def test_an_order_made_of_the_labels_is_left_out_with_a_warning_unless_it_is_sai
         assert known_of_first_stage(judged(noise=0)) == ()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert known_of_first_stage(judged(noise=0), warn=False) == ()
+        assert known_of_first_stage(judged(noise=0), quiet=True) == ()
         assert known_of_first_stage(judged(noise=0, first_stage=True)) == ("rank",)
         assert known_of_first_stage(judged(noise=0, first_stage=False)) == ()
         assert known_of_first_stage(judged(first_stage=False)) == ()

@@ -1,7 +1,6 @@
 """One embedding model as the learner sees it: its settings, its identity, its vectors so far."""
 
 import os
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from dspy_qvl.embedding.models import LEXICAL, ModelSpec, Usage
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe
 from dspy_qvl.embedding.source import Source, Sources
 from dspy_qvl.embedding.truncation import Truncation
-from dspy_qvl.errors import InputError, QVLWarning, check_count, check_text
+from dspy_qvl.errors import InputError, check_count, check_text, warn
 from dspy_qvl.state import checked_path
 from dspy_qvl.vectors import Vectors
 
@@ -85,11 +84,9 @@ class Embedding:
         )
         self._sources = Sources(spec, model, address, source_at)
         if model.identity is None and cache_dir is not None:
-            warnings.warn(
+            warn(
                 "embedder has no name, so its vectors are not stored on disk: give it an attribute `name` that "
                 "changes whenever its vectors do.",
-                QVLWarning,
-                stacklevel=4,
             )
 
     @property

@@ -13,7 +13,6 @@ import logging
 import math
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from dspy_qvl.embedding.embedder import NO_VECTOR, CheckedModel
 from dspy_qvl.embedding.models import EmbeddingModel, ModelSpec, Refused
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe, other_model, unlike
 from dspy_qvl.embedding.truncation import Truncation
-from dspy_qvl.errors import EmbeddingError, QVLWarning, StateError
+from dspy_qvl.errors import EmbeddingError, StateError, warn
 from dspy_qvl.vectors import Vectors, unit
 
 logger = logging.getLogger("dspy_qvl")
@@ -127,7 +126,7 @@ class Source:
         measured = self.model.measure(list(missing.values()))
         if measured.warning is not None and (len(missing) > 1 or not self._warned_of_length):
             self._warned_of_length = True
-            warnings.warn(measured.warning, QVLWarning, stacklevel=2)
+            warn(measured.warning)
         return measured.tokens, measured.budget
 
     @contextlib.contextmanager

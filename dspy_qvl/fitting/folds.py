@@ -3,14 +3,13 @@
 import hashlib
 import math
 import unicodedata
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import LARGEST_SCORE, InputError, QVLWarning, is_list, is_missing
+from dspy_qvl.errors import LARGEST_SCORE, InputError, is_list, is_missing, warn
 from dspy_qvl.measures import numbered
 
 Members = Sequence[Hashable]  # the group of each row
@@ -97,12 +96,10 @@ def make_folds(members: Members, n_folds: int, rng: "np.random.Generator") -> li
             "rate at least two different ones."
         )
     if n_folds > len(groups):
-        warnings.warn(
+        warn(
             f"cv_folds={n_folds} is more than the {len(groups)} that can be held out apart from each other (a group or "
             f"query is never split, nor are copies of a text), so there are {len(groups)} folds; figures from so few, "
             "and the penalty they choose, say little of what is new: rate more of them.",
-            QVLWarning,
-            stacklevel=4,
         )
     shuffled = [groups[number] for number in rng.permutation(len(groups))]
     folds: list[list[int]] = [[] for _ in range(min(n_folds, len(groups)))]
@@ -130,10 +127,8 @@ def hold_out(
         if len(groups) > 2:
             held = min(groups, key=len)
         elif len(groups) == 2:
-            warnings.warn(
+            warn(
                 "nothing is held out, since there are only two texts or groups; the validation figures are NaN.",
-                QVLWarning,
-                stacklevel=4,
             )
     return np.setdiff1d(np.arange(n), held), np.array(sorted(held), dtype=np.intp)
 

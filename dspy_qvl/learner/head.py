@@ -187,14 +187,6 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
             now = replace(now, examples=Examples(), fitted=bare)
         return {**self.__dict__, "now": now, "running": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled state; version 0.1.0 pickled the parts of `now` one by one."""
-        self.__init__(keep_examples=state["keep_examples"])  # type: ignore[misc]
-        if "now" not in state:
-            old = {name: part for name, part in state.items() if name in Learned.__dataclass_fields__}
-            state = {"now": Learned(**{**old, "examples": Examples(old["examples"])})}
-        self.__dict__.update(state)
-
     def __repr__(self) -> str:
         now = self.now
         fitted = "not fitted" if now.fitted is None else f"{len(now.fitted.line.coef)} coefficients"

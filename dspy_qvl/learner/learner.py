@@ -256,14 +256,6 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
         logger.info("learned %d rated texts anew with %s", fit.n_texts, vectorizer.embedding.name)
         return migration
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled state; version 0.1.0 pickled the parts of the vectorizer one by one."""
-        if "_made_with" not in state:
-            state = dict(state)
-            settings, embedding, blocks = (state.pop(f"_{name}") for name in ("settings", "embedding", "blocks"))
-            state["_made_with"] = Vectorizer(settings, embedding, blocks, state.get("_batch_size"))
-        super().__setstate__(state)
-
     def __repr__(self) -> str:
         model = f"model_name={self.model_name!r}, embedding_dim={self.embedding_dim}"
         return f"{type(self).__name__}({model}, {self.ridge!r})"

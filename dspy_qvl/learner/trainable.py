@@ -1,6 +1,6 @@
 """The learning half of the learner: rated texts that are added, trained on, learned at once or forgotten.
 
-    add_training_examples ─► train, optimize_hyperparameters ─► a fit of all rated texts and a report (`training.py`)
+    add_training_examples ─► train, optimize_hyperparameters ─► a fit of all rated texts, a report (`training_set.py`)
     update, forget ─► the same fit without training (`updating.py`)
 
 Each call holds `RidgeHead.changing` from reading `now` until it replaces it in one step: what fails changes nothing.
@@ -8,12 +8,11 @@ Each call holds `RidgeHead.changing` from reading `now` until it replaces it in 
 
 import copy
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dspy_qvl.errors import InputError, QVLWarning, check_count, check_flat, check_fraction, check_text, shown
+from dspy_qvl.errors import InputError, check_count, check_flat, check_fraction, check_text, shown, warn
 from dspy_qvl.fitting import ALPHA_RANGE, LEVEL, check_alphas, check_groups, check_scores_differ, noise_warning
 from dspy_qvl.learner.learned import Examples, Learned
 from dspy_qvl.learner.training_set import TrainingSet, training_set, with_usage
@@ -155,11 +154,9 @@ class TrainableValueFunction(ValueFunction):
         chosen = self._learn(groups, lambda rated: rated.tuned(alphas, n_folds))
         if "better_alpha" in chosen:
             best, better = chosen["best_alpha"], chosen["better_alpha"]
-            warnings.warn(
+            warn(
                 f"the best alpha, {best:g}, lies at the {'lower' if better < best else 'upper'} end of alpha_range, "
                 f"and {better:g} beyond it is better: widen the range.",
-                QVLWarning,
-                stacklevel=2,
             )
         return chosen
 
@@ -175,7 +172,7 @@ class TrainableValueFunction(ValueFunction):
             report, after = learn(training_set(before, columns, groups, self.random_state))
             self.ridge.swap(before, self._with(columns.vectorizer, after))
         if report["permutation_p"] > LEVEL:
-            warnings.warn(noise_warning(report["permutation_p"]), QVLWarning, stacklevel=3)
+            warn(noise_warning(report["permutation_p"]))
         return with_usage(report, embedding, usage)
 
     # Learning at once
@@ -247,10 +244,8 @@ class TrainableValueFunction(ValueFunction):
             self.ridge.swap(before, self._with(columns.vectorizer, after), solver)
         logger.debug("forgot %d ratings of a text; %d are left", len(rows), len(others))
         if fitted is None:
-            warnings.warn(
+            warn(
                 "fewer than two different scores are left, so there is nothing to value texts by; rate more and train.",
-                QVLWarning,
-                stacklevel=2,
             )
 
     def unfit(self) -> None:

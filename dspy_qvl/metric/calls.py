@@ -1,11 +1,10 @@
 """The record of a metric's calls in one process: texts that were scored, and failures."""
 
 import threading
-import warnings
 from collections import Counter
 from typing import Any
 
-from dspy_qvl.errors import MissingTextError, QVLWarning, TextsRefusedError
+from dspy_qvl.errors import MissingTextError, TextsRefusedError, warn
 from dspy_qvl.learner import KeptTexts
 from dspy_qvl.metric.judgement import LOWEST, Judgement
 from dspy_qvl.text import plain
@@ -38,11 +37,9 @@ class Calls:
             is_kept = reason in self.failures or len(self.failures) < REASONS_AT_MOST
             self.failures[reason if is_kept else "other reasons"] += 1
         if first:
-            warnings.warn(
+            warn(
                 f"{reason} It gets the lowest score, {LOWEST:g}; so does whatever else cannot be valued, and "
                 "metric.failures counts it.",
-                QVLWarning,
-                stacklevel=4,
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

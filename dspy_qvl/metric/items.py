@@ -1,9 +1,8 @@
 """Reads the item that a metric values: the text of a prediction, where texts were rated for queries with its query."""
 
-import warnings
 from typing import Any
 
-from dspy_qvl.errors import InputError, MissingTextError, QVLWarning
+from dspy_qvl.errors import InputError, MissingTextError, warn
 from dspy_qvl.text import AsText, Item, Pair, Rendering, is_blank
 
 
@@ -84,11 +83,9 @@ def _text_rendering(text: AsText | None, learned: str | None) -> Rendering:
         return Rendering(learned) if learned is not None and "{" in learned else Rendering(None, usual=learned)
     rendering = Rendering(text)
     if learned is not None and rendering.shape is not None and rendering.shape != Rendering(learned).shape:
-        warnings.warn(
+        warn(
             f"the value function was learned from texts rendered as {learned!r}, but predictions are rendered as "
             f"{text!r}; values of texts rendered in another way are off. Leave out text= to render them alike.",
-            QVLWarning,
-            stacklevel=4,
         )
     return rendering
 

@@ -6,13 +6,12 @@ Kept apart because `Refine` shows a language model the source of `ValueMetric`, 
                                              └► judgement ─► feedback (`feedback.py`)
 """
 
-import warnings
 from collections import Counter
 from typing import Any
 
 import dspy
 
-from dspy_qvl.errors import InputError, QVLWarning, check_count, check_flag, check_text, shown
+from dspy_qvl.errors import InputError, check_count, check_flag, check_text, shown, warn
 from dspy_qvl.fitting import noise_warning
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.metric.agreement import Agreement, agreement, predictions, rated_rows
@@ -85,7 +84,7 @@ class ValueScores:
         self._calls = Calls()
         fit, now = self._scorer.fit, self._scorer.learner.ridge.now
         if fit.is_noise:
-            warnings.warn(noise_warning(fit.permutation_p), QVLWarning, stacklevel=2)
+            warn(noise_warning(fit.permutation_p))
         self._items = ItemReader(text, query, now.template, now.query_template, paired=fit.paired)
         self.rendering = self._items.text
         self.__name__ = "value"
@@ -206,11 +205,9 @@ class ValueScores:
             items = [self._items.or_none(example, pred) for example, pred in given]
         found = agreement(examples, ratings, groups, items, self._scorer)
         if found.n_learned:
-            warnings.warn(
+            warn(
                 f"{found.n_learned} of {found.n_rows} texts of the devset were learned from, so the value function "
                 "agrees with their ratings more than with others; leave them out.",
-                QVLWarning,
-                stacklevel=2,
             )
         return found
 

@@ -5,7 +5,6 @@
 A reader checks every example before it returns; what it returns fits one module and reports on it.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ import dspy
 import numpy as np
 
 from dspy_qvl import measures
-from dspy_qvl.errors import InputError, QVLWarning, check_count, check_flag, check_score, check_text, is_list, shown
+from dspy_qvl.errors import InputError, check_count, check_flag, check_score, check_text, is_list, shown, warn
 from dspy_qvl.fitting import LEVEL, check_alphas, check_scores_differ, noise_warning
 from dspy_qvl.learner import Examples, Qwen3EmbeddingValueLearner
 from dspy_qvl.reranker import SCORE, SCORES, JudgedQuery, Reranker, as_list, checked_scores, passage_text, scores_within
@@ -100,10 +99,8 @@ class RatedTextReader:
             and isinstance(self.score, str)
             and all(isinstance(row, dspy.Example | Mapping) and self.score not in row for row in valset)
         ):
-            warnings.warn(
+            warn(
                 f"no example of the valset has a {self.score!r}, so nothing is reported on it.",
-                QVLWarning,
-                stacklevel=6,
             )
             return []
         return self._rated(valset, "valset")[0]

@@ -13,13 +13,12 @@ nothing afterwards. So the order and the scores of passages are used where the c
 Source: Wald & Wolfowitz (1944), Statistical tests based on permutations of the observations.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dspy_qvl.errors import InputError, QVLWarning, check_flag
+from dspy_qvl.errors import InputError, check_flag, warn
 from dspy_qvl.measures import average_precision
 from dspy_qvl.reranker.passages import SCORE, checked_scores
 from dspy_qvl.vectors import Array
@@ -50,12 +49,12 @@ class JudgedQuery:
     first_stage: bool | None = None
 
 
-def known_of_first_stage(judged: Sequence[JudgedQuery], *, warn: bool = True) -> tuple[str, ...]:
+def known_of_first_stage(judged: Sequence[JudgedQuery], *, quiet: bool = False) -> tuple[str, ...]:
     """Those of "rank" and "score" that are known of all these queries; see the module.
 
     Args:
         judged: checked queries with passages of different relevance.
-        warn: True to warn where one of them is left out.
+        quiet: True to give no warning where one of them is left out.
     """
     said = {one.first_stage for one in judged}
     if False in said or not judged:
@@ -63,24 +62,20 @@ def known_of_first_stage(judged: Sequence[JudgedQuery], *, warn: bool = True) ->
     share, deviations = beyond_chance([one.relevance for one in judged])
     in_order = said == {True} or (share >= WORTH_SAYING and deviations >= BEYOND_CHANCE)
     n_scored = sum(one.scores is not None for one in judged)
-    if 0 < n_scored < len(judged) and warn:
-        warnings.warn(
+    if 0 < n_scored < len(judged) and not quiet:
+        warn(
             f"{n_scored} of {len(judged)} judged queries have first-stage scores, so scores are left out; give them "
             "for all.",
-            QVLWarning,
-            stacklevel=5,
         )
     known = (*((RANK,) if in_order else ()), *((SCORE,) if n_scored == len(judged) else ()))
     if said == {True}:
         return known
     as_labels = {name: share for name in known if (share := _perfect(judged, name)) >= PERFECT}
-    if as_labels and warn:
-        warnings.warn(
+    if as_labels and not quiet:
+        warn(
             f"the {' and the '.join(as_labels)} of passages puts all relevant ones first in "
             f"{min(as_labels.values()):.0%} of the judged queries, as if made from the labels, and is left out; "
             "first_stage=True says that it is a first stage's, False that it is not.",
-            QVLWarning,
-            stacklevel=5,
         )
     return tuple(name for name in known if name not in as_labels)
 

@@ -5,13 +5,12 @@
 A report gives mean nDCG and mean reciprocal rank of the order, of cosine, and of the first stage where one is known.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dspy_qvl.errors import InputError, QVLWarning
+from dspy_qvl.errors import InputError, warn
 from dspy_qvl.features import COSINE, Blocks
 from dspy_qvl.fitting import copies, make_folds
 from dspy_qvl.reranker.columns import PassageColumns
@@ -43,7 +42,7 @@ def learn_order(
         )
     columns.embed(texts)  # all in one batch
     d = columns.learner.embed(queries).shape[1]
-    known = _known_of_first_stage(useful, columns.features, warn=columns.auto)
+    known = _known_of_first_stage(useful, columns.features, quiet=not columns.auto)
     new = [name for name in known if columns.auto and not _ranks_by_cosine(columns, useful, name)]
     names = [name for name in BLOCKS if name in (*columns.features, *new)]
     if VALUE in names and not _may_use_value(columns, texts):
@@ -83,7 +82,7 @@ def learn_order(
 def figures_of(columns: PassageColumns, judged: Sequence[JudgedQuery], k: int | None) -> dict[str, Any]:
     """The figures of an order on judged queries; see `Reranker.judge`."""
     useful = informative(judged)
-    known = _known_of_first_stage(useful, columns.names, warn=False)
+    known = _known_of_first_stage(useful, columns.names, quiet=True)
     relevances = [one.relevance for one in useful]
     learned = [columns.scores(one.query, one.passages, one.scores) for one in useful]
     cosines = [columns.cosines(one.query, one.passages) for one in useful]
@@ -96,9 +95,9 @@ def figures_of(columns: PassageColumns, judged: Sequence[JudgedQuery], k: int | 
     }
 
 
-def _known_of_first_stage(judged: list[JudgedQuery], features: Sequence[str], *, warn: bool) -> tuple[str, ...]:
+def _known_of_first_stage(judged: list[JudgedQuery], features: Sequence[str], *, quiet: bool) -> tuple[str, ...]:
     """Those of "rank" and "score" that the caller asked for, else those that the queries show."""
-    return tuple(name for name in FIRST_STAGE if name in features) or known_of_first_stage(judged, warn=warn)
+    return tuple(name for name in FIRST_STAGE if name in features) or known_of_first_stage(judged, quiet=quiet)
 
 
 def _ranks_by_cosine(columns: PassageColumns, judged: list[JudgedQuery], name: str) -> bool:
@@ -117,11 +116,9 @@ def _may_use_value(columns: PassageColumns, texts: Sequence[str]) -> bool:
     rated = set(columns.learner.current_fit().texts)
     n_known = sum(text in rated for text in texts)
     if n_known:
-        warnings.warn(
+        warn(
             f"{n_known} of {len(texts)} judged passages are texts the learner was rated on, so its values know "
             "more of them than of new ones; 'value' is left out. Rate other texts to have it.",
-            QVLWarning,
-            stacklevel=4,
         )
     return not n_known
 

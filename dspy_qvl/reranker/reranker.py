@@ -5,7 +5,6 @@ first stage, where passages come in one, and only as far as labels ask for it (`
 """
 
 import asyncio
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import dspy
 import numpy as np
 
-from dspy_qvl.errors import InputError, QVLWarning, StateError, check_count, check_text, is_list, shown
+from dspy_qvl.errors import InputError, StateError, check_count, check_text, is_list, shown, warn
 from dspy_qvl.features import AUTO, COSINE, LENGTH, OVERLAP, PRODUCT, Features
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
 from dspy_qvl.reranker.columns import PassageColumns
@@ -277,11 +276,9 @@ class Reranker(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         digest = learner.current_fit().digest
         if digest not in (order.value_of, self._warned):
             self._warned = digest
-            warnings.warn(
+            warn(
                 "the learner has learned anew since this reranker was fitted with its value as a feature; fit the "
                 "reranker again.",
-                QVLWarning,
-                stacklevel=5,
             )
 
     def _items(self, passages: Any, now: PassageColumns) -> list[Any]:

@@ -134,9 +134,8 @@ class Weigher:
             targets = y[:, None]
             self._parts = gather(X, targets, rough_mean(X, targets), folds=folds, kind=np.float32)
             self._whole = sum(self._parts[1:], self._parts[0])
-            self._fold_errors = self._primal
         else:
-            self._fold_errors = self._dual
+            self._parts = []
             centred = X - X.mean(axis=0)
             self._kernels = np.stack([centred[:, block] @ centred[:, block].T for block in blocks])  # (n_blocks, n, n)
 
@@ -152,7 +151,8 @@ class Weigher:
         """
         factors = np.asarray(weightings, dtype=np.float64)  # (q, n_blocks)
         alphas = [alpha / self._variance for alpha in alphas]
-        return np.stack([self._fold_errors(number, factors, alphas) for number in range(len(self._folds))], axis=2)
+        fold_errors = self._primal if self._parts else self._dual
+        return np.stack([fold_errors(number, factors, alphas) for number in range(len(self._folds))], axis=2)
 
     def _primal(self, number: int, factors: Array, alphas: Sequence[float]) -> Array:
         part = self._parts[number]

@@ -135,7 +135,7 @@ class Primal:
         return None
 
     def _leverages(self, x_mean: Array, gram: Array, alpha: float, factor: Array | None) -> Array:
-        """S (1 / sum(s) + xc (Xc'Xc + alpha I)^-1 xc') of every row, s its weight, (n,).
+        """Leverages s (1 / sum(s) + xc (Xc'Xc + alpha I)^-1 xc') of every row, s its weight, (n,).
 
         The product is the squared length of L^-1 xc', where L L' is the system.
         """

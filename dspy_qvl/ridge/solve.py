@@ -8,14 +8,13 @@
 Where rounding leaves no factor, the system is solved on the directions that carry anything, and a warning says so.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import QVLWarning
+from dspy_qvl.errors import warn
 from dspy_qvl.ridge.moments import ProductType
 from dspy_qvl.vectors import Array
 
@@ -67,12 +66,10 @@ def _spectral(A: Array, alpha: float) -> Callable[[Array], Array]:
 
 
 def _warn_ill_conditioned(alpha: float) -> None:
-    warnings.warn(
+    warn(
         f"the ridge system with alpha={alpha:g} is ill-conditioned: along directions in which the rows hardly differ "
         "the coefficients are rounding. Values of texts like the rated ones are sound; for sound coefficients, "
         "raise alpha.",
-        QVLWarning,
-        stacklevel=4,
     )
 
 

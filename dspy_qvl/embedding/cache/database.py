@@ -3,12 +3,10 @@
 import contextlib
 import os
 import sqlite3
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dspy_qvl.embedding.cache.rows import Row
-from dspy_qvl.errors import QVLWarning
 
 APPLICATION_ID = 0x71766C31  # "qvl1": the schema's number is its last character
 PAGE_SIZE = 32768
@@ -80,11 +78,6 @@ def is_damage(error: Exception) -> bool:
     if isinstance(error, sqlite3.OperationalError):
         return "no such" in str(error) or "decode" in str(error)
     return not isinstance(error, OSError)
-
-
-def warn(message: str) -> None:
-    """Warn that something was lost, while the call goes on."""
-    warnings.warn(message, QVLWarning, stacklevel=2)
 
 
 def bytes_at(path: str) -> int:

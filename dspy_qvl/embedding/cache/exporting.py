@@ -21,7 +21,7 @@ from dspy_qvl.embedding.cache import database
 from dspy_qvl.embedding.cache.pruning import Layers, models_called
 from dspy_qvl.embedding.cache.rows import Row, decode
 from dspy_qvl.embedding.cache.sqlite_store import SQLiteStore
-from dspy_qvl.errors import InputError, shown
+from dspy_qvl.errors import InputError, shown, warn
 from dspy_qvl.state import checked_path, checked_target, replacing
 
 ROWS_AT_ONCE = 1000  # in memory; fewer where their vectors come to
@@ -109,12 +109,12 @@ def import_(cache: Layers, path: str | os.PathLike[str]) -> int:
             rows = _usable(chunk, names, sizes)
             new = store.attempt(_add, rows, otherwise=None, writes=True)
             if new is None:
-                database.warn(f"the import of {source} stopped, {store.path} cannot be written; import it again later.")
+                warn(f"the import of {source} stopped, {store.path} cannot be written; import it again later.")
                 return added
             added += new
             n_skipped -= sum(map(len, rows.values()))
     if n_skipped:
-        database.warn(f"{n_skipped} vector(s) in {source} are damaged or of another length, and were left out.")
+        warn(f"{n_skipped} vector(s) in {source} are damaged or of another length, and were left out.")
     return added
 
 

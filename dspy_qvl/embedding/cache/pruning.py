@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from dspy_qvl.embedding.cache import database
 from dspy_qvl.embedding.cache.memory import MemoryCache
 from dspy_qvl.embedding.cache.sqlite_store import SQLiteStore
-from dspy_qvl.errors import InputError, check_count, check_number, shown
+from dspy_qvl.errors import InputError, check_count, check_number, shown, warn
 
 ROWS_AT_ONCE = 1000  # removed in one transaction
 GIVE_BACK_SECONDS = 2.0  # how long to wait for other processes before freed space is left in the file
@@ -250,7 +250,7 @@ def _remove(
     except sqlite3.OperationalError as error:
         if database.is_damage(error):
             raise
-        database.warn(f"the cache could not be pruned further ({error}); {n_rows} vectors were removed.")
+        warn(f"the cache could not be pruned further ({error}); {n_rows} vectors were removed.")
     return Pruned(n_rows, n_bytes)
 
 
@@ -262,7 +262,7 @@ def _date_anew(connection: sqlite3.Connection, of_models: str) -> None:
         return  # without the lock that an UPDATE takes
     with database.transaction(connection):
         n_rows = connection.execute(f"UPDATE vectors SET created = ? WHERE {late}", (now,)).rowcount
-    database.warn(
+    warn(
         f"{n_rows} vector(s) in the cache were dated in the future, by a clock that was wrong or because this one is; "
         "they count as stored today."
     )

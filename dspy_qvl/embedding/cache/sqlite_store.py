@@ -23,6 +23,7 @@ import numpy as np
 from dspy_qvl.embedding.cache import database
 from dspy_qvl.embedding.cache.connections import ThreadConnection
 from dspy_qvl.embedding.cache.rows import FLOAT32, Row, checksum, decode, encode
+from dspy_qvl.errors import warn
 from dspy_qvl.vectors import Vector
 
 T = TypeVar("T")
@@ -160,7 +161,7 @@ class SQLiteStore:
         return found
 
     def _drop(self, connection: sqlite3.Connection, damaged: Sequence[bytes]) -> None:
-        database.warn(f"{len(damaged)} damaged vector(s) in {self.path} were dropped, to be embedded again.")
+        warn(f"{len(damaged)} damaged vector(s) in {self.path} were dropped, to be embedded again.")
         try:
             with database.transaction(connection):
                 connection.executemany("DELETE FROM vectors WHERE key = ?", [(key,) for key in damaged])
@@ -185,9 +186,7 @@ class SQLiteStore:
             self._paused_until[writes] = time.monotonic() + self.RETRY_SECONDS
         if is_first:
             what, lost = ("written", "new vectors") if writes else ("read", "vectors")
-            database.warn(
-                f"{self.path} cannot be {what} ({error}); {lost} are kept in memory only and will be lost on exit."
-            )
+            warn(f"{self.path} cannot be {what} ({error}); {lost} are kept in memory only and will be lost on exit.")
 
     def _set_aside(self, mine: ThreadConnection, error: Exception) -> None:
         """Rename a damaged or foreign file, with its journal, unless another thread or process did so already."""
@@ -202,6 +201,4 @@ class SQLiteStore:
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
-        database.warn(
-            f"{self.path} could not be read ({error}); it was set aside as {aside.name} and a new cache was begun."
-        )
+        warn(f"{self.path} could not be read ({error}); it was set aside as {aside.name} and a new cache was begun.")

@@ -51,6 +51,8 @@ def means(loaded: Loaded, texts: list[str], prefix: str) -> Vectors:
         InputError: the instruction leaves too little of the window, or the tokenizer cannot say where a token lies.
     """
     features = loaded.features(texts)
+    if loaded.tokenizer is None:  # a model of another kind sees the whole text
+        return loaded.embed(texts, features)
     pieces: list[Piece] = []
     spans: list[slice] = []
     for text, n_seen in zip(texts, _tokens_seen(loaded, texts, features), strict=True):

@@ -1,7 +1,7 @@
 """The number format that a model's weights are held in."""
 
 import functools
-import importlib.util
+import importlib.metadata
 import os
 import re
 from pathlib import Path
