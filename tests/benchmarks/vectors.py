@@ -4,9 +4,9 @@
 
 Vectors are float32 of 256 columns, random. Rows: a memory-mapped file; a callable over the same file, with a `version`
 and without; faiss's IndexIDMap2 over IndexFlat, with ids of its own, with a `version` and without. Each row is measured
-in a process of its own. Memory is Python's and numpy's, as `tracemalloc` counts it in a second making (it slows the
-code, so it is not timed); neither faiss's index nor the pages of the mapped file are in it. A lookup is the median of
-20, of texts drawn anew each time, with a file in the page cache.
+in a process of its own, in CPU time. Memory is Python's and numpy's, as `tracemalloc` counts it in a second making (it
+slows the code, so it is not timed); neither the caller's texts and index nor the pages of the mapped file are in it. A
+lookup is the median of 20, of texts drawn anew each time, with the file in the page cache.
 """
 
 import os
@@ -49,18 +49,18 @@ def measure(kind: str, path: Path) -> None:
     vectors, settings = vectors_of(kind, path)
     n_texts = len(np.load(path, mmap_mode="r"))
     texts = [f"text {number} of a store of vectors" for number in range(n_texts)]
-    start = time.perf_counter()
+    start = time.process_time()
     table = Precomputed(texts, vectors, **settings)
-    made = time.perf_counter() - start
+    made = time.process_time() - start
     rng = np.random.default_rng(0)
     times = {}
     for n in LOOKUPS:
         taken = []
         for _ in range(20):
             some = [texts[row] for row in rng.integers(n_texts, size=n).tolist()]
-            start = time.perf_counter()
+            start = time.process_time()
             table(some)
-            taken.append(time.perf_counter() - start)
+            taken.append(time.process_time() - start)
         times[n] = 1e3 * statistics.median(taken)
     tracemalloc.start()
     again = Precomputed(texts, vectors, **settings)
@@ -82,7 +82,10 @@ def main() -> None:
             some = file[start : start + 8192]
             some[:] = np.random.default_rng(start).standard_normal(some.shape, dtype=np.float32)
         del file, some
-        print(f"{n_texts:,} x {SIZE}               made     kept      peak   lookup of {LOOKUPS} texts", flush=True)
+        lookups = " ".join(f"{n:>8,}" for n in LOOKUPS)
+        print(
+            f"{f'{n_texts:,} x {SIZE}':<22}{'made':>10}{'kept':>12}{'peak':>12}  {lookups}  texts looked up", flush=True
+        )
         for kind in KINDS:
             subprocess.run([sys.executable, __file__, kind, str(path)], check=True, env=dict(os.environ))
 
