@@ -153,7 +153,7 @@ def test_a_table_of_a_file_is_read_where_it_lies(tmp_path):
     start = time.process_time()
     big = Precomputed([f"text {number}" for number in range(n)], rows)
     assert time.process_time() - start < 5
-    assert big._vectors is rows
+    assert big._stored.source is rows
     np.testing.assert_array_equal(big(["text 29999", "text 3"]), rows[[29999, 3]].astype(np.float32))
     assert "text 5" in big
     assert "text 30000" not in big
