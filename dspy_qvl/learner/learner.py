@@ -63,7 +63,7 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             number of hashed features), the model's own size elsewhere.
         ridge_alpha: penalty, > 0; larger for noisier ratings. `optimize_hyperparameters` chooses it.
         cache_dir: folder where vectors are kept between runs; None for memory only. A relative one is meant from the
-            current folder of the process.
+            folder in which the process is when the learner is made.
         api_key: key of a hosted model. Default: the provider's environment variable. Never saved or logged.
         embedder: in place of a model name, a `dspy.Embedder`, or a callable (plain or async) from a list of texts to
             vectors. Its attribute `name` says when two vectors are comparable; without one nothing is stored on disk.
@@ -75,10 +75,11 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             variable, read whenever the model is asked. Servers at different addresses never share vectors.
         batch_size: most texts in one call of the model. Default: what suits the model.
         random_state: seed of every split and shuffle.
-        keep_examples: True if saved files hold the rated texts, their scores, metadata and vectors.
-        features: columns beside the embedding (`features.py`). "auto": hashed words and the length of a text, each
-            where cross-validation finds that it helps. None for none. "lexical", "length", a callable from a list of
-            texts to (n, k), or a list of these: blocks that are always used; cross-validation chooses their weights.
+        keep_examples: True if saved files and pickles hold the rated texts, their scores, metadata and vectors.
+        features: columns beside the embedding (`dspy_qvl.features`). "auto": hashed words and the length of a text, and
+            of texts for queries their cosine and overlap, each where cross-validation finds that it helps. None for
+            none. "lexical", "length", for queries "cosine", "overlap", "product", a callable from a list of texts to
+            (n, k), or a list of these: blocks that are always used; cross-validation chooses their weights.
         device: of a model in process: "cuda", "cuda:1", "mps" or "cpu". Default: the best that is there.
         precision: of a model in process: "bfloat16", "float16" or "float32". Default: that of a loaded value function,
             else "bfloat16" where the device is fast at it, else "float32". Vectors of two precisions are kept apart.
@@ -97,8 +98,8 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             headers of a login) do not count for that, and are never saved, logged or pickled.
 
     Raises:
-        InputError: a setting that cannot be used or has no effect on this model, a chat model, or more columns than
-            the model has.
+        InputError: a setting that cannot be used, or that only another kind of model has, a chat model, or more
+            columns than the model has.
     """
 
     __signature__ = _Signature()

@@ -36,7 +36,7 @@ def content_of(learned: Learned, vectorizer: Vectorizer, *, keep_examples: bool)
     settings = {
         **vectorizer.settings,
         "model_name": None if embedding.spec.embedder is not None else embedding.spec.model_name,
-        "embedding_dim": embedding.dim,
+        "embedding_dim": embedding.dim or learned.fit_or_refuse().probe.vectors.shape[1],
         "instruction": embedding.instruction,
     }
     return {"settings": settings, "head": dumped(learned, keep_examples=keep_examples)}

@@ -109,8 +109,8 @@ class TrainableValueFunction(ValueFunction):
             val_mse_se, …: the standard error of each, over bootstrap draws of whole groups.
             oof_mse, …, oof_mse_se, …: the same over all rows, each valued by the fit of the folds without it; only for
                 at most 1,000 rated texts, of which a held-out fifth says little.
-            permutation_p: share of random shuffles of the ratings that are learned as well (`permutation.py`); above
-                .05 the value function cannot be told from noise, and a warning says so.
+            permutation_p: share of random shuffles of the ratings that are learned as well (`fitting/permutation.py`);
+                above .05 the value function cannot be told from noise, and a warning says so.
             cv_mse_mean, cv_mse_std: over the folds.
             n_train, n_val, cv_folds, alpha: the rows of both sides, the folds and the penalty that were used.
             alpha_saw_validation: True if cross-validation over all rows chose alpha (and the weights of blocks), which

@@ -130,7 +130,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def predict_std(self, text: str, query: str | None = None) -> float:
         """Standard deviation of a rater's score of a text, on the scale of the scores.
 
-        That of the posterior predictive of the ridge fit (`posterior.py`): the raters' own noise, and more where
+        That of the posterior predictive of the ridge fit (`ridge/posterior.py`): the raters' own noise, and more where
         nothing like the text was rated. The first call after learning or loading works out the posterior.
 
         Raises:

@@ -86,7 +86,7 @@ class ValueScores:
         if fit.is_noise:
             warn(noise_warning(fit.permutation_p))
         self._items = ItemReader(text, query, now.template, now.query_template, paired=fit.paired)
-        self.rendering = self._items.text
+        self.rendering, self.query = self._items.text, self._items.query
         self.__name__ = "value"
 
     # Values

@@ -92,6 +92,9 @@ class Sealed(str):
         return f"<{self.about}>"
 
 
+Sealed.__module__ = "dspy_qvl.state"  # the name in every version's `program.save("state.pkl")`
+
+
 def sealed(content: Mapping[str, Any] | None, about: str) -> Sealed | None:
     """A part of a state as one string, or None for None.
 
