@@ -20,7 +20,7 @@ from dspy_qvl.errors import TextsRefusedError, shown
 from dspy_qvl.vectors import Vectors
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
 class _Search:
     """Texts that are looked for.
 
@@ -109,12 +109,16 @@ class Encoder:
                 cache.memory.put(cache.key(self.sent(text, self.instruct)), vector)
 
     def _in_memory(self, texts: Sequence[str]) -> _Search:
-        source = self.sources.current()
-        sent = [self.sent(text, self.instruct) for text in texts]
-        keys = [source.cache.key(text) for text in sent]
-        found: dict[Key, Any] = {key: source.cache.memory.get(key) for key in keys}
-        missing = {key: text for key, text in zip(keys, sent, strict=True) if found[key] is None and text}
-        return _Search(source, keys, found, missing)
+        search = _Search(self.sources.current(), [], {}, {})
+        cache, memory = search.source.cache, search.source.cache.memory
+        for text in texts:
+            sent = self.sent(text, self.instruct)
+            key = cache.key(sent)
+            search.keys.append(key)
+            vector = search.found[key] = memory.get(key)
+            if vector is None and sent:
+                search.missing[key] = sent
+        return search
 
     def _on_disk(self, search: _Search, texts: Sequence[str]) -> _Search:
         """Look for the missing texts on disk; for all of them anew where another address would be asked by now."""
@@ -130,8 +134,14 @@ def _rows(search: _Search, texts: Sequence[str]) -> Vectors:
     Raises:
         TextsRefusedError: the model refused some.
     """
-    found = [search.found[key] for key in search.keys]
-    refused = {row: outcome.reason for row, outcome in enumerate(found) if isinstance(outcome, Refused)}
+    found, refused = search.found, {}
+    vectors = np.zeros((len(texts), search.source.truncation.dim or 0), dtype=np.float32)
+    for row, key in enumerate(search.keys):
+        outcome = found[key]
+        if isinstance(outcome, Refused):
+            refused[row] = outcome.reason
+        elif outcome is not None:
+            vectors[row] = outcome
     if refused:
         row, reason = next(iter(refused.items()))
         more = "" if len(refused) == 1 else f" and {len(refused) - 1} more ({', '.join(map(str, refused))})"
@@ -140,8 +150,4 @@ def _rows(search: _Search, texts: Sequence[str]) -> Vectors:
             f"Leave it out or change it; the {len(texts) - len(refused)} others are embedded{search.source.where()}.",
             refused=refused,
         )
-    vectors = np.zeros((len(texts), search.source.truncation.dim or 0), dtype=np.float32)
-    for row, vector in enumerate(found):
-        if vector is not None:
-            vectors[row] = vector
     return vectors
