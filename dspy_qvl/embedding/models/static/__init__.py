@@ -8,5 +8,5 @@ for it. Both packages only read the files: the arithmetic is `table.py`, so vect
 in any batch and thread; one without a token that the model knows is a row of zeros.
 """
 
-from dspy_qvl.embedding.models.static.recognition import STATIC, saved_in, saved_on_hub
+from dspy_qvl.embedding.models.static.recognition import SETTINGS_FILES, STATIC, saved_in, saved_on_hub
 from dspy_qvl.embedding.models.static.static import StaticEmbeddingModel

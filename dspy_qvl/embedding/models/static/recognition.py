@@ -19,7 +19,7 @@ from typing import Any
 from dspy_qvl.embedding.models.local import HUB_NAME, HUB_SECONDS, is_static, repository_of
 
 STATIC = "static"  # in identities
-SETTINGS_FILES = ("modules.json", "config.json")
+SETTINGS_FILES = ("modules.json", "config.json", "config_sentence_transformers.json")
 NESTED = "0_StaticEmbedding"
 WEIGHTS_FILE = "model.safetensors"
 LARGEST_FILE = 2**20  # bytes of a file of settings, and of the header of a table
@@ -36,9 +36,9 @@ def saved_in(folder: Path) -> dict[str, str] | None:
         normalize: "true" if it scales its vectors to length 1. precision: numbers of its table, where a file tells.
     """
     header = _header(folder / WEIGHTS_FILE) or _header(folder / NESTED / WEIGHTS_FILE)
-    modules, config = (_json(folder / name) for name in SETTINGS_FILES)
+    modules, config = (_json(folder / name) for name in SETTINGS_FILES[:2])
     saved = _saved(modules, config)
-    is_bare = modules is None and (folder / "config_sentence_transformers.json").exists()
+    is_bare = modules is None and (folder / SETTINGS_FILES[2]).exists()
     if saved is None and is_bare and "embedding.weight" in header:
         saved = {"normalize": "false"}
     table = header.get("embedding.weight", header.get("embeddings"))
@@ -58,7 +58,7 @@ def saved_on_hub(name: str, revision: str | None) -> dict[str, str] | None:
     if not HUB_NAME.fullmatch(name):
         return None
     files = dict(_cached(name, revision)) or _asked(name, revision)
-    modules, config = (_json(files[file]) if file in files else None for file in SETTINGS_FILES)
+    modules, config = (_json(files[file]) if file in files else None for file in SETTINGS_FILES[:2])
     return _saved(modules, config)
 
 
@@ -84,7 +84,7 @@ def _cached(name: str, revision: str | None) -> Iterator[tuple[str, Path]]:
     from huggingface_hub import try_to_load_from_cache
 
     for cache in caches():
-        for file in SETTINGS_FILES:
+        for file in SETTINGS_FILES[:2]:
             with contextlib.suppress(ValueError):  # huggingface_hub refuses the name
                 path = try_to_load_from_cache(repository_of(name), file, cache_dir=cache, revision=revision)
                 if isinstance(path, str):
@@ -105,7 +105,7 @@ def _asked(name: str, revision: str | None) -> dict[str, Path]:
         there = {one.rfilename for one in told.siblings or ()}
         return {
             file: Path(hf_hub_download(repository, file, revision=revision, etag_timeout=HUB_SECONDS))
-            for file in SETTINGS_FILES
+            for file in SETTINGS_FILES[:2]
             if file in there
         }
     except Exception:
@@ -116,7 +116,7 @@ def _asked(name: str, revision: str | None) -> dict[str, Path]:
 def _json(path: Path) -> Any:
     """The content of a file of settings; None if there is none that can be read."""
     try:
-        with path.open("rb") as file:
+        with _plain(path).open("rb") as file:
             return json.loads(file.read(LARGEST_FILE))
     except (OSError, ValueError, RecursionError):
         return None
@@ -125,9 +125,20 @@ def _json(path: Path) -> Any:
 def _header(path: Path) -> dict[str, Any]:
     """The arrays of a safetensors file by name, their numbers unread; none if there is no such file."""
     try:
-        with path.open("rb") as file:
+        with _plain(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= LARGEST_FILE else None
     except (OSError, ValueError, RecursionError):
         header = None
     return header if isinstance(header, dict) else {}
+
+
+def _plain(path: Path) -> Path:
+    """The path of a plain file; opening a pipe would wait.
+
+    Raises:
+        FileNotFoundError: it is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path
