@@ -24,10 +24,11 @@ ORDER = {
     "dspy_qvl.embedding": "loops instruction probe truncation tables cache models embedder callers batching source "
     "encoder embedding",
     "dspy_qvl.embedding.cache": "memory rows database connections sqlite_store store pruning exporting cache",
-    "dspy_qvl.embedding.models": "model lexical stored_vectors precomputed hosted local custom spec",
+    "dspy_qvl.embedding.models": "model lexical stored_vectors precomputed hosted local static custom spec",
     "dspy_qvl.embedding.models.hosted": "providers addresses arguments redaction exchange failures request "
     "halving hosted",
     "dspy_qvl.embedding.models.local": "precision folder pooling loading forward long_text local",
+    "dspy_qvl.embedding.models.static": "recognition table doors static",
     "dspy_qvl.features": "table overlap built_in features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned fit_state columns head updating training_set inspection migration "

@@ -407,7 +407,7 @@ class TestLongTexts:
         def source(instruction, long_text):
             settings = {"device": "cpu", "precision": "float32", "long_text": long_text}
             embedding = Embedding(ModelSpec(str(narrow), settings=settings), cache_dir=None, instruction=instruction)
-            return embedding._source()
+            return embedding._sources.current()
 
         for long_text in ("cut", "mean"):
             one, other, same = (source(instruction, long_text) for instruction in ("one", "other", "one"))

@@ -114,7 +114,7 @@ class CheckedModel:
         return EmbeddingError(told), None if holds_secrets else cause
 
     def _checked(self, answer: Any, n_texts: int) -> list[Row]:
-        """The vectors of an answer, each of the model's own length; one without a direction is refused.
+        """The vectors of an answer, each of the model's own length; one without a direction is refused, or blank.
 
         Raises:
             EmbeddingError: ragged rows, the wrong count or shape, no columns, no row with a direction, or another
@@ -134,7 +134,8 @@ class CheckedModel:
             )
         if len(table) != n_texts:
             raise EmbeddingError(f"{self.name} gave {len(table)} vectors for {n_texts} texts; it must give one a text.")
-        finite, nonzero = np.isfinite(table).all(axis=1), table.any(axis=1)
+        finite = np.isfinite(table).all(axis=1)
+        nonzero = np.ones(len(table), dtype=np.bool_) if self._model.zero_is_blank else table.any(axis=1)
         usable = np.asarray(finite & nonzero)
         if not finite.all() and not usable.any():
             row = int(np.argmin(finite))

@@ -14,7 +14,7 @@ from dspy_qvl.embedding.models import LEXICAL, ModelSpec, Usage
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe
 from dspy_qvl.embedding.source import Source, Sources
 from dspy_qvl.embedding.truncation import Truncation
-from dspy_qvl.errors import InputError, check_count, check_text, warn
+from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_text, warn
 from dspy_qvl.state import checked_path
 from dspy_qvl.vectors import Vectors
 
@@ -153,9 +153,18 @@ class Embedding:
         return await self.encoder().acall(texts)
 
     def probe(self) -> Probe:
-        """The probe texts with this model's vectors of them."""
+        """The probe texts with this model's vectors of them.
+
+        Raises:
+            EmbeddingError: the model knows nothing of a probe text, so that it could not be told from another.
+        """
         texts = self._model.probe_texts or PROBE_TEXTS
         probe = Probe(tuple(self._sent(text, True) for text in texts), self(texts))
+        if not probe.vectors.any(axis=1).all():
+            raise EmbeddingError(
+                f"{self.name} knows no token of the texts in Latin letters by which a saved value function recognises "
+                "its model; use another model, or give it as embedder= with a name."
+            )
         self._sources.current().trusted.add(probe.digest)
         return probe
 

@@ -2,7 +2,8 @@
 
 An empty or blank text is valued, not refused: saying nothing is something an LLM does and people rate. No model
 is asked for it (most refuse it); its vector is zero, so its value is what the other texts leave for a text
-without any feature, and rating one teaches what nothing is worth.
+without any feature, and rating one teaches what nothing is worth. A text of which a static model knows no token is
+valued like it.
 """
 
 import asyncio

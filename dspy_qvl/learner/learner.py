@@ -56,7 +56,8 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
     each is of one moment, before such a call or after it.
 
     Args:
-        model_name: the embedding model: a name on the Hugging Face hub or a folder (in process, extra `local`), a
+        model_name: the embedding model: a name on the Hugging Face hub or a folder (in process, extra `static` for a
+            static model such as "minishlab/potion-base-8M", extra `local` for any other), a
             litellm route such as "openrouter/qwen/qwen3-embedding-8b" (hosted), or "lexical" (built in). Default:
             Qwen/Qwen3-Embedding-0.6B.
         embedding_dim: columns of the vectors to keep. Default: 768 for Qwen3 models, 4,096 for the lexical model (its

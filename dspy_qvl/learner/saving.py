@@ -82,7 +82,7 @@ def vectorizer_for(
         dim, instruction = settings["embedding_dim"], settings["instruction"]
         if (name, dim, instruction) != (spec.model_name, embedding.dim, embedding.instruction):
             embedding = Embedding(
-                replace(spec, model_name=name, embedding_dim=dim),
+                replace(spec, model_name=name, embedding_dim=dim).like(fit.identity),
                 cache_dir=embedding.given_dir,
                 instruction=instruction,
                 batch_size=mine.batch_size,

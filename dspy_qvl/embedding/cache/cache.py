@@ -94,9 +94,13 @@ class EmbeddingCache:
             self.add(dict(zip(keys, rows, strict=True)))
 
     def add(self, vectors: Mapping[bytes, Vector]) -> dict[bytes, Vector]:
-        """Store full vectors on disk, and `keep` them in memory; the first that was stored stays."""
-        if self.store is not None and vectors:
-            vectors = {**vectors, **self.store.write(list(vectors), np.stack(list(vectors.values())))}
+        """Store full vectors on disk, and `keep` them in memory; the first that was stored stays.
+
+        Vectors of zeros (texts of which a static model knows nothing) stay in memory: in a file they count as damage.
+        """
+        stored = {} if self.store is None else {key: vector for key, vector in vectors.items() if vector.any()}
+        if self.store is not None and stored:
+            vectors = {**vectors, **self.store.write(list(stored), np.stack(list(stored.values())))}
         return self.keep(vectors)
 
     def keep(self, vectors: Mapping[bytes, Vector]) -> dict[bytes, Vector]:

@@ -4,6 +4,7 @@
                        spec.py      model.py          ├─ lexical.py      hashed words, nothing to download
                                                       ├─ hosted/         a provider, through litellm
                                                       ├─ local/          sentence-transformers, in this process
+                                                      ├─ static/         model2vec, in this process, without torch
                                                       ├─ custom.py       a `dspy.Embedder` or callable of the caller
                                                       └─ precomputed.py  vectors that exist already
 

@@ -48,12 +48,13 @@ class Measured(NamedTuple):
 
     Attributes:
         tokens: of each text as the model sees it, special tokens included; of a text that is cut, those that are left.
-        budget: padded tokens of a batch that make good use of the device.
+            Bytes, of a model that pads nothing.
+        budget: padded tokens of a batch that make good use of the device; infinite where nothing is padded.
         warning: says how much of texts longer than the model's window is cut, or None.
     """
 
     tokens: Sequence[int]
-    budget: int
+    budget: float
     warning: str | None
 
 
@@ -86,6 +87,8 @@ class EmbeddingModel:
         takes_instruction: True if an instruction before a text changes its vector.
         prefix: the instruction that it repeats in each window of a long text, as it is sent; "" where it repeats none.
             Models that differ in it must not embed each other's texts.
+        zero_is_blank: True if a vector of zeros says that the model knows nothing of a text, which is then valued like
+            a blank one; False if such a vector is refused.
     """
 
     name: str
@@ -109,6 +112,7 @@ class EmbeddingModel:
     probe_texts: tuple[str, ...] | None = None
     takes_instruction: bool = True
     prefix: str = ""
+    zero_is_blank: bool = False
 
 
 @dataclass(frozen=True)

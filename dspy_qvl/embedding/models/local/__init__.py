@@ -12,5 +12,15 @@ code that comes with weights never runs; a model that cannot be loaded raises `M
 ways out.
 """
 
-from dspy_qvl.embedding.models.local.folder import WEIGHTS, identity_of
+from dspy_qvl.embedding.models.local.folder import WEIGHTS, identity_of, is_static
+from dspy_qvl.embedding.models.local.forward import PROCESS
+from dspy_qvl.embedding.models.local.loading import (
+    HUB_NAME,
+    HUB_SECONDS,
+    ModelRequest,
+    ask_hub,
+    load,
+    repository_of,
+    unavailable,
+)
 from dspy_qvl.embedding.models.local.local import LocalModel

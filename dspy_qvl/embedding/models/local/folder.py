@@ -11,7 +11,7 @@ imports them without asking. Weights in `.bin` are pickles, which torch reads as
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ def identity_of(folder: Path) -> dict[str, str]:
     identity = {"content": _digest(folder, (path for path in files if path.suffix in READ))}
     instead = [path for path in files if path.suffix in INSTEAD and not any(path.parent.glob(INSTEAD[path.suffix]))]
     return {**identity, WEIGHTS: _digest(folder, instead)} if instead else identity
+
+
+def is_static(types: Sequence[str]) -> bool:
+    """True if these modules of sentence-transformers, by their classes, make static embeddings and nothing more."""
+    first, *others = [name.rpartition(".")[2] if name.startswith(LIBRARIES) else "" for name in types] or [""]
+    return first == "StaticEmbedding" and set(others) <= {"Normalize"}
 
 
 def _plain_files(folder: Path) -> Iterator[Path]:

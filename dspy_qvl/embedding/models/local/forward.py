@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from dspy_qvl.embedding.models.local.folder import is_static
 from dspy_qvl.embedding.models.local.loading import ModelRequest, load
-from dspy_qvl.errors import EmbeddingError
+from dspy_qvl.errors import EmbeddingError, ModelUnavailableError
 from dspy_qvl.vectors import Vectors
 
 TOKENS_A_BATCH_CPU = 2048  # padded; more only adds padding and memory on a CPU
@@ -132,6 +133,12 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _loaded(request: ModelRequest) -> Loaded:
     PROCESS.settle_threads()
     model = load(request)
+    modules = model if hasattr(model, "__iter__") else ()
+    if is_static([f"{type(module).__module__}.{type(module).__qualname__}" for module in modules]):
+        raise ModelUnavailableError(
+            f"{request.source!r} is a static model, but that was not known when this learner was made, since the "
+            "Hugging Face hub did not answer then. Make the learner again: now the model is on this machine."
+        )
     window = getattr(model, "max_seq_length", None)
     if window is None or not hasattr(model.tokenizer, "model_max_length"):
         window = NO_WINDOW

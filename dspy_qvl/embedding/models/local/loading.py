@@ -22,6 +22,7 @@ from dspy_qvl.embedding.models.model import listed
 from dspy_qvl.errors import ModelUnavailableError
 
 HUB_SECONDS = 10.0
+PACKAGE = "sentence-transformers"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -55,7 +56,8 @@ def load(request: ModelRequest) -> Any:
         import torch
     except Exception as error:
         raise unavailable(
-            f"{request.source!r} runs in process and needs sentence-transformers ({type(error).__name__}: {error})."
+            f"{request.source!r} runs in process and needs {_packages(request.source)} "
+            f"({type(error).__name__}: {error})."
         ) from error
     if request.backend == "onnx" and not _has_onnx():
         raise ModelUnavailableError(
@@ -78,6 +80,12 @@ def load(request: ModelRequest) -> Any:
         raise unavailable(f"{request.source!r} could not be loaded ({type(error).__name__}: {error}).") from error
     model.eval()
     return model
+
+
+def _packages(source: str) -> str:
+    """The package that a model needs; a static one on the hub is not recognised while the hub does not answer."""
+    may_be_static = not Path(source).is_dir() and "qwen3-embedding" not in source.lower()
+    return f"{PACKAGE}, or model2vec if it is a static model" if may_be_static else PACKAGE
 
 
 def _has_onnx() -> bool:
@@ -109,13 +117,13 @@ def _from_anywhere(request: ModelRequest) -> Any:
     if _is_cached(request):
         with contextlib.suppress(OSError):  # not all of it is there: an interrupted download
             return _sentence_transformer(request, local_only=True)
-    _ask_hub(request)
+    ask_hub(request.source, request.revision)
     return _sentence_transformer(request, local_only=False)
 
 
-def _repository(request: ModelRequest) -> str:
-    """The name of the model on the hub; sentence-transformers' own models go without an owner."""
-    return request.source if "/" in request.source else f"sentence-transformers/{request.source}"
+def repository_of(name: str) -> str:
+    """The name of a model's repository on the hub; sentence-transformers' own models go without an owner."""
+    return name if "/" in name else f"sentence-transformers/{name}"
 
 
 def _is_cached(request: ModelRequest) -> bool:
@@ -127,7 +135,7 @@ def _is_cached(request: ModelRequest) -> bool:
 
     modules, config = (
         try_to_load_from_cache(
-            _repository(request),
+            repository_of(request.source),
             name,
             cache_dir=os.environ.get("SENTENCE_TRANSFORMERS_HOME"),
             revision=request.revision,
@@ -137,8 +145,8 @@ def _is_cached(request: ModelRequest) -> bool:
     return isinstance(modules, str) or (modules is not None and isinstance(config, str))
 
 
-def _ask_hub(request: ModelRequest) -> None:
-    """Fail fast if the hub lacks the model or cannot be reached; transformers would retry for a minute.
+def ask_hub(source: str, revision: str | None, package: str = PACKAGE) -> None:
+    """Fail fast if the hub lacks the model or cannot be reached; a download would be tried again for a minute.
 
     Raises:
         ModelUnavailableError: no network, no such model, no such revision, or no right to it.
@@ -146,11 +154,12 @@ def _ask_hub(request: ModelRequest) -> None:
     from huggingface_hub import HfApi
 
     try:
-        HfApi().model_info(_repository(request), revision=request.revision, timeout=HUB_SECONDS)
+        HfApi().model_info(repository_of(source), revision=revision, timeout=HUB_SECONDS)
     except Exception as error:
         raise unavailable(
-            f"{request.source!r} is not on this machine, and the Hugging Face hub does not give it "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]})."
+            f"{source!r} is not on this machine, and the Hugging Face hub does not give it "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}).",
+            package,
         ) from error
 
 
@@ -213,10 +222,10 @@ def _model_kwargs(request: ModelRequest) -> dict[str, Any]:
     return {"dtype" if version >= (4, 56) else "torch_dtype": getattr(torch, request.precision)}
 
 
-def unavailable(problem: str) -> ModelUnavailableError:
-    """The refusal to embed with a model that cannot run here, with the three ways out."""
+def unavailable(problem: str, package: str = PACKAGE) -> ModelUnavailableError:
+    """The refusal to embed with a model that cannot run here, with the three ways out; `package` runs it."""
     return ModelUnavailableError(
-        f"{problem} Three ways out: pip install sentence-transformers on a machine that has or can fetch the weights; "
+        f"{problem} Three ways out: pip install {package} on a machine that has or can fetch the weights; "
         "model_name='openrouter/qwen/qwen3-embedding-8b' with api_key or the provider's environment variable; "
         "or model_name='lexical', which needs nothing."
     )
