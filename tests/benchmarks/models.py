@@ -11,6 +11,7 @@ penalty and weights of the default features are chosen on the train split, group
 
 import argparse
 import importlib.util
+import logging
 import statistics
 import tempfile
 import time
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--speed-texts", type=int, default=1000)
     options = parser.parse_args()
     warnings.simplefilter("ignore", QVLWarning)
+    logging.getLogger("dspy_qvl").setLevel(logging.ERROR)  # no progress bars
     train, test = load(options.data, "train"), load(options.data, "test")
     print(f"{options.data}: {len(train.texts)} rated texts to learn from, {len(test.texts)} to judge by")
     print(f"{'model':<20}{'texts/s':>10}{'one text, ms':>14}{'MB':>8}{'Spearman':>10}")
