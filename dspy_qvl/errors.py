@@ -175,6 +175,8 @@ def check_texts(texts: object, what: str = "texts") -> list[str]:
     """
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise InputError(f"{what} must be a list of strings, but got {type(texts).__name__}: {shown(texts)}.")
+    if isinstance(texts, set | frozenset):
+        raise InputError(f"{what} must be a list of strings, but got a {type(texts).__name__}, which has no order.")
     check_flat(texts, what, "a column of it, as a list")
     return [check_text(text, f"{what}[{row}]") for row, text in enumerate(texts)]
 

@@ -8,9 +8,14 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from model2vec import StaticModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
-from dspy_qvl import InputError, Qwen3EmbeddingValueLearner, StateError
+from dspy_qvl import InputError, ModelUnavailableError, Qwen3EmbeddingValueLearner, StateError
 from dspy_qvl.embedding.models.spec import ModelSpec
 from tests.conftest import rated
 
@@ -142,3 +147,33 @@ def test_what_was_fitted_before_pickled_weights_counted_is_served_and_other_weig
         other.ridge.load_state(state)
         with pytest.raises(StateError, match="another embedding model"):
             other.predict("quick lamp")
+
+
+def static_folder(folder: Path, table: np.ndarray) -> Path:
+    """A static model with these vectors of the words 0 to n - 1."""
+    words = Tokenizer(WordLevel({"[UNK]": 0, **{str(n): n for n in range(1, len(table))}}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    StaticModel(table, words, {"model_type": "model2vec"}).save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_whose_files_change_is_another_model_in_the_same_process(tmp_path):
+    table = np.random.default_rng(0).normal(size=(40_000, 16)).astype(np.float32)  # 2.6 MB
+    folder = static_folder(tmp_path / "model", table)
+    before = Qwen3EmbeddingValueLearner(str(folder), cache_dir=tmp_path / "cache")
+    vector = before.embed(["20000"])[0]
+    table[15_000:25_000] = table[15_000:25_000][::-1]  # neither the first nor the last MiB
+    static_folder(folder, table)
+    after = Qwen3EmbeddingValueLearner(str(folder), cache_dir=tmp_path / "cache")
+    assert after.identity["content"] != before.identity["content"]
+    row = table[20_000].astype(np.float64)
+    np.testing.assert_allclose(after.embed(["20000"])[0], row / np.linalg.norm(row), atol=1e-6)
+    assert not np.allclose(vector, after.embed(["20000"])[0])
+
+
+def test_a_learner_refuses_files_that_changed_before_it_loaded_them(tmp_path):
+    folder = static_folder(tmp_path / "model", np.eye(8, dtype=np.float32))
+    learner = Qwen3EmbeddingValueLearner(str(folder), cache_dir=None)
+    static_folder(folder, -np.eye(8, dtype=np.float32))
+    with pytest.raises(ModelUnavailableError, match=r"the files in .* have changed since this learner was made"):
+        learner.embed(["3"])

@@ -402,3 +402,23 @@ def test_many_threads_read_one_source(way):
     for thread in threads:
         thread.join(60)
     assert wrong == []
+
+
+def test_a_set_has_no_order_to_pair_texts_with_vectors_by():
+    vectors = np.eye(3)
+    with pytest.raises(InputError, match=r"texts must be a list of strings, but got a set, which has no order\."):
+        Precomputed({"a", "b", "c"}, vectors)
+    with pytest.raises(InputError, match=r"ids must be a list of whole numbers or strings, but got set\."):
+        Precomputed(["a", "b", "c"], vectors, ids={0, 1, 2})
+
+
+def test_half_a_character_is_in_no_table():
+    assert "\ud83d" not in Precomputed(["a", "b"], np.eye(2))
+
+
+def test_a_binary_index_is_refused():
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexBinaryFlat(16)
+    index.add(np.zeros((2, 2), dtype=np.uint8))
+    with pytest.raises(InputError, match="a binary index of faiss holds packed bits"):
+        Precomputed(["a", "b"], index)

@@ -146,9 +146,11 @@ def _rows(search: _Search, texts: Sequence[str]) -> Vectors:
     if refused:
         row, reason = next(iter(refused.items()))
         more = "" if len(refused) == 1 else f" and {len(refused) - 1} more ({', '.join(map(str, refused))})"
+        others = len(texts) - len(refused)
+        rest = f"; the {others} others are embedded{search.source.where()}." if others else "."
         raise TextsRefusedError(
             f"{search.source.model.name} refused text {row}{more} of {len(texts)} ({shown(texts[row])}): {reason}. "
-            f"Leave it out or change it; the {len(texts) - len(refused)} others are embedded{search.source.where()}.",
+            f"Leave it out or change it{rest}",
             refused=refused,
         )
     return vectors

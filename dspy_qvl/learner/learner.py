@@ -107,7 +107,7 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
 
     def __init__(
         self,
-        model_name: str | None = None,
+        model_name: str | os.PathLike[str] | None = None,
         embedding_dim: int | None = None,
         ridge_alpha: float = 1.0,
         cache_dir: str | os.PathLike[str] | None = CACHE_DIR,
@@ -138,8 +138,8 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             raise InputError(f"cache_dir must be a path or None, but got {type(cache_dir).__name__}.")
         check_optional_string(api_key, "api_key")
         check_optional_string(api_base, "api_base")
-        if isinstance(model_name, str):
-            model_name = characters(model_name)
+        if isinstance(model_name, str | os.PathLike):
+            model_name = characters(os.fspath(model_name))
         self.random_state = check_count(random_state, "random_state", 0)
         alpha = check_alpha(ridge_alpha)
         settings: dict[str, Any] = {"device": device, "precision": precision, "backend": backend, "revision": revision}

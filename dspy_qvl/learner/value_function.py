@@ -87,7 +87,7 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     def rank_texts(self, texts: Sequence[str], query: str | None = None) -> list[tuple[str, float]]:
         """(text, value) of every text, highest first; ties in the order given, duplicates kept."""
-        checked = check_texts(texts)
+        checked = check_texts(sorted(texts, key=repr) if isinstance(texts, set | frozenset) else texts)
         values = self._values(checked, query).tolist()
         return sorted(zip(checked, values, strict=True), key=lambda pair: -pair[1])
 

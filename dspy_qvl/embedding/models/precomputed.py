@@ -1,5 +1,6 @@
 """A table of vectors that exist already, in the place of a model."""
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -160,7 +161,11 @@ class Precomputed:
         return len(self._keys)
 
     def __contains__(self, text: object) -> bool:
-        return isinstance(text, str) and bool(self._find([text])[1][0])
+        if not isinstance(text, str):
+            return False
+        with contextlib.suppress(UnicodeEncodeError):  # half a character: no table holds it
+            return bool(self._find([text])[1][0])
+        return False
 
     def __repr__(self) -> str:
         return f"Precomputed({len(self)} texts, {self.size} columns, name={self.name!r})"

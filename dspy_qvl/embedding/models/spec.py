@@ -217,9 +217,13 @@ class ModelSpec:
             saved = saved_on_hub(name, given.get("revision")) if self.saved is None else self.saved
         if saved is not None:
             self._check_settings(STATIC_MODEL)
-            return _static(StaticEmbeddingModel(source, **given), name, content, saved, self._slots(1))
+            whole = identity_of(folder, whole=True) if content else {}
+            static = StaticEmbeddingModel(source, **given, content=whole.get("content", ""))
+            # Version 0.1.0 read such a folder through sentence-transformers.
+            former = {"model": name, **content, "backend": LOCAL, **static.identity} if content else None
+            return _static(static, name, whole, saved, former, self._slots(1))
         self._check_settings(IN_PROCESS)
-        model = LocalModel(source, instruction=instruction, **given)
+        model = LocalModel(source, instruction=instruction, **given, content=content.get("content", ""))
         identity = {"model": name, **content, "backend": LOCAL, **model.identity}
         former = {part: value for part, value in identity.items() if part != WEIGHTS}
         size, default_dim = _qwen3_columns(name)
@@ -295,7 +299,12 @@ def _lexical(n_features: int) -> EmbeddingModel:
 
 
 def _static(
-    model: StaticEmbeddingModel, name: str, content: Mapping[str, str], saved: Mapping[str, str], n_slots: int
+    model: StaticEmbeddingModel,
+    name: str,
+    content: Mapping[str, str],
+    saved: Mapping[str, str],
+    former: Mapping[str, str] | None,
+    n_slots: int,
 ) -> EmbeddingModel:
     return EmbeddingModel(
         name=f"the static model {f'in {name!r}' if content else repr(name)}",
@@ -307,8 +316,7 @@ def _static(
         keep_on_disk=True,
         slots=n_slots,
         measure=model.measure,
-        # Version 0.1.0 read such a folder through sentence-transformers.
-        former={"model": name, **content, "backend": LOCAL, **model.identity} if content else None,
+        former=former,
         zero_is_blank=True,
     )
 

@@ -40,6 +40,8 @@ class StoredVectors:
         self._read: Callable[[Ids], Any]
         # An index and a mapping may be callable, and a callable may have a length: the narrower meaning goes first.
         if hasattr(source, "reconstruct"):
+            if type(source).__name__.startswith("IndexBinary"):
+                raise InputError("a binary index of faiss holds packed bits, which are no vectors; give another index.")
             self._read = functools.partial(_reconstructed, source)
         elif isinstance(source, Mapping):
             self._read = functools.partial(_looked_up, source)
@@ -184,7 +186,7 @@ def _as_ids(ids: object) -> Ids:
     Raises:
         InputError: no list, or another type.
     """
-    if not is_list(ids) or isinstance(ids, Mapping):
+    if not is_list(ids) or isinstance(ids, Mapping | set | frozenset):
         raise InputError(f"ids must be a list of whole numbers or strings, but got {type(ids).__name__}.")
     if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind == "i":
         return ids.astype(np.int64, copy=False)

@@ -12,7 +12,7 @@ code that comes with weights never runs; a model that cannot be loaded raises `M
 ways out.
 """
 
-from dspy_qvl.embedding.models.local.folder import WEIGHTS, identity_of, is_static
+from dspy_qvl.embedding.models.local.folder import WEIGHTS, check_unchanged, identity_of, is_static
 from dspy_qvl.embedding.models.local.forward import PROCESS
 from dspy_qvl.embedding.models.local.loading import (
     HUB_NAME,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dspy_qvl.errors import InputError, shown
+from dspy_qvl.errors import InputError, ModelUnavailableError, shown
 
 WEIGHTS = "weights"  # in identities
 READ = (".json", ".safetensors", ".txt")
@@ -25,8 +25,12 @@ LARGEST_SETTINGS = 2**20  # bytes of a file of settings
 LIBRARIES = ("sentence_transformers.", "torch.", "transformers.")  # whose classes settings may name
 
 
-def identity_of(folder: Path) -> dict[str, str]:
+def identity_of(folder: Path, *, whole: bool = False) -> dict[str, str]:
     """Digests of a folder's files, which tell the vectors of its model from those of another.
+
+    Args:
+        folder: the folder.
+        whole: True to read large files from start to end; else 1 MiB at the start and at the end tells them apart.
 
     Returns:
         content: of the files that are read of any model. weights: of those that are read instead, where there are any;
@@ -38,9 +42,27 @@ def identity_of(folder: Path) -> dict[str, str]:
     files = sorted(_plain_files(folder), key=lambda path: path.relative_to(folder).as_posix())
     for path in files:
         _refuse_code(path, folder)
-    identity = {"content": _digest(folder, (path for path in files if path.suffix in READ))}
+    identity = {"content": _digest(folder, (path for path in files if path.suffix in READ), whole)}
     instead = [path for path in files if path.suffix in INSTEAD and not any(path.parent.glob(INSTEAD[path.suffix]))]
-    return {**identity, WEIGHTS: _digest(folder, instead)} if instead else identity
+    return {**identity, WEIGHTS: _digest(folder, instead, whole)} if instead else identity
+
+
+def check_unchanged(folder: str, content: str, *, whole: bool = False) -> None:
+    """Refuse a folder whose files are not those that a learner was made with: its vectors would pass for theirs.
+
+    Args:
+        folder: the folder; a name on the hub is no folder, and passes.
+        content: from `identity_of`, or "" to check nothing.
+        whole: as there.
+
+    Raises:
+        ModelUnavailableError: the files are others.
+    """
+    if content and Path(folder).is_dir() and identity_of(Path(folder), whole=whole)["content"] != content:
+        raise ModelUnavailableError(
+            f"the files in {folder!r} have changed since this learner was made, so it is another model now; make the "
+            "learner again."
+        )
 
 
 def is_static(types: Sequence[str]) -> bool:
@@ -57,17 +79,18 @@ def _plain_files(folder: Path) -> Iterator[Path]:
             raise InputError(f"{str(path)!r} is no plain file; a model's folder must hold nothing else.")
 
 
-def _digest(folder: Path, files: Iterable[Path]) -> str:
-    """A digest of files: all of the small ones, size, start and end of the large ones."""
+def _digest(folder: Path, files: Iterable[Path], whole: bool) -> str:
+    """A digest of files: all of the small ones, and size, start and end, or all, of the large ones."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
         with path.open("rb") as file:
-            digest.update(file.read(EDGE))
-            if size > EDGE:
-                file.seek(max(EDGE, size - EDGE))
+            if not whole and size > 2 * EDGE:
                 digest.update(file.read(EDGE))
+                file.seek(size - EDGE)
+            while piece := file.read(EDGE):
+                digest.update(piece)
     return digest.hexdigest()
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dspy_qvl.embedding.models.local.folder import check_unchanged
 from dspy_qvl.embedding.models.local.pooling import with_qwen3_pooling
 from dspy_qvl.embedding.models.model import listed
 from dspy_qvl.errors import ModelUnavailableError
@@ -36,6 +37,7 @@ class ModelRequest:
         precision: of its weights and arithmetic.
         backend: "torch" or "onnx".
         revision: commit, tag or branch on the hub, or None.
+        content: digest of a folder's files when the learner was made, or "": other files are another model.
     """
 
     source: str
@@ -43,6 +45,7 @@ class ModelRequest:
     precision: str
     backend: str
     revision: str | None
+    content: str = ""
 
 
 def load(request: ModelRequest) -> Any:
@@ -72,6 +75,7 @@ def load(request: ModelRequest) -> Any:
                 f"device={request.device!r} is not there ({str(error).splitlines()[0][:120]}); "
                 f"here is {', '.join(_devices())}; leave device out to take the best."
             ) from error
+    check_unchanged(request.source, request.content)
     try:
         model = _from_anywhere(request)
     except ModelUnavailableError:

@@ -41,6 +41,7 @@ class LocalModel:
         revision: commit, tag or branch on the hub.
         long_text: "cut" a text to the model's window, or take the "mean" over windows of it.
         instruction: the caller puts it before texts; each window of a long text begins with it again.
+        content: digest of a folder's files, so that other files at the same place are another model.
 
     Raises:
         InputError: a setting that does not exist, or settings that do not go together.
@@ -56,6 +57,7 @@ class LocalModel:
         revision: str | None = None,
         long_text: str = "cut",
         instruction: str | None = None,
+        content: str = "",
     ) -> None:
         backend = "torch" if backend is None else backend
         if backend not in BACKENDS:
@@ -70,7 +72,8 @@ class LocalModel:
             raise InputError("revision must not be blank; leave it out for the newest.")
         if revision is not None and Path(source).is_dir():
             raise InputError(f"revision={revision!r} names a version on the hub, but {source!r} is a folder.")
-        self.request = ModelRequest(source, device, chosen_precision(precision, device, backend), backend, revision)
+        precision = chosen_precision(precision, device, backend)
+        self.request = ModelRequest(source, device, precision, backend, revision, content)
         self.long_text = long_text
         self.prefix = instructed("", instruction)
 

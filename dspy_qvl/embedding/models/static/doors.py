@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dspy_qvl.embedding.models.local import HUB_NAME, PROCESS, ModelRequest, ask_hub, load, repository_of, unavailable
+from dspy_qvl.embedding.models.local import (
+    HUB_NAME,
+    PROCESS,
+    ModelRequest,
+    ask_hub,
+    check_unchanged,
+    load,
+    repository_of,
+    unavailable,
+)
 from dspy_qvl.embedding.models.static.recognition import NESTED, WEIGHTS_FILE, caches, saved_in
 from dspy_qvl.embedding.models.static.table import MAX_TOKENS, StaticTable
 from dspy_qvl.errors import ModelUnavailableError
@@ -32,11 +41,13 @@ class StaticRequest:
         source: a folder, or a name on the Hugging Face hub.
         revision: commit, tag or branch on the hub, or None.
         backend: "torch" for sentence-transformers, or None for model2vec where it is installed.
+        content: digest of a folder's files when the learner was made, or "": other files are another model.
     """
 
     source: str
     revision: str | None
     backend: str | None
+    content: str = ""
 
 
 _unavailable = functools.partial(unavailable, package=PACKAGE)
@@ -67,6 +78,7 @@ def _loaded(request: StaticRequest) -> StaticTable:
                 problem = f"{request.source!r} is a static model and needs {PACKAGE} ({type(error).__name__}: {error})."
                 raise _unavailable(problem) from error
     folder = _folder_of(request)
+    check_unchanged(request.source, request.content, whole=True)
     read = _through_sentence_transformers if through_torch else _through_model2vec
     try:
         return StaticTable(**read(folder), **_settings(folder))

@@ -20,19 +20,22 @@ class StaticEmbeddingModel:
         revision: commit, tag or branch on the hub.
         backend: "torch" to read it through sentence-transformers; None for model2vec, or for sentence-transformers
             where only that is installed. The vectors are the same.
+        content: digest of a folder's files, so that other files at the same place are another model.
 
     Raises:
         InputError: a setting that does not exist, or a revision of a folder.
     """
 
-    def __init__(self, source: str, *, revision: str | None = None, backend: str | None = None) -> None:
+    def __init__(
+        self, source: str, *, revision: str | None = None, backend: str | None = None, content: str = ""
+    ) -> None:
         if backend not in (None, "torch"):
             raise InputError(f"a static model has no backend but 'torch', and got {shown(backend)}; leave it out.")
         if revision is not None and not revision.strip():
             raise InputError("revision must not be blank; leave it out for the newest.")
         if revision is not None and Path(source).is_dir():
             raise InputError(f"revision={revision!r} names a version on the hub, but {source!r} is a folder.")
-        self.request = StaticRequest(source, revision, backend)
+        self.request = StaticRequest(source, revision, backend, content)
 
     @property
     def identity(self) -> dict[str, str]:
