@@ -260,6 +260,7 @@ def hub(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     recognition._unanswered.clear()
+    doors._tables.clear()
     return tmp_path / "hub"
 
 
@@ -461,7 +462,8 @@ def test_a_worker_embeds_like_its_parent(folder, method):
         worker.join(timeout=60)
         assert all((one.result() == expected).all() for one in busy)
     assert worker.exitcode == 0
-    assert not PROCESS.loading.locked()
+    assert PROCESS.loading.acquire(blocking=False)
+    PROCESS.loading.release()
 
 
 # What is missing

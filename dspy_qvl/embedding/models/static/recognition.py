@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dspy_qvl.embedding.models.local import HUB_NAME, HUB_SECONDS, is_static, repository_of
+from dspy_qvl.embedding.models.local import HUB_NAME, HUB_SECONDS, in_hub_seconds, is_static, repository_of
 
 STATIC = "static"  # in identities
 SETTINGS_FILES = ("modules.json", "config.json", "config_sentence_transformers.json")
@@ -93,24 +93,29 @@ def _cached(name: str, revision: str | None) -> Iterator[tuple[str, Path]]:
 
 def _asked(name: str, revision: str | None) -> dict[str, Path]:
     """The settings of a model as the hub gives them now; none where it does not answer, or may not be asked."""
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import constants
 
     asked, now = (name, revision), time.monotonic()
     if constants.HF_HUB_OFFLINE or now - _unanswered.get(asked, -ASK_AGAIN_SECONDS) < ASK_AGAIN_SECONDS:
         return {}
-    repository = repository_of(name)
     try:
-        # Without a network this fails at once, where a download would be tried again for 20 seconds.
-        told = HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)
-        there = {one.rfilename for one in told.siblings or ()}
-        return {
-            file: Path(hf_hub_download(repository, file, revision=revision, etag_timeout=HUB_SECONDS))
-            for file in SETTINGS_FILES[:2]
-            if file in there
-        }
+        return in_hub_seconds(lambda: _fetched(repository_of(name), revision))
     except Exception:
-        _unanswered[asked] = now
+        _unanswered[asked] = time.monotonic()
         return {}
+
+
+def _fetched(repository: str, revision: str | None) -> dict[str, Path]:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    # Without a network this fails at once, where a download would be tried again for 20 seconds.
+    told = HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)
+    there = {one.rfilename for one in told.siblings or ()}
+    return {
+        file: Path(hf_hub_download(repository, file, revision=revision, etag_timeout=HUB_SECONDS))
+        for file in SETTINGS_FILES[:2]
+        if file in there
+    }
 
 
 def _json(path: Path) -> Any:
