@@ -36,7 +36,7 @@ def saved_in(folder: Path) -> dict[str, str] | None:
         normalize: "true" if it scales its vectors to length 1. precision: numbers of its table, where a file tells.
     """
     header = _header(folder / WEIGHTS_FILE) or _header(folder / NESTED / WEIGHTS_FILE)
-    modules, config = (_json(folder / name) for name in SETTINGS_FILES[:2])
+    modules, config = (json_of(folder / name) for name in SETTINGS_FILES[:2])
     saved = _saved(modules, config)
     is_bare = modules is None and (folder / SETTINGS_FILES[2]).exists()
     if saved is None and is_bare and "embedding.weight" in header:
@@ -58,7 +58,7 @@ def saved_on_hub(name: str, revision: str | None) -> dict[str, str] | None:
     if not HUB_NAME.fullmatch(name):
         return None
     files = dict(_cached(name, revision)) or _asked(name, revision)
-    modules, config = (_json(files[file]) if file in files else None for file in SETTINGS_FILES[:2])
+    modules, config = (json_of(files[file]) if file in files else None for file in SETTINGS_FILES[:2])
     return _saved(modules, config)
 
 
@@ -118,7 +118,7 @@ def _fetched(repository: str, revision: str | None) -> dict[str, Path]:
     }
 
 
-def _json(path: Path) -> Any:
+def json_of(path: Path) -> Any:
     """The content of a file of settings; None if there is none that can be read."""
     try:
         with _plain(path).open("rb") as file:
