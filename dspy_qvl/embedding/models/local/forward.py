@@ -6,6 +6,7 @@ Threads share one model, although its tokenizer serves only one caller at a time
 threads that stayed in its parent.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -166,6 +167,10 @@ class Process:
         self._lost_threads = False
         self._settled = threading.local()
         if hasattr(os, "register_at_fork"):
+            # The hub's file locks have hooks of their own, which stop other threads; hooks run the last one first, and
+            # a thread that loads a model must be waited for before it is stopped.
+            with contextlib.suppress(ImportError):
+                import filelock  # noqa: F401
             os.register_at_fork(before=self._fork, after_in_parent=self._has_forked, after_in_child=self._forked)
 
     def _fork(self) -> None:
