@@ -28,7 +28,7 @@ ORDER = {
     "dspy_qvl.embedding.models.hosted": "providers addresses arguments redaction exchange failures request "
     "halving hosted",
     "dspy_qvl.embedding.models.local": "precision folder pooling loading forward long_text local",
-    "dspy_qvl.embedding.models.static": "recognition table doors static",
+    "dspy_qvl.embedding.models.static": "recognition table files doors static",
     "dspy_qvl.features": "table overlap built_in features",
     "dspy_qvl.fitting": "folds permutation tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned fit_state columns head updating training_set inspection migration "

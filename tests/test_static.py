@@ -7,10 +7,12 @@ stands for real ones.
 import copy
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +35,7 @@ from dspy_qvl import (
     Qwen3EmbeddingValueLearner,
     StateError,
 )
-from dspy_qvl.embedding.models.local import PROCESS
+from dspy_qvl.embedding.models.local import PROCESS, loading
 from dspy_qvl.embedding.models.spec import ModelSpec
 from dspy_qvl.embedding.models.static import StaticEmbeddingModel, doors, recognition, saved_in, saved_on_hub
 from dspy_qvl.embedding.models.static.table import StaticTable
@@ -173,7 +175,9 @@ def test_the_unknown_token_of_a_unigram_model_is_left_out_too():
 
 def test_a_table_that_lacks_tokens_is_refused(tmp_path):
     folder = build(tmp_path / "lacking", "sentence-transformers", table=TABLE[:5])
-    with pytest.raises(ModelUnavailableError, match=r"could not be loaded.*Three ways out: pip install model2vec"):
+    with pytest.raises(
+        ModelUnavailableError, match=r"damaged or incomplete \(its table has 5 vectors, too few for its"
+    ):
         StaticEmbeddingModel(str(folder))(["love"])
     with pytest.raises(ValueError, match="its table has 5 vectors, too few for its 41 tokens"):
         StaticTable(tokenizer(), TABLE[:5])
@@ -260,6 +264,7 @@ def hub(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     recognition._unanswered.clear()
+    doors._tables.clear()
     return tmp_path / "hub"
 
 
@@ -461,7 +466,8 @@ def test_a_worker_embeds_like_its_parent(folder, method):
         worker.join(timeout=60)
         assert all((one.result() == expected).all() for one in busy)
     assert worker.exitcode == 0
-    assert not PROCESS.loading.locked()
+    assert PROCESS.loading.acquire(blocking=False)
+    PROCESS.loading.release()
 
 
 # What is missing
@@ -479,7 +485,9 @@ def test_a_missing_package_is_told_with_the_ways_out(folder, monkeypatch):
 
 def test_missing_weights_are_told_with_the_ways_out(folder, tmp_path, hub):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelUnavailableError, match=r"could not be loaded.*Three ways out: pip install model2vec"):
+    with pytest.raises(
+        ModelUnavailableError, match=r"damaged or incomplete \(there is no model.safetensors\); get the"
+    ):
         StaticEmbeddingModel(str(folder))(TEXTS)
     cached(hub, folder)  # an interrupted download
     learner = learner_of(POTION)
@@ -489,6 +497,133 @@ def test_missing_weights_are_told_with_the_ways_out(folder, tmp_path, hub):
         learner.embed(TEXTS)
     with pytest.raises(ModelUnavailableError, match="there is no folder '/no/such/folder'"):
         StaticEmbeddingModel("/no/such/folder")(TEXTS)
+
+
+def test_a_model_that_is_nowhere_is_told_before_a_package(hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    for path in ("/no/such/folder", "~/model"):
+        with pytest.raises(ModelUnavailableError, match=f"^there is no folder '{path}'"):
+            learner_of(path).embed(TEXTS)
+    with pytest.raises(
+        ModelUnavailableError, match=r"^'minishlab/potion-tiny' is not on this machine, and the Hugging"
+    ):
+        learner_of(POTION).embed(TEXTS)
+
+
+def test_a_static_model_that_came_after_its_learner_is_told_without_torch(tmp_path, hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    learner = learner_of(POTION)
+    cached(hub, build(tmp_path / "tiny"))
+    with pytest.raises(ModelUnavailableError, match=r"is a static model, but that .* Make the learner again"):
+        learner.embed(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("model.safetensors", lambda content: content[:-100], "SafetensorError"),
+        ("model.safetensors", lambda content: None, "there is no model.safetensors"),
+        ("tokenizer.json", lambda content: None, "there is no tokenizer.json"),
+        ("tokenizer.json", lambda content: content[:200], "tokenizer.json: "),
+        ("config.json", lambda content: content[:5], "config.json is no JSON"),
+    ],
+)
+def test_a_damaged_folder_is_told_as_such(folder, file, damage, message):
+    content = damage((folder / file).read_bytes())
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+    with pytest.raises(ModelUnavailableError, match=rf"damaged or incomplete \(.*{message}.*; get the whole model"):
+        learner_of(folder).embed(TEXTS)
+
+
+@pytest.mark.parametrize("value", ["512", 3.5, [1], True, 0, -5])
+def test_a_max_length_that_is_no_number_of_tokens_is_refused(folder, value):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_length": value}))
+    with pytest.raises(ModelUnavailableError, match=r"max_length in config.json is .*, no number of tokens"):
+        learner_of(folder).embed(TEXTS)
+    (folder / "config.json").write_text(json.dumps({**config, "max_length": None}))
+    text = f"{'the ' * 600}love"
+    np.testing.assert_allclose(learner_of(folder).embed([text])[0], by_hand(text, 700), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (TABLE[:, 0], r"array of shape \(41,\).* no table"),
+        (TABLE[:, :, None], r"array of shape \(41, 7, 1\).* no table"),
+        (np.zeros_like(TABLE), "only zeros, so that it knows no token"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, table, message):
+    folder = build(tmp_path / "odd", "sentence-transformers", table=np.ascontiguousarray(table))
+    with pytest.raises(ModelUnavailableError, match=message):
+        learner_of(folder).embed(TEXTS)
+
+
+def test_a_folder_that_is_gone_is_told_as_such(folder, tmp_path):
+    learner = learner_of(folder)
+    learner.train()
+    learner.save_model(tmp_path / "value.qvl")
+    state = learner.dump_state()
+    shutil.rmtree(folder)
+    message = "was fitted with a model in a folder named 'tiny-static', but there is no such folder here"
+    for model_name in (str(folder), None):
+        with pytest.raises(StateError, match=message):
+            Qwen3EmbeddingValueLearner(model_name, cache_dir=None).load_model(tmp_path / "value.qvl")
+    by_state = Qwen3EmbeddingValueLearner(str(folder), cache_dir=None, features=None)
+    by_state.load_state(state)
+    with pytest.raises(StateError, match=message):
+        by_state.predict("love")
+
+
+@pytest.mark.parametrize("setting", ["api_base", "api_key"])
+def test_an_address_or_a_key_of_a_folder_is_refused(folder, setting):
+    with pytest.raises(InputError, match=f"{setting} was given, but .* is a folder, whose model runs here"):
+        learner_of(folder, **{setting: "http://127.0.0.1:8000/v1"})
+
+
+def test_a_hub_that_hangs_is_given_up(hub, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **settings: time.sleep(20))
+    monkeypatch.setattr(loading, "HUB_SECONDS", 0.2)
+    start = time.perf_counter()
+    learner = learner_of(POTION)
+    with pytest.raises(
+        ModelUnavailableError, match=r"the Hugging Face hub does not give it .TimeoutError: no answer in"
+    ):
+        learner.embed(TEXTS)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_pickle_knows_its_static_model_without_the_hub(tmp_path, hub, monkeypatch):
+    cached(hub, build(tmp_path / "tiny"))
+    pickled = pickle.dumps(Qwen3EmbeddingValueLearner(POTION, cache_dir=None))
+    monkeypatch.setattr(recognition, "_cached", lambda name, revision: iter(()))
+    assert pickle.loads(pickled).embedder.identity["backend"] == "static"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_for_a_model_that_is_being_loaded(monkeypatch):
+    is_loading, done = threading.Event(), []
+
+    def load() -> None:
+        with PROCESS.loading:
+            is_loading.set()
+            time.sleep(0.3)
+            done.append(True)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    is_loading.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if done and PROCESS.loading.acquire(blocking=False) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    assert PROCESS.loading.acquire(blocking=False)
+    PROCESS.loading.release()
 
 
 # A real model, and the other door
@@ -536,6 +671,40 @@ def assert_equal_vectors(first: np.ndarray, second: np.ndarray) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_both_doors_give_the_vectors_of_a_tiny_model(tmp_path, layout, dtype):
     assert_equal_vectors(*both_doors(build(tmp_path / "tiny", layout, table=TABLE.astype(dtype))))
+
+
+@pytest.mark.local
+def test_what_model2vec_cannot_read_goes_through_the_other_door(tmp_path, monkeypatch):
+    import torch
+    from safetensors.torch import save_file as save_tensors
+
+    folder = build(tmp_path / "half", "sentence-transformers")
+    save_tensors({"embedding.weight": torch.tensor(TABLE).bfloat16()}, folder / "model.safetensors")
+    np.testing.assert_allclose(learner_of(folder).embed(TEXTS), [by_hand(text) for text in TEXTS], atol=0.02)
+    other = build(tmp_path / "other", "nested")
+    (other / "0_StaticEmbedding").rename(other / "0_static")
+    (other / "modules.json").write_text((other / "modules.json").read_text().replace("0_StaticEmbedding", "0_static"))
+    np.testing.assert_allclose(learner_of(other).embed(TEXTS), [by_hand(text) for text in TEXTS], atol=1e-6)
+    doors._tables.clear()
+    monkeypatch.setattr(doors.importlib.util, "find_spec", lambda name: None)
+    for path in (folder, other):
+        with pytest.raises(
+            ModelUnavailableError, match=r"model2vec cannot read .*sentence-transformers.*backend='torch'"
+        ):
+            learner_of(path).embed(TEXTS)
+
+
+@pytest.mark.local
+def test_what_sentence_transformers_cannot_read_is_told_in_a_sentence(tmp_path):
+    whole = build(tmp_path / "int8", table=(TABLE * 20).astype(np.int8))
+    bare = build(tmp_path / "bare")
+    (bare / "modules.json").unlink()
+    for path in (whole, bare):
+        with pytest.raises(
+            ModelUnavailableError, match=r"^sentence-transformers cannot read .*leave backend out and pip"
+        ):
+            learner_of(path, backend="torch").embed(TEXTS)
+        assert len(learner_of(path).embed(TEXTS)) == len(TEXTS)
 
 
 @pytest.mark.local

@@ -27,7 +27,7 @@ from dspy_qvl.embedding.models.local import WEIGHTS, LocalModel, identity_of
 from dspy_qvl.embedding.models.model import EmbeddingModel
 from dspy_qvl.embedding.models.precomputed import TABLE_PROBE_TEXTS, Precomputed
 from dspy_qvl.embedding.models.static import SETTINGS_FILES, STATIC, StaticEmbeddingModel, saved_in, saved_on_hub
-from dspy_qvl.errors import EmbeddingError, InputError, check_count, check_optional_string, shown
+from dspy_qvl.errors import EmbeddingError, InputError, StateError, check_count, check_optional_string, shown
 
 DEFAULT_MODEL = "Qwen/Qwen3-Embedding-0.6B"
 HOSTED_QWEN = "openrouter/qwen/qwen3-embedding-8b"
@@ -56,6 +56,8 @@ LONGEST_NAME = 1000  # of a model, or of its folder
 THAT_CHANGE_VECTORS = ("precision", "revision", "long_text")
 
 LOCAL = "sentence-transformers"  # in identities
+THAT_NAME = ("model", "revision")  # parts of the identity of a static model on the hub: the model,
+AS_SAVED = ("normalize", "precision")  # and how it was saved
 
 STATIC_BATCH = 1024
 LOCAL_BATCH = 256  # texts a batch in process, where the budget of tokens allows so many
@@ -85,7 +87,8 @@ class ModelSpec:
         options: arguments of the provider's own, sent with each request.
         options_lost: the names of those that pickling left out.
         home: the folder that a relative `model_name` is meant from.
-        saved: how the static model of this name on the hub was saved, where a loaded value function told; else None.
+        saved: of the static model on the hub that this was recognised as, here or where a value function was learned:
+            its name, its revision and how it was saved; None while nothing told.
     """
 
     model_name: str
@@ -98,7 +101,7 @@ class ModelSpec:
     options: Mapping[str, Any] | None = field(default=None, repr=False)
     options_lost: tuple[str, ...] = field(default=(), repr=False)
     home: str = field(default_factory=_here, repr=False, compare=False)
-    saved: Mapping[str, str] | None = field(default=None, repr=False)
+    saved: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "api_key": None, "api_base": hosted.public_address(self.api_base) or None}
@@ -119,11 +122,16 @@ class ModelSpec:
         return Path(self.home, self.model_name)
 
     def like(self, identity: Mapping[str, str] | None) -> "ModelSpec":
-        """The same model with the settings that the model of `identity` had in process, where none were given."""
+        """The same model with the settings that the model of `identity` had in process, where none were given.
+
+        Raises:
+            StateError: the model of `identity` was in the folder of this name, which is gone.
+        """
         if identity is None or self.embedder is not None:
             return self
+        self._refuse_lost_folder(identity)
         if identity.get("backend") == STATIC and identity.get("model") == self.model_name:
-            saved = {name: identity[name] for name in ("normalize", "precision") if name in identity}
+            saved = {name: identity[name] for name in (*THAT_NAME, *AS_SAVED) if name in identity}
             settings = {name: identity[name] for name in ("revision",) if name in identity}
             return replace(self, saved=saved, settings={**settings, **self.settings})
         if identity.get("backend") != LOCAL:
@@ -131,6 +139,14 @@ class ModelSpec:
         theirs = {"precision": "float32", **identity}
         settings = {name: theirs[name] for name in THAT_CHANGE_VECTORS if name in theirs}
         return replace(self, settings={**settings, **self.settings})
+
+    def _refuse_lost_folder(self, identity: Mapping[str, str]) -> None:
+        name = identity.get("model")
+        if "content" in identity and not self._folder.is_dir() and Path(self.model_name).name == name:
+            raise StateError(
+                f"this was fitted with a model in a folder named {shown(name)}, but there is no such folder here "
+                f"({shown(str(self._folder))}); give model_name= the folder."
+            )
 
     @property
     def is_routed(self) -> bool:
@@ -170,6 +186,11 @@ class ModelSpec:
             self._check_settings("the lexical model")
             return _lexical(LEXICAL_DIM if self.embedding_dim is None else self.embedding_dim)
         if self._folder.is_dir():
+            for setting in ("api_base", "api_key"):
+                if getattr(self, setting) is not None:
+                    raise InputError(
+                        f"{setting} was given, but {name!r} is a folder, whose model runs here; leave it out."
+                    )
             return self._in_process(instruction)
         refuse_chat_model(name)
         hosted.refuse_provider(name)
@@ -214,7 +235,7 @@ class ModelSpec:
             name, source, content = Path(name).name, str(folder.resolve()), identity_of(folder)
             saved = saved_in(folder)  # after code and pipes among its files were refused
         elif _qwen3_columns(name)[1] is None:
-            saved = saved_on_hub(name, given.get("revision")) if self.saved is None else self.saved
+            saved = self._saved_on_hub(given.get("revision"))
         if saved is not None:
             self._check_settings(STATIC_MODEL)
             whole = identity_of(folder, whole=True) if content else {}
@@ -239,6 +260,17 @@ class ModelSpec:
             former=former if former != identity else None,
             prefix=model.prefix if model.long_text == "mean" else "",
         )
+
+    def _saved_on_hub(self, revision: str | None) -> Mapping[str, str] | None:
+        """How the static model of this name was saved; remembered, so that a pickle knows it without the hub."""
+        named = {"model": self.model_name, **({} if revision is None else {"revision": revision})}
+        known = self.saved or {}
+        if {name: known[name] for name in THAT_NAME if name in known} != named:
+            found = saved_on_hub(self.model_name, revision)
+            if found is None:
+                return None
+            known = self.__dict__["saved"] = {**found, **named}
+        return {name: known[name] for name in AS_SAVED if name in known}
 
     def _hosted(self, address: str | None) -> EmbeddingModel:
         """A route of litellm."""

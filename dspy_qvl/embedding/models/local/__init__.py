@@ -19,7 +19,10 @@ from dspy_qvl.embedding.models.local.loading import (
     HUB_SECONDS,
     ModelRequest,
     ask_hub,
+    brief,
+    in_hub_seconds,
     load,
+    refuse_path,
     repository_of,
     unavailable,
 )

@@ -6,6 +6,7 @@ Threads share one model, although its tokenizer serves only one caller at a time
 threads that stayed in its parent.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -18,14 +19,15 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.embedding.models.local.folder import is_static
-from dspy_qvl.embedding.models.local.loading import ModelRequest, load
-from dspy_qvl.errors import EmbeddingError, ModelUnavailableError
+from dspy_qvl.embedding.models.local.loading import ModelRequest, load, taken_for_another
+from dspy_qvl.errors import EmbeddingError
 from dspy_qvl.vectors import Vectors
 
 TOKENS_A_BATCH_CPU = 2048  # padded; more only adds padding and memory on a CPU
 TOKENS_A_BATCH_GPU = 16_384
 COUNT_AT_ONCE = 256  # texts a call of the tokenizer
 NO_WINDOW = 10**9  # tokenizers without a limit state an absurd one
+FORK_SECONDS = 60.0  # a fork waits no longer for a model that another thread is loading
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,10 +137,7 @@ def _loaded(request: ModelRequest) -> Loaded:
     model = load(request)
     modules = model if hasattr(model, "__iter__") else ()
     if is_static([f"{type(module).__module__}.{type(module).__qualname__}" for module in modules]):
-        raise ModelUnavailableError(
-            f"{request.source!r} is a static model, but that was not known when this learner was made, since the "
-            "Hugging Face hub did not answer then. Make the learner again: now the model is on this machine."
-        )
+        raise taken_for_another(request.source)
     window = getattr(model, "max_seq_length", None)
     if window is None or not hasattr(model.tokenizer, "model_max_length"):
         window = NO_WINDOW
@@ -154,26 +153,39 @@ class Process:
     Rust tokenizers keep padding and truncation as a state: two callers at once raise "Already borrowed", see
     test_many_threads_embed_at_once. After a fork only the forking thread is left. OpenMP would wait for ever for
     the others, so torch runs on one thread in a child that inherits it (a setting of each thread that calls it);
-    locks held by others are made anew; and no thread is inside the tokenizer while a fork happens. See
+    locks held by others are made anew; and no thread is inside the tokenizer, or loads a model, while a fork happens:
+    a lock of Python's imports, or of a package, would stay held in the child for ever. See
     test_a_worker_embeds_what_its_parent_would.
     """
 
     def __init__(self) -> None:
         self.models: dict[ModelRequest, Loaded] = {}
         self.abandoned: list[Loaded] = []
-        self.loading = threading.Lock()
+        self.loading = threading.RLock()
         self.tokenizing = threading.RLock()
+        self._is_loading_held = False  # by a thread that forks
         self._lost_threads = False
         self._settled = threading.local()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=lambda: self.tokenizing.acquire(),
-                after_in_parent=lambda: self.tokenizing.release(),
-                after_in_child=self._forked,
-            )
+            # The hub's file locks have hooks of their own, which stop other threads; hooks run the last one first, and
+            # a thread that loads a model must be waited for before it is stopped.
+            with contextlib.suppress(ImportError):
+                import filelock  # noqa: F401
+            os.register_at_fork(before=self._fork, after_in_parent=self._has_forked, after_in_child=self._forked)
+
+    def _fork(self) -> None:
+        is_held = self.loading.acquire(timeout=FORK_SECONDS)
+        self.tokenizing.acquire()
+        self._is_loading_held = is_held
+
+    def _has_forked(self) -> None:
+        is_held = self._is_loading_held
+        self.tokenizing.release()
+        if is_held:
+            self.loading.release()
 
     def _forked(self) -> None:
-        self.loading = threading.Lock()
+        self.loading = threading.RLock()
         self.tokenizing = threading.RLock()
         self._settled = threading.local()
         self._lost_threads = "torch" in sys.modules

@@ -4,25 +4,31 @@
     the hub's cache here ──┼─► sentence-transformers ─► weights complete? ─► pooling.py ─► the model
     the hub, asked once ───┘
 
-A machine without network says so at once, instead of after a minute of retries.
+A model that is nowhere is told before a package is missed, and a machine without network says so at once, instead of
+after a minute of retries.
 """
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from dspy_qvl.embedding.models.local.folder import check_unchanged
+from dspy_qvl.embedding.models.local.folder import check_unchanged, is_static
 from dspy_qvl.embedding.models.local.pooling import with_qwen3_pooling
 from dspy_qvl.embedding.models.model import listed
 from dspy_qvl.errors import ModelUnavailableError
 
-HUB_SECONDS = 10.0
+T = TypeVar("T")
+
+HUB_SECONDS = 10.0  # after which a hub that has not answered counts as out of reach
 PACKAGE = "sentence-transformers"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -54,10 +60,13 @@ def load(request: ModelRequest) -> Any:
     Raises:
         ModelUnavailableError: a package, the device, the weights or the network is missing, or a file is broken.
     """
+    is_here = _find(request)
     try:
         import sentence_transformers  # noqa: F401
         import torch
     except Exception as error:
+        if not Path(request.source).is_dir() and _is_static_in_cache(request):
+            raise taken_for_another(request.source) from error
         raise unavailable(
             f"{request.source!r} runs in process and needs {_packages(request.source)} "
             f"({type(error).__name__}: {error})."
@@ -77,7 +86,7 @@ def load(request: ModelRequest) -> Any:
             ) from error
     check_unchanged(request.source, request.content)
     try:
-        model = _from_anywhere(request)
+        model = _from_anywhere(request, is_here)
     except ModelUnavailableError:
         raise
     except Exception as error:
@@ -89,7 +98,8 @@ def load(request: ModelRequest) -> Any:
 def _packages(source: str) -> str:
     """The package that a model needs; a static one on the hub is not recognised while the hub does not answer."""
     may_be_static = not Path(source).is_dir() and "qwen3-embedding" not in source.lower()
-    return f"{PACKAGE}, or model2vec if it is a static model" if may_be_static else PACKAGE
+    static = ", or model2vec if it is a static model, with the learner made again while the hub answers"
+    return f"{PACKAGE}{static if may_be_static else ''}"
 
 
 def _has_onnx() -> bool:
@@ -106,22 +116,45 @@ def _devices() -> list[str]:
     return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
-def _from_anywhere(request: ModelRequest) -> Any:
-    """The model from a folder, from the hub's cache if it is there, or else from the hub.
-
-    The hub is not asked for a newer version of a cached model, whose vectors would differ from the stored ones.
+def _find(request: ModelRequest) -> bool:
+    """True if the model is on this machine, False if the hub has it.
 
     Raises:
         ModelUnavailableError: it is nowhere.
     """
     if Path(request.source).is_dir():
-        return _sentence_transformer(request, local_only=True)
-    if not HUB_NAME.fullmatch(request.source):
-        raise unavailable(f"there is no folder {request.source!r}, and a model of the hub is named owner/name.")
+        return True
+    refuse_path(request.source)
     if _is_cached(request):
+        return True
+    ask_hub(request.source, request.revision)
+    return False
+
+
+def refuse_path(source: str, package: str = PACKAGE) -> None:
+    """Refuse the path of a folder that is not there.
+
+    Raises:
+        ModelUnavailableError: no model of the hub can have this name.
+    """
+    if not HUB_NAME.fullmatch(source):
+        raise unavailable(f"there is no folder {source!r}, and a model of the hub is named owner/name.", package)
+
+
+def _from_anywhere(request: ModelRequest, is_here: bool) -> Any:
+    """The model from a folder, from the hub's cache if it is there, or else from the hub.
+
+    The hub is not asked for a newer version of a cached model, whose vectors would differ from the stored ones.
+
+    Raises:
+        ModelUnavailableError: the cache holds a part of it, and the hub does not give the rest.
+    """
+    if Path(request.source).is_dir():
+        return _sentence_transformer(request, local_only=True)
+    if is_here:
         with contextlib.suppress(OSError):  # not all of it is there: an interrupted download
             return _sentence_transformer(request, local_only=True)
-    ask_hub(request.source, request.revision)
+        ask_hub(request.source, request.revision)
     return _sentence_transformer(request, local_only=False)
 
 
@@ -135,18 +168,41 @@ def _is_cached(request: ModelRequest) -> bool:
 
     Weights alone are not enough: transformers may have stored them, and the pooling would be guessed.
     """
+    modules, config = (_in_cache(request, name) for name in ("modules.json", "config.json"))
+    return isinstance(modules, str) or (modules is not None and isinstance(config, str))
+
+
+def _in_cache(request: ModelRequest, file: str) -> Any:
+    """The path of a file in the hub's cache, None if it is not there, another object if the model is known to lack it.
+
+    Raises:
+        ModelUnavailableError: huggingface_hub refuses the name.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    modules, config = (
-        try_to_load_from_cache(
-            repository_of(request.source),
-            name,
-            cache_dir=os.environ.get("SENTENCE_TRANSFORMERS_HOME"),
-            revision=request.revision,
-        )
-        for name in ("modules.json", "config.json")
+    cache = os.environ.get("SENTENCE_TRANSFORMERS_HOME")
+    try:
+        return try_to_load_from_cache(repository_of(request.source), file, cache_dir=cache, revision=request.revision)
+    except ValueError as error:
+        raise unavailable(f"{request.source!r} is no folder, and no name on the hub ({error}).") from error
+
+
+def _is_static_in_cache(request: ModelRequest) -> bool:
+    """True if the modules of a model in the hub's cache, by then, make it a static one."""
+    path = _in_cache(request, "modules.json")
+    try:
+        modules = json.loads(Path(path).read_bytes()) if isinstance(path, str) else []
+        return is_static([str(module["type"]) for module in modules])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False  # it is damaged
+
+
+def taken_for_another(source: str) -> ModelUnavailableError:
+    """The refusal of a static model on the hub that was not known as one when its learner was made."""
+    return ModelUnavailableError(
+        f"{source!r} is a static model, but that was not known when this learner was made, since the Hugging Face hub "
+        "did not answer then. Make the learner again: now the model is on this machine."
     )
-    return isinstance(modules, str) or (modules is not None and isinstance(config, str))
 
 
 def ask_hub(source: str, revision: str | None, package: str = PACKAGE) -> None:
@@ -158,13 +214,41 @@ def ask_hub(source: str, revision: str | None, package: str = PACKAGE) -> None:
     from huggingface_hub import HfApi
 
     try:
-        HfApi().model_info(repository_of(source), revision=revision, timeout=HUB_SECONDS)
+        in_hub_seconds(lambda: HfApi().model_info(repository_of(source), revision=revision, timeout=HUB_SECONDS))
     except Exception as error:
         raise unavailable(
-            f"{source!r} is not on this machine, and the Hugging Face hub does not give it "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}).",
+            f"{source!r} is not on this machine, and the Hugging Face hub does not give it ({brief(error)}).",
             package,
         ) from error
+
+
+def in_hub_seconds(ask: Callable[[], T]) -> T:
+    """The hub's answer to `ask`, which is given up after `HUB_SECONDS` in all, however often it tries again.
+
+    Raises:
+        TimeoutError: there was no answer. Exception: as `ask` raises it.
+    """
+    answer: futures.Future[T] = futures.Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="dspy_qvl-hub").start()  # left behind where it hangs
+    try:
+        return answer.result(HUB_SECONDS)
+    except futures.TimeoutError:
+        if answer.done():  # its own
+            raise
+        raise TimeoutError(f"no answer in {HUB_SECONDS:g} seconds") from None
+
+
+def brief(error: BaseException) -> str:
+    """The class of an error and the first line of its message, for a message of one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def _sentence_transformer(request: ModelRequest, local_only: bool) -> Any:

@@ -1,4 +1,4 @@
-"""The files of a static model, read through model2vec, or through sentence-transformers where that is asked for.
+"""The files of a static model, read through model2vec, or through sentence-transformers where model2vec cannot.
 
     folder, or name on the hub ─► folder on this machine ─► model2vec ─────────────┐
                                                         └─► sentence-transformers ─┴─► StaticTable
@@ -8,26 +8,28 @@ Both only read: what is computed with tokenizer and table is one arithmetic, so 
 
 import functools
 import importlib.util
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dspy_qvl.embedding.models.local import (
-    HUB_NAME,
     PROCESS,
     ModelRequest,
     ask_hub,
+    brief,
     check_unchanged,
     load,
+    refuse_path,
     repository_of,
     unavailable,
 )
-from dspy_qvl.embedding.models.static.recognition import NESTED, WEIGHTS_FILE, caches, saved_in
-from dspy_qvl.embedding.models.static.table import MAX_TOKENS, StaticTable
+from dspy_qvl.embedding.models.static.files import damage, damaged, settings_of
+from dspy_qvl.embedding.models.static.recognition import NESTED, WEIGHTS_FILE, caches
+from dspy_qvl.embedding.models.static.table import StaticTable
 from dspy_qvl.errors import ModelUnavailableError
 
-PACKAGE = "model2vec"
+PACKAGE, OTHER_PACKAGE = "model2vec", "sentence-transformers"
 FILES = [
     "config.json", "modules.json", "config_sentence_transformers.json", WEIGHTS_FILE, "tokenizer.json", f"{NESTED}/*",
 ]  # fmt: skip
@@ -68,24 +70,63 @@ def table_of(request: StaticRequest) -> StaticTable:
 
 
 def _loaded(request: StaticRequest) -> StaticTable:
-    through_torch = request.backend == "torch"
-    if not through_torch:
-        try:
-            import model2vec  # noqa: F401
-        except Exception as error:
-            through_torch = importlib.util.find_spec("sentence_transformers") is not None
-            if not through_torch:
-                problem = f"{request.source!r} is a static model and needs {PACKAGE} ({type(error).__name__}: {error})."
-                raise _unavailable(problem) from error
-    folder = _folder_of(request)
+    folder = _folder_here(request)
+    if folder is None:
+        ask_hub(request.source, request.revision, PACKAGE)
+    doors = _doors(request)
+    folder = _fetched(request) if folder is None else folder
     check_unchanged(request.source, request.content, whole=True)
-    read = _through_sentence_transformers if through_torch else _through_model2vec
+    settings = settings_of(folder)
+    parts = _parts(request, folder, doors)
     try:
-        return StaticTable(**read(folder), **_settings(folder))
-    except ModelUnavailableError:
-        raise
+        return StaticTable(**parts, **settings)
     except Exception as error:
-        raise _unavailable(f"{request.source!r} could not be loaded ({type(error).__name__}: {error}).") from error
+        raise damaged(folder, str(error)) from error
+
+
+def _doors(request: StaticRequest) -> list[str]:
+    """The packages to read a model through, in order.
+
+    Raises:
+        ModelUnavailableError: neither is installed.
+    """
+    has_other = importlib.util.find_spec("sentence_transformers") is not None
+    if request.backend == "torch":
+        return [OTHER_PACKAGE]
+    try:
+        import model2vec  # noqa: F401
+    except Exception as error:
+        if has_other:
+            return [OTHER_PACKAGE]
+        raise _unavailable(f"{request.source!r} is a static model and needs {PACKAGE} ({brief(error)}).") from error
+    return [PACKAGE, *([OTHER_PACKAGE] if has_other else [])]
+
+
+def _parts(request: StaticRequest, folder: Path, doors: Sequence[str]) -> dict[str, Any]:
+    """The tokenizer and the table of a folder, through the first package that can read it.
+
+    Raises:
+        ModelUnavailableError: the folder is damaged, a package is missing, or none can read it.
+    """
+    failures = []
+    for door in doors:
+        try:
+            return _through_model2vec(folder) if door == PACKAGE else _through_sentence_transformers(folder)
+        except Exception as error:
+            if problem := damage(folder):
+                raise damaged(folder, problem) from error
+            if isinstance(error, ModelUnavailableError) and isinstance(error.__cause__, ImportError):
+                raise
+            failures.append(
+                f"{door} cannot read the static model {request.source!r} ({brief(error.__cause__ or error)})"
+            )
+    if len(doors) > 1:
+        way = "save it anew, for instance in float32"
+    elif PACKAGE in doors:
+        way = f"pip install {OTHER_PACKAGE}, which reads more kinds of files (backend='torch' asks for it)"
+    else:
+        way = f"leave backend out and pip install {PACKAGE}, which may read this kind of file"
+    raise ModelUnavailableError(f"{', and '.join(failures)}; {way}.")
 
 
 def _through_model2vec(folder: Path) -> dict[str, Any]:
@@ -111,38 +152,40 @@ def _through_sentence_transformers(folder: Path) -> dict[str, Any]:
     return {"tokenizer": module.tokenizer, "vectors": module.embedding.weight.detach().float().numpy()}
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """The settings of a saved model that its arithmetic depends on: where texts are cut, and if vectors are scaled."""
-    path = folder / "config.json"
-    config = json.loads(path.read_bytes()) if path.exists() else {}
-    saved = saved_in(folder) or {}
-    return {"max_tokens": config.get("max_length", MAX_TOKENS), "normalize": saved.get("normalize") == "true"}
+def _named(request: StaticRequest) -> dict[str, Any]:
+    return {"repo_id": repository_of(request.source), "revision": request.revision}
 
 
-def _folder_of(request: StaticRequest) -> Path:
-    """The folder of a model: given, or of the hub's cache, into which it is fetched once.
+def _folder_here(request: StaticRequest) -> Path | None:
+    """The folder of a model on this machine: given, or of the hub's cache; None if the hub has to be asked.
 
     Raises:
-        ModelUnavailableError: it is nowhere.
+        ModelUnavailableError: the path of a folder that is not there.
     """
     if Path(request.source).is_dir():
         return Path(request.source)
-    if not HUB_NAME.fullmatch(request.source):
-        raise unavailable(
-            f"there is no folder {request.source!r}, and a model of the hub is named owner/name.", PACKAGE
-        )
+    refuse_path(request.source, PACKAGE)
     from huggingface_hub import snapshot_download
 
-    named: dict[str, Any] = {"repo_id": repository_of(request.source), "revision": request.revision}
     for cache in caches():
         try:
-            folder = Path(snapshot_download(**named, cache_dir=cache, local_files_only=True))
+            folder = Path(snapshot_download(**_named(request), cache_dir=cache, local_files_only=True))
         except Exception:  # nothing of it is there
             continue
         if any(part.exists() for part in (folder / WEIGHTS_FILE, folder / NESTED / WEIGHTS_FILE)):
             return folder
-    ask_hub(request.source, request.revision, PACKAGE)
+    return None
+
+
+def _fetched(request: StaticRequest) -> Path:
+    """The folder of the hub's cache that a model is fetched into, once.
+
+    Raises:
+        ModelUnavailableError: the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+
     try:
-        return Path(snapshot_download(**named, allow_patterns=FILES))
+        return Path(snapshot_download(**_named(request), allow_patterns=FILES))
     except Exception as error:
-        raise _unavailable(f"{request.source!r} could not be fetched ({type(error).__name__}: {error}).") from error
+        raise _unavailable(f"{request.source!r} could not be fetched ({brief(error)}).") from error

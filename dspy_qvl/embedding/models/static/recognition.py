@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dspy_qvl.embedding.models.local import HUB_NAME, HUB_SECONDS, is_static, repository_of
+from dspy_qvl.embedding.models.local import HUB_NAME, HUB_SECONDS, in_hub_seconds, is_static, repository_of
 
 STATIC = "static"  # in identities
 SETTINGS_FILES = ("modules.json", "config.json", "config_sentence_transformers.json")
@@ -36,7 +36,7 @@ def saved_in(folder: Path) -> dict[str, str] | None:
         normalize: "true" if it scales its vectors to length 1. precision: numbers of its table, where a file tells.
     """
     header = _header(folder / WEIGHTS_FILE) or _header(folder / NESTED / WEIGHTS_FILE)
-    modules, config = (_json(folder / name) for name in SETTINGS_FILES[:2])
+    modules, config = (json_of(folder / name) for name in SETTINGS_FILES[:2])
     saved = _saved(modules, config)
     is_bare = modules is None and (folder / SETTINGS_FILES[2]).exists()
     if saved is None and is_bare and "embedding.weight" in header:
@@ -58,7 +58,7 @@ def saved_on_hub(name: str, revision: str | None) -> dict[str, str] | None:
     if not HUB_NAME.fullmatch(name):
         return None
     files = dict(_cached(name, revision)) or _asked(name, revision)
-    modules, config = (_json(files[file]) if file in files else None for file in SETTINGS_FILES[:2])
+    modules, config = (json_of(files[file]) if file in files else None for file in SETTINGS_FILES[:2])
     return _saved(modules, config)
 
 
@@ -93,27 +93,32 @@ def _cached(name: str, revision: str | None) -> Iterator[tuple[str, Path]]:
 
 def _asked(name: str, revision: str | None) -> dict[str, Path]:
     """The settings of a model as the hub gives them now; none where it does not answer, or may not be asked."""
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import constants
 
     asked, now = (name, revision), time.monotonic()
     if constants.HF_HUB_OFFLINE or now - _unanswered.get(asked, -ASK_AGAIN_SECONDS) < ASK_AGAIN_SECONDS:
         return {}
-    repository = repository_of(name)
     try:
-        # Without a network this fails at once, where a download would be tried again for 20 seconds.
-        told = HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)
-        there = {one.rfilename for one in told.siblings or ()}
-        return {
-            file: Path(hf_hub_download(repository, file, revision=revision, etag_timeout=HUB_SECONDS))
-            for file in SETTINGS_FILES[:2]
-            if file in there
-        }
+        return in_hub_seconds(lambda: _fetched(repository_of(name), revision))
     except Exception:
-        _unanswered[asked] = now
+        _unanswered[asked] = time.monotonic()
         return {}
 
 
-def _json(path: Path) -> Any:
+def _fetched(repository: str, revision: str | None) -> dict[str, Path]:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    # Without a network this fails at once, where a download would be tried again for 20 seconds.
+    told = HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS)
+    there = {one.rfilename for one in told.siblings or ()}
+    return {
+        file: Path(hf_hub_download(repository, file, revision=revision, etag_timeout=HUB_SECONDS))
+        for file in SETTINGS_FILES[:2]
+        if file in there
+    }
+
+
+def json_of(path: Path) -> Any:
     """The content of a file of settings; None if there is none that can be read."""
     try:
         with _plain(path).open("rb") as file:

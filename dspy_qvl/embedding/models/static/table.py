@@ -31,7 +31,7 @@ class StaticTable:
         normalize: True if vectors are scaled to length 1.
 
     Raises:
-        ValueError: there is no vector for some token.
+        ValueError: there is no vector for some token, or the table is none, or knows no token.
     """
 
     def __init__(
@@ -44,8 +44,16 @@ class StaticTable:
         max_tokens: int | None = MAX_TOKENS,
         normalize: bool = False,
     ) -> None:
+        # Imported while the model is loaded, which a fork waits for.
+        from scipy.sparse import csr_matrix
+
         vocabulary = tokenizer.get_vocab()
+        self._matrix = csr_matrix
         self._vectors: Vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if self._vectors.ndim != 2:
+            raise ValueError(f"its vectors, an array of shape {self._vectors.shape}, are no table")
+        if not self._vectors.any():
+            raise ValueError("its table holds only zeros, so that it knows no token")
         self._weights = None if weights is None else np.asarray(weights, dtype=np.float32)
         self._mapping = None if mapping is None else np.asarray(mapping, dtype=np.int32)
         n_rows, last = len(self._vectors), max(vocabulary.values(), default=-1)
@@ -63,8 +71,6 @@ class StaticTable:
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """Vectors of texts, (n, d) float32; zeros for a text without a known token."""
-        from scipy.sparse import csr_matrix
-
         known = [[token for token in tokens if token != self._unknown] for tokens in self.tokens(texts)]
         n_tokens = np.array([len(tokens) for tokens in known], dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(n_tokens)])
@@ -72,7 +78,7 @@ class StaticTable:
         factors = np.ones(len(ids), dtype=np.float32) if self._weights is None else self._weights[ids]
         rows = ids if self._mapping is None else self._mapping[ids]
         # scipy adds the vectors of a text one after the other: its sum does not depend on the texts beside it.
-        counts = csr_matrix((factors, rows, starts), shape=(len(known), len(self._vectors)))
+        counts = self._matrix((factors, rows, starts), shape=(len(known), len(self._vectors)))
         means: Vectors = counts @ self._vectors
         means /= np.maximum(n_tokens, 1).astype(np.float32)[:, None]
         return unit(means) if self._normalize else means
