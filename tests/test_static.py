@@ -604,7 +604,7 @@ def test_a_pickle_knows_its_static_model_without_the_hub(tmp_path, hub, monkeypa
     assert pickle.loads(pickled).embedder.identity["backend"] == "static"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is missing here")
 def test_a_fork_waits_for_a_model_that_is_being_loaded(monkeypatch):
     is_loading, done = threading.Event(), []
 

@@ -417,7 +417,6 @@ def test_half_a_character_is_in_no_table():
 
 
 def test_a_binary_index_is_refused():
-    faiss = pytest.importorskip("faiss")
     index = faiss.IndexBinaryFlat(16)
     index.add(np.zeros((2, 2), dtype=np.uint8))
     with pytest.raises(InputError, match="a binary index of faiss holds packed bits"):

@@ -166,7 +166,9 @@ class ModelSpec:
         return self.model_at(self.address())
 
     def model_at(self, address: str | None, instruction: str | None = None) -> EmbeddingModel:
-        """The model that this describes, served at an address; nothing is loaded or sent yet.
+        """The model that this describes, served at an address; no weights are loaded and no text is sent yet.
+
+        The hub may be asked for two small files, to tell a static model that is not on this machine from others.
 
         Args:
             address: see `address`.

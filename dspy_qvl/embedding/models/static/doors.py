@@ -90,9 +90,9 @@ def _doors(request: StaticRequest) -> list[str]:
     Raises:
         ModelUnavailableError: neither is installed.
     """
-    has_other = importlib.util.find_spec("sentence_transformers") is not None
     if request.backend == "torch":
         return [OTHER_PACKAGE]
+    has_other = importlib.util.find_spec("sentence_transformers") is not None
     try:
         import model2vec  # noqa: F401
     except Exception as error:
@@ -170,7 +170,7 @@ def _folder_here(request: StaticRequest) -> Path | None:
     for cache in caches():
         try:
             folder = Path(snapshot_download(**_named(request), cache_dir=cache, local_files_only=True))
-        except Exception:  # nothing of it is there
+        except (OSError, ValueError):  # nothing of it is there, or the name is none of the hub
             continue
         if any(part.exists() for part in (folder / WEIGHTS_FILE, folder / NESTED / WEIGHTS_FILE)):
             return folder

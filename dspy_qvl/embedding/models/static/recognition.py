@@ -100,7 +100,7 @@ def _asked(name: str, revision: str | None) -> dict[str, Path]:
         return {}
     try:
         return in_hub_seconds(lambda: _fetched(repository_of(name), revision))
-    except Exception:
+    except Exception:  # those of httpx, requests and huggingface_hub have no base in common: none of them is an answer
         _unanswered[asked] = time.monotonic()
         return {}
 
