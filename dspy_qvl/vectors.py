@@ -1,6 +1,7 @@
 """Types of arrays, and arithmetic on their rows that gives a row the same bits in any batch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,83 @@ Array = NDArray[np.float64]
 Vectors = NDArray[np.float32]  # (n, d)
 Vector = NDArray[np.float32]  # (d,)
 Rows = NDArray[np.float32] | NDArray[np.float64]  # (n, d); a memmap is one too
+
+
+@dataclass(frozen=True, eq=False)
+class MixedRows:
+    """Rows whose first columns are dense and whose others are sparse, (n, d + m): an embedding and hashed words.
+
+    `X @ V` and `X.T @ U` are sums in float64, in an order that does not depend on the other rows.
+
+    Attributes:
+        dense: (n, d), float32 or float64; d may be 0.
+        sparse: a scipy `csr_array`, (n, m), float32 or float64; of a row each column once, ascending.
+    """
+
+    dense: Rows
+    sparse: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, (n, d + m)."""
+        return len(self.dense), self.dense.shape[1] + int(self.sparse.shape[1])
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """Type of the dense numbers."""
+        return self.dense.dtype
+
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> "MixedRows":
+        """Some of the rows."""
+        return MixedRows(self.dense[rows], self.sparse[rows])
+
+    def __matmul__(self, V: Array) -> Array:
+        """X V, (d + m,) -> (n,) or (d + m, k) -> (n, k)."""
+        d = self.dense.shape[1]
+        dense = (
+            np.stack([dot_rows(self.dense, v) for v in V[:d].T], axis=1) if V.ndim > 1 else dot_rows(self.dense, V[:d])
+        )
+        return np.asarray(dense + self.sparse @ V[d:])
+
+    @property
+    def T(self) -> "_Transposed":  # noqa: N802  # numpy's name
+        """The transposed rows, for `X.T @ U`."""
+        return _Transposed(self)
+
+    def times(self, factors: Array) -> "MixedRows":
+        """Every column times its factor, (d + m,)."""
+        d, sparse = self.dense.shape[1], self.sparse.copy()
+        sparse.data *= factors[d:][sparse.indices].astype(sparse.dtype)
+        return MixedRows((self.dense * factors[:d]).astype(self.dtype), sparse)
+
+    def column_means(self) -> Array:
+        """The mean of each column, (d + m,), in float64."""
+        sums = np.bincount(self.sparse.indices, self.sparse.data, minlength=self.sparse.shape[1])
+        return np.concatenate([self.dense.mean(axis=0, dtype=np.float64), sums / len(self)])
+
+    def toarray(self) -> Rows:
+        """All columns dense, (n, d + m)."""
+        return np.concatenate([self.dense, self.sparse.toarray()], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Transposed:
+    """The transpose of rows."""
+
+    rows: MixedRows
+
+    def __matmul__(self, U: Array) -> Array:
+        """X' U, (n,) -> (d + m,) or (n, k) -> (d + m, k)."""
+        X, parts = self.rows, np.zeros((self.rows.dense.shape[1], *U.shape[1:]))
+        for rows in slices(len(X), 1024):
+            parts += X.dense[rows].T.astype(np.float64) @ U[rows]
+        return np.concatenate([parts, X.sparse.T @ U])
+
+
+Matrix = Rows | MixedRows  # (n, d)
 
 
 def unit(vectors: Vectors) -> Vectors:
@@ -46,13 +124,15 @@ def slices(n: int, size: int = BLOCK) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def dot_rows(X: Rows, Z: Rows) -> Array:
-    """Inner product of each row of X with Z, or with the same row of Z, (n, d) -> (n,), in float64.
+def dot_rows(X: Matrix, Z: Rows) -> Array:
+    """Inner product of each row of X with Z, or where X is dense with the same row of Z, (n, d) -> (n,), in float64.
 
     A row gets the same bits in any batch: BLAS sums a row differently with the number of rows beside it, and so
     does einsum once a row is longer than its buffer of 8,192; over shorter pieces it does not.
     See test_a_row_gets_the_same_bits_in_any_batch.
     """
+    if isinstance(X, MixedRows):
+        return X @ Z
     n, d = X.shape
     out = np.zeros(n)
     for rows in slices(n, 1024):
