@@ -48,7 +48,7 @@ class MixedRows:
         """Some of the rows."""
         return MixedRows(self.dense[rows], self.sparse[rows])
 
-    def __matmul__(self, V: Array) -> Array:
+    def __matmul__(self, V: Rows) -> Array:
         """X V, (d + m,) -> (n,) or (d + m, k) -> (n, k)."""
         d = self.dense.shape[1]
         dense = (
@@ -57,7 +57,7 @@ class MixedRows:
         return np.asarray(dense + self.sparse @ V[d:])
 
     @property
-    def T(self) -> "_Transposed":  # noqa: N802  # numpy's name
+    def T(self) -> "_Transposed":
         """The transposed rows, for `X.T @ U`."""
         return _Transposed(self)
 
