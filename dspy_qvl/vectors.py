@@ -94,6 +94,13 @@ class _Transposed:
 Matrix = Rows | MixedRows  # (n, d)
 
 
+def times(X: Matrix, factors: Array) -> Any:
+    """X with every column times its factor, (d,); X itself where all of them are 1."""
+    if (factors == 1).all():
+        return X
+    return X.times(factors) if isinstance(X, MixedRows) else X * factors.astype(X.dtype)
+
+
 def unit(vectors: Vectors) -> Vectors:
     """Rows scaled to length 1, (n, d) -> (n, d) float32; the same bits for a row in any batch."""
     rows = vectors.astype(np.float64)

@@ -1,7 +1,7 @@
 """The table of built-in blocks; a new one is one entry of `BUILT_IN`.
 
-    "lexical"        hashed words and character n-grams (`lexical.py`): the words themselves, where an embedding holds
-                     what a text is about
+    "lexical"        hashed words, pairs of words and character n-grams (`lexical.py`), sparse: the words themselves,
+                     where an embedding holds the meaning of a text
     "length"         log(1 + characters): longer is better, or worse
 
 What a text is worth to a query is not in the text alone. Beside a pair's text, whose vector is the embedding, stand
@@ -26,9 +26,10 @@ Make = Callable[[Sequence[str]], Any]  # n texts -> n rows
 LEXICAL, LENGTH = "lexical", "length"
 COSINE, OVERLAP, PRODUCT = "cosine", "overlap", "product"
 
-# Chosen on training folds: 2,048 columns lose 2 % of the explained variance on tweets, 16,384 gain less and cost more
-# memory than they are worth; beside an embedding whole words tell more than pieces of them.
-LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT = 8192, 0.8
+HASHED = LexicalModel(2**18, 0.8)
+# The dense block of value functions that were learned up to schema 4 of the saved state.
+LEXICAL_8192 = "lexical-8192"
+RETIRED = (LEXICAL_8192,)  # cannot be asked for
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,15 @@ class BuiltIn:
         width: its columns; None for as many as the embedding has.
         make: the row of each text, and in a block of pairs of each query; None for their vectors.
         join: for a block of pairs, n rows of queries and n of texts -> (n, width) float32.
-        kept: False where a row is made as fast as it is looked up.
+        kept: False where a row is made as fast as it is looked up, or is not worth its memory.
+        sparse: True if `make` gives a scipy `csr_array`.
     """
 
     width: int | None
     make: Make | None = None
     join: Callable[[Any, Any], Vectors] | None = None
     kept: bool = True
+    sparse: bool = False
 
 
 def log_lengths(texts: Sequence[str]) -> Vectors:
@@ -59,7 +62,8 @@ def cosines(queries: Vectors, texts: Vectors) -> Vectors:
 
 
 BUILT_IN: Mapping[str, BuiltIn] = {
-    LEXICAL: BuiltIn(LEXICAL_COLUMNS, LexicalModel(LEXICAL_COLUMNS, LEXICAL_WORD_WEIGHT)),
+    LEXICAL: BuiltIn(HASHED.n_features, HASHED.sparse, kept=False, sparse=True),
+    LEXICAL_8192: BuiltIn(8192, LexicalModel(8192, 0.8)),
     LENGTH: BuiltIn(1, log_lengths, kept=False),
     COSINE: BuiltIn(1, join=cosines),
     OVERLAP: BuiltIn(3, word_weights, overlaps),
@@ -67,3 +71,4 @@ BUILT_IN: Mapping[str, BuiltIn] = {
 }
 PAIRED = tuple(name for name, block in BUILT_IN.items() if block.join)  # blocks of a query and a text
 WIDTHS = {name: block.width for name, block in BUILT_IN.items() if block.width}  # without those of the embedding's
+SPARSE = frozenset(name for name, block in BUILT_IN.items() if block.sparse)

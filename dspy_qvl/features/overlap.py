@@ -1,11 +1,11 @@
 """The block "overlap": the words and n-grams that a query and a text share."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from dspy_qvl.embedding import LexicalModel
+from dspy_qvl.features.packing import packed
 from dspy_qvl.vectors import Vectors
 
 # Hashed so wide that n-grams hardly ever meet: what is found in a text was in it.
@@ -13,14 +13,10 @@ OVERLAP_MODEL = LexicalModel(2**18, 0.6)
 
 
 def word_weights(texts: Sequence[str]) -> list[Vectors]:
-    """The words and n-grams of each text and how much each counts, n of (2, m).
-
-    The first row holds the columns that are not zero, as the bits of an int32, the second their values.
-    """
+    """The words and n-grams of each text and how much each counts, n `packed` rows."""
     made = OVERLAP_MODEL.sparse(texts)
     made.sort_indices()
-    columns = made.indices.astype(np.int32).view(np.float32)
-    return [np.stack([columns[start:end], made.data[start:end]]) for start, end in itertools.pairwise(made.indptr)]
+    return packed(made)
 
 
 def overlaps(queries: Sequence[Vectors], texts: Sequence[Vectors]) -> Vectors:

@@ -11,13 +11,15 @@ standard error. The same rows, settings and seed give the same fit, bit for bit,
 
 Three words for the multiplier of a block of columns:
 
-    weight   what cross-validation chooses: how much the block counts, beside 1 for the embedding's, once all blocks
-             have the same variance; 0 where the block is left out
-    scale    what gives the block the variance of the embedding (`ridge.block_scales`)
-    factor   weight x scale: what its columns are multiplied with for the fit
+    weight   what cross-validation chooses: how much the block counts, beside 1 for the first one's (the embedding's),
+             once all blocks have the same variance; 0 where the block is left out
+    scale    what gives the block the variance of the first one (`ridge.block_scales`)
+    factor   weight x scale: what its columns are multiplied with for the fit, those of hashed words also with their
+             inverse document frequencies (`frequencies.py`)
 """
 
 from dspy_qvl.fitting.folds import check_groups, check_scores_differ, copies, folded, make_folds, members_of
+from dspy_qvl.fitting.frequencies import Frequencies
 from dspy_qvl.fitting.permutation import LEVEL, noise_warning
-from dspy_qvl.fitting.tuning import ALPHA_RANGE, Fitted, check_alpha, check_alphas, refit
-from dspy_qvl.fitting.validation import choose_alpha, validate
+from dspy_qvl.fitting.tuning import ALPHA_RANGE, Fitted, Weights, check_alpha, check_alphas, refit
+from dspy_qvl.fitting.validation import choose_alpha, left_out, validate

@@ -7,15 +7,18 @@ so a value is an inner product with the plain columns.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from dspy_qvl import ridge
 from dspy_qvl.errors import InputError, check_number, is_list, shown
-from dspy_qvl.features import EMBEDDING, PAIRED, Blocks, Table
-from dspy_qvl.ridge import LEVELS, WIDE, Folds, block_scales, choose_weights
-from dspy_qvl.vectors import Array, Rows, Vectors
+from dspy_qvl.features import EMBEDDING, LEXICAL, PAIRED, Blocks, Table
+from dspy_qvl.fitting.frequencies import Frequencies
+from dspy_qvl.ridge import LEVELS, POWER, WIDE, Folds, block_scales, choose_weights
+from dspy_qvl.vectors import Array, Matrix, MixedRows, Vectors, times
 
 ALPHA_RANGE = (0.01, 0.1, 1.0, 10.0, 100.0)  # `optimize_hyperparameters` tries these; `FitValue` its own `ALPHAS`
 
@@ -25,6 +28,19 @@ LARGEST_ALPHA = 1e100  # its products with sums of squares must stay within floa
 # The weight that narrow blocks of pairs start with: that the likeness of two texts matters is known before any rating.
 # On train articles of summeval it gives .409 where the smallest level gives .399 (mean Spearman within articles).
 START_OF_PAIRED = 0.5
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of the blocks that a value function is learned from.
+
+    Attributes:
+        blocks: by name, that of the first block is 1.
+        power: of the inverse document frequencies of "lexical" (`frequencies.py`).
+    """
+
+    blocks: Mapping[str, float]
+    power: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,30 +54,42 @@ class Fitted:
         bounds: for each narrow block the lowest and the highest value of every column among the rated texts, (2, k);
             None for a wide one. A value beyond counts as the bound: nothing was learned there, and a line through
             the lengths of rated texts says nothing of a text of one word.
+        frequencies: those by which the columns of "lexical" were multiplied too, or None.
     """
 
     line: ridge.Linear
     blocks: Blocks
     factors: tuple[float, ...]
     bounds: tuple[Vectors | None, ...]
+    frequencies: Frequencies | None = None
 
-    def within(self, X: Rows) -> Rows:
+    def within(self, X: Matrix) -> Any:
         """Columns of these blocks, those of narrow ones within their bounds, (n, d)."""
         if not any(bound is not None for bound in self.bounds):
             return X
-        bounded = X.copy()
+        dense = X.dense if isinstance(X, MixedRows) else X
+        bounded = dense.copy()
         for block, bound in zip(self.blocks.slices.values(), self.bounds, strict=True):
             if bound is not None:
-                np.clip(X[:, block], bound[0], bound[1], out=bounded[:, block])
-        return bounded
+                np.clip(dense[:, block], bound[0], bound[1], out=bounded[:, block])
+        return replace(X, dense=bounded) if isinstance(X, MixedRows) else bounded
 
-    def weighed(self, X: Rows) -> Rows:
+    def weighed(self, X: Matrix) -> Any:
         """Columns of these blocks as a fit sees them: within their bounds, times their factors, (n, d)."""
-        return Table(self.within(X), self.blocks).weighed(self.factors)
+        return times(self.within(X), self.column_factors)
+
+    @cached_property
+    def column_factors(self) -> Array:
+        """The factor of every column, (d,): that of its block, and of hashed words idf^power."""
+        return _column_factors(self.blocks, self.factors, self.frequencies)
 
     def plain(self, line: ridge.Linear) -> ridge.Linear:
         """A line over weighed columns as a line over the plain ones."""
-        return ridge.Linear(line.coef * self.blocks.spread(self.factors), float(line.intercept))
+        return ridge.Linear(line.coef * self.column_factors, float(line.intercept))
+
+    def weighed_line(self) -> ridge.Linear:
+        """The line over weighed columns."""
+        return ridge.Linear(self.line.coef / self.column_factors, self.line.intercept)
 
     def predict(self, table: Table) -> Array:
         """Values of texts, (n,)."""
@@ -75,14 +103,14 @@ class Tuned:
     Attributes:
         alpha: the penalty with the lowest mean squared error over the folds.
         errors: mean squared error of each penalty on each fold, with these weights.
-        weights: those of the blocks that are used, by name; the embedding's is 1.
-        adds: for each block beside the embedding, the share of the cross-validated error that it takes away.
+        weights: those of the blocks that are used.
+        adds: for each block beside the first, the share of the cross-validated error that it takes away.
         fitted: the fit of all rows.
     """
 
     alpha: float
     errors: dict[float, Array]
-    weights: dict[str, float]
+    weights: Weights
     adds: dict[str, float]
     fitted: Fitted
 
@@ -93,7 +121,7 @@ def tune(
     alphas: Sequence[float],
     folds: Folds,
     *,
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     optional: bool = False,
 ) -> Tuned:
     """Choose a penalty, and unless given the weights of blocks, by cross-validation; fit all rows with them.
@@ -103,38 +131,43 @@ def tune(
         y: their scores, (n,).
         alphas: penalties, each > 0.
         folds: the rows of each fold.
-        weights: those of the blocks to use, by name; None to choose them.
+        weights: those of the blocks to use; None to choose them.
         optional: True if a block may be left out.
     """
     adds: dict[str, float] = {}
     if weights is None:
         weights = prior_weights(table)
         names = table.blocks.names
-        if len(names) > 1:
-            starts, slices = list(weights.values()), list(table.blocks.slices.values())
-            found = choose_weights(table.X, slices, y, alphas, folds, optional=optional, starts=starts)
-            weights = {name: w for name, w in zip(names, found.weights, strict=True) if w > 0}
+        if len(names) > 1 or LEXICAL in names:
+            starts, slices = list(weights.blocks.values()), list(table.blocks.slices.values())
+            idf = None
+            if LEXICAL in names:
+                idf = _column_factors(table.blocks, [1.0] * len(names), _frequencies(table))[table.blocks.n_dense :]
+            found = choose_weights(
+                table.X, slices, y, alphas, folds, optional=optional, starts=starts, idf=idf, power=weights.power
+            )
+            weights = Weights({name: w for name, w in zip(names, found.weights, strict=True) if w > 0}, found.power)
             adds = dict(zip(names[1:], found.adds, strict=True))
     used = _Used(table, weights)
     search = ridge.search(used.X, y, alphas, folds)
     errors = dict(zip(alphas, search.errors, strict=True))
-    return Tuned(alphas[search.best], errors, dict(weights), adds, used.fitted(search.line))
+    return Tuned(alphas[search.best], errors, weights, adds, used.fitted(search.line))
 
 
-def prior_weights(table: Table) -> dict[str, float]:
-    """The weights of blocks that stand until ratings speak for others, by name."""
+def prior_weights(table: Table) -> Weights:
+    """The weights of blocks that stand until ratings speak for others."""
     names, widths = table.blocks.names, table.blocks.widths
     narrow, wide = START_OF_PAIRED if set(names) & set(PAIRED) else LEVELS[False][0], LEVELS[True][0]
     weights = {name: wide if width >= WIDE else narrow for name, width in zip(names, widths, strict=True)}
-    return {**weights, EMBEDDING: 1.0}
+    return Weights({**weights, names[0]: 1.0}, POWER if LEXICAL in names else 0.0)
 
 
-def weighed(table: Table, weights: Mapping[str, float]) -> Rows:
+def weighed(table: Table, weights: Weights) -> Any:
     """The columns of the blocks that have a weight, times their factors, (n, d)."""
     return _Used(table, weights).X
 
 
-def refit(table: Table, y: Array, alpha: float, weights: Mapping[str, float]) -> Fitted:
+def refit(table: Table, y: Array, alpha: float, weights: Weights) -> Fitted:
     """The fit of rated texts with one penalty and the given weights of blocks."""
     used = _Used(table, weights)
     return used.fitted(ridge.fit(used.X, y, alpha))
@@ -146,37 +179,58 @@ class _Used:
     Attributes:
         table: their plain columns.
         factors: weight x scale of each.
+        frequencies: of hashed words, if they count.
         X: their columns times their factors, (n, d).
     """
 
-    def __init__(self, table: Table, weights: Mapping[str, float]) -> None:
-        self.table = table.only(list(weights))
-        blocks = self.table.blocks.slices
-        scales = block_scales(self.table.X, list(blocks.values())) if len(blocks) > 1 else np.ones(1)
-        self.factors = tuple(weights[name] * float(scale) for name, scale in zip(blocks, scales, strict=True))
-        self.X = self.table.weighed(self.factors)
+    def __init__(self, table: Table, weights: Weights) -> None:
+        self.table = table.only(list(weights.blocks))
+        blocks, slices = self.table.blocks, self.table.blocks.slices
+        used = LEXICAL in slices and weights.power > 0
+        self.frequencies = replace(_frequencies(self.table), power=weights.power) if used else None
+        plain, alike = self.table.X, np.ones(len(slices))
+        if len(slices) > 1:
+            plain = times(plain, _column_factors(blocks, alike, self.frequencies))
+            alike = block_scales(plain, list(slices.values()))
+        scaled = zip(slices, alike, strict=True)
+        self.factors = tuple(weights.blocks[name] * float(scale) for name, scale in scaled)
+        self.X = times(self.table.X, _column_factors(blocks, self.factors, self.frequencies))
 
     def fitted(self, line: ridge.Linear) -> Fitted:
         """A line over X as one over the plain columns, with the bounds of narrow blocks."""
         blocks = self.table.blocks
         bounds = tuple(
             np.stack([columns.min(axis=0), columns.max(axis=0)]).astype(np.float32)
-            if name != EMBEDDING and columns.shape[1] < WIDE
+            if name not in (EMBEDDING, *blocks.sparse) and columns.shape[1] < WIDE
             else None
             for name, columns in self.table.columns.items()
         )
-        return Fitted(
-            ridge.Linear(line.coef * blocks.spread(self.factors), line.intercept), blocks, self.factors, bounds
-        )
+        fitted = Fitted(line, blocks, self.factors, bounds, self.frequencies)
+        return replace(fitted, line=fitted.plain(line))
+
+
+def _frequencies(table: Table) -> Frequencies:
+    return Frequencies.of(table.columns[LEXICAL])
+
+
+def _column_factors(blocks: Blocks, factors: Sequence[float] | Array, frequencies: Frequencies | None) -> Array:
+    """The factor of every column, (d,): that of its block, and of hashed words idf^power."""
+    spread = blocks.spread(factors)
+    if frequencies is not None:
+        spread[blocks.slices[LEXICAL]] *= frequencies.factors
+    return spread
 
 
 def block_report(tuned: Tuned) -> dict[str, dict[str, float]]:
-    """The weight of every block, and the share of the cross-validated error it takes away where that was measured."""
-    names = dict.fromkeys([*tuned.weights, *tuned.adds])
-    return {
-        name: {"weight": tuned.weights.get(name, 0.0)} | ({"adds": tuned.adds[name]} if name in tuned.adds else {})
-        for name in names
-    }
+    """The weight of every block, the share of the cross-validated error it takes away where that was measured, and of
+    hashed words the power of their inverse document frequencies.
+    """
+    weights, adds, report = tuned.weights.blocks, tuned.adds, {}
+    for name in dict.fromkeys([*weights, *adds]):
+        report[name] = {"weight": weights.get(name, 0.0)} | ({"adds": adds[name]} if name in adds else {})
+        if name == LEXICAL:
+            report[name]["idf_power"] = tuned.weights.power
+    return report
 
 
 def check_alpha(alpha: object, what: str = "ridge_alpha") -> float:

@@ -6,22 +6,23 @@ to measure. A value function must beat the baselines to be worth having.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from dspy_qvl import measures, ridge
-from dspy_qvl.features import EMBEDDING, Table
+from dspy_qvl.features import Table
 from dspy_qvl.fitting.baselines import BASELINES
-from dspy_qvl.fitting.folds import Members, hold_out, make_folds, sample
+from dspy_qvl.fitting.folds import Members, copies, hold_out, make_folds, sample
 from dspy_qvl.fitting.permutation import LEVEL, permutation_test
-from dspy_qvl.fitting.tuning import SMALLEST_ALPHA, Tuned, block_report, prior_weights, tune, weighed
+from dspy_qvl.fitting.tuning import SMALLEST_ALPHA, Tuned, Weights, block_report, prior_weights, tune, weighed
 from dspy_qvl.ridge import Folds
-from dspy_qvl.vectors import Array
+from dspy_qvl.vectors import Array, Matrix
 
 ENOUGH = 1000  # rows: a value function that cannot be told from noise by so many is of no use
 BEYOND = (10.0, 100.0)  # times the end of a range of penalties: where a better one is looked for
+LEFT_OUT_FOLDS = 5
 WORTH_SAYING = 0.01  # share of the error that a penalty beyond the range must take away
 
 
@@ -35,7 +36,7 @@ def validate(
     validation_split: float,
     cv_folds: int,
     random_state: int,
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     optional: bool = False,
 ) -> tuple[dict[str, Any], Tuned]:
     """Figures of a ridge fit on a part of the rows, over the rest.
@@ -49,7 +50,7 @@ def validate(
         validation_split: fraction of the rows to hold out.
         cv_folds: folds of the cross-validation over the other rows.
         random_state: seed of the split and the folds.
-        weights: those of the blocks, by name; None to choose them on the rows that are not held out.
+        weights: those of the blocks; None to choose them on the rows that are not held out.
         optional: True if a block may be left out.
 
     Returns:
@@ -68,7 +69,7 @@ def validate(
     lengths = np.log1p([len(text) for text in texts])
     views = {
         "length": (lengths[seen], lengths[held]),
-        "embedding": (known.columns[EMBEDDING], new.columns[EMBEDDING]),
+        "embedding": (known.first, new.first),
     }
     guesses = {name: rule(views[view][0], y[seen], views[view][1]) for name, (view, rule) in BASELINES.items()}
     groups = [members[row] for row in held]
@@ -170,3 +171,23 @@ def _figures(prefix: str, y: Array, guessed: Array, groups: Sequence[Hashable]) 
         report[f"{prefix}_{name}"] = figure
         report[f"{prefix}_{name}_se"] = math.nan if math.isnan(figure) else measures.standard_error(drawn[name])
     return report
+
+
+def left_out(X: Matrix, y: Array, alpha: float, texts: Sequence[str]) -> Array:
+    """The residual of each row under a fit that never saw it, (n,), in the units of y.
+
+    Of dense rows, and of few, that is the fit of all other rows; of many rows with sparse columns the fit of the four
+    fifths without it and without the copies of its text.
+
+    Args:
+        X: columns as the fit sees them, (n, d).
+        y: scores, (n,).
+        alpha: penalty.
+        texts: the text of each row.
+    """
+    if ridge.has_leave_one_out(X):
+        return ridge.leave_one_out(X, y, alpha).residuals
+    copied = copies(texts)
+    folds = make_folds(copied, min(LEFT_OUT_FOLDS, len(set(copied))), np.random.default_rng(0))
+    residuals: Array = y - ridge.out_of_fold(X, y, [alpha], folds)[0]
+    return residuals

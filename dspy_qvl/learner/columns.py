@@ -1,8 +1,8 @@
 """The rows of X: a text, or a text for a query, becomes the columns that a fit values it by.
 
     text ─► Encoder ─► its vector ─────────────┐
-                                               ├─► Table: the vector, then block after block; a row an item
-    text, query and its vector ─► Features ────┘
+                                               ├─► Features ─► Table: block after block; a row an item
+    text, query ─► Encoder ─► the query's ─────┘
 
 An item is a text, or a `Pair` of a query and a text where texts were rated for queries.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from dspy_qvl.embedding import Embedding, Encoder, Probe
 from dspy_qvl.errors import EmbeddingError, InputError, QVLError, check_text, check_texts
-from dspy_qvl.features import Queries, Table
+from dspy_qvl.features import OF_VECTORS, Queries, Table
 from dspy_qvl.learner.vectorizer import Vectorizer
 from dspy_qvl.text import Item, Pair, text_of
 from dspy_qvl.vectors import Vectors
@@ -31,7 +31,7 @@ class Columns:
 
     Attributes:
         vectorizer: the embedding model and the features.
-        names: the blocks beside the embedding, in the order of X.
+        names: the blocks of X.
         paired: True if the items are pairs; the instruction then stands before the query, else before the text.
         expect: the probe that the model must give, checked the first time it is really asked; None for any model.
         owner: the learner, if it has a `_get_embedding_vector` of its own; else None.
@@ -54,7 +54,8 @@ class Columns:
         if self.paired:
             asked = [item.query for item in items if isinstance(item, Pair)]
             queries = Queries(asked, self.queries(asked))
-        return self.vectorizer.blocks(texts, self.vectors(texts), self.names, queries)
+        vectors = self.vectors(texts) if self._asks_model else None
+        return self.vectorizer.blocks(texts, vectors, self.names, queries)
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
         """The columns of the embedding, (n, dim) float32: unit vectors, or what the owner makes of texts."""
@@ -67,10 +68,15 @@ class Columns:
 
     async def prepare(self, item: Item) -> None:
         """Embed an item without blocking the event loop, so that its columns cost little afterwards."""
-        if self.owner is None:
+        if self.owner is None and self._asks_model:
             await self._encoder(instruct=not self.paired).acall([text_of(item)])
             if isinstance(item, Pair):
                 await self._encoder(instruct=True).acall([item.query])
+
+    @property
+    def _asks_model(self) -> bool:
+        """True if a block is made of vectors; the lexical model's value function has none."""
+        return any(name in OF_VECTORS for name in self.names)
 
     def _encoder(self, *, instruct: bool) -> Encoder:
         return self.vectorizer.embedding.encoder(self.expect, instruct=instruct)

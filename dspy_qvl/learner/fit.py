@@ -10,12 +10,12 @@ import numpy as np
 from dspy_qvl import ridge
 from dspy_qvl.embedding import Probe
 from dspy_qvl.errors import InputError
-from dspy_qvl.features import BUILT_IN, EMBEDDING
+from dspy_qvl.features import BUILT_IN, EMBEDDING, Table, packed
 from dspy_qvl.fitting import LEVEL, Fitted
 from dspy_qvl.learner.memo import Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
 from dspy_qvl.text import Item, RankingExample
-from dspy_qvl.vectors import Array, Rows, Vectors
+from dspy_qvl.vectors import Array, Matrix, Vectors
 
 TWENTIETHS = np.linspace(0.0, 1.0, 21)
 
@@ -32,7 +32,7 @@ class Fit:
         rated: the rated texts it was learned from, the first ones of the head's; none if they were not kept.
         quantiles: of their scores, ascending, (21,): the lowest, each twentieth, the highest.
         vectors: their unit vectors, (dim,) each, or None if they are not kept.
-        own: their columns of each block that is the caller's own, (k,) each.
+        own: their rows of each block that is the caller's own: (k,) each, or `packed` ones of a sparse block.
         queried: unit vectors of their queries, (dim,) each, by query; None if texts were rated by themselves.
         paired: whether a text is valued for a query.
         permutation_p: p-value of the permutation test when it was last trained; None without a test.
@@ -91,19 +91,14 @@ class Fit:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """The blocks beside the embedding."""
-        return self.fitted.blocks.names[1:]
-
-    def own_columns(self, X: Any) -> dict[str, Vectors]:
-        """The columns of the caller's own blocks, (n, k) each, among features, (n, n_features)."""
-        columns: dict[str, Any] = self.fitted.blocks.of(X)
-        return {name: columns[name] for name in columns if name not in (EMBEDDING, *BUILT_IN)}
+        """The names of the blocks, the first of them the embedding or what stands in its place."""
+        return self.fitted.blocks.names
 
     def remember(self, rows: Iterable[int] | None = None) -> None:
         """Keep the saved columns of its texts, or of some rows, in memory, so that they are not computed again."""
         if self.vectorizer is None:
             return
-        chosen = list(range(self.n_texts) if rows is None else rows)
+        blocks, chosen = self.fitted.blocks, list(range(self.n_texts) if rows is None else rows)
         texts = [self.rated[row].text for row in chosen]
         embedding = self.vectorizer.embedding
         if self.vectors is not None:
@@ -113,9 +108,10 @@ class Fit:
             asked = dict.fromkeys(self.rated[row].query for row in chosen)
             known = {query: vector for query, vector in self.queried.items() if query in asked}
             embedding.encoder().remember(list(known), list(known.values()))
-        self.vectorizer.blocks.remember(texts, {name: [kept[row] for row in chosen] for name, kept in self.own.items()})
+        own = {name: [kept[row] for row in chosen] for name, kept in self.own.items()}
+        self.vectorizer.blocks.remember(texts, own, blocks)
 
-    def predict(self, X: Rows) -> Array:
+    def predict(self, X: Matrix) -> Array:
         """Values of features, (n, n_features) -> (n,), on the scale of the scores.
 
         Raises:
@@ -133,6 +129,18 @@ class Fit:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "vectorizer": None}  # in another process its vectors are not in memory yet
+
+
+def own_rows(table: Table) -> dict[str, tuple[Vectors, ...]]:
+    """The rows of the caller's own blocks by name, (k,) each, or `packed` ones of a sparse block; read-only."""
+    own = {}
+    for name, columns in table.columns.items():
+        if name not in (EMBEDDING, *BUILT_IN):
+            rows = packed(columns) if name in table.blocks.sparse else columns.copy()
+            own[name] = tuple(rows)
+            for row in own[name]:
+                row.setflags(write=False)
+    return own
 
 
 def quantiles(scores: Sequence[float] | Array) -> Array:

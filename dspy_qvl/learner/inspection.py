@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.fitting import left_out
 from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.ridge import Posterior, posterior_of
@@ -26,19 +27,23 @@ SAMPLE = 1000  # rated texts whose nearest other rated text is looked up
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Every rated text, valued by the fit of all the others, in the order of the texts.
+    """Every rated text, valued by a fit that never saw it, in the order of the texts.
 
     Attributes:
         values: (n_texts,), on the scale of the scores.
         residuals: score - value, (n_texts,).
         std: standard deviation of the residual, (n_texts,).
-        leverages: share of its own fitted value that each text decides, (n_texts,), in (0, 1].
+        leverages: share of its own fitted value that each text decides, (n_texts,), in (0, 1]; where `exact` is False
+            no less than that share.
+        exact: True if each text is valued by the fit of all the others; False if by that of the four fifths of the
+            texts without it, as where hashed words are among the columns of more than 4,000 texts.
     """
 
     values: Array
     residuals: Array
     std: Array
     leverages: Array
+    exact: bool = True
 
 
 class Inspection:
@@ -60,7 +65,8 @@ class Inspection:
     def posterior(self) -> Posterior:
         """The posterior of the coefficients and of the noise; the first call works it out."""
         fit = self.fit
-        return fit.memo.once("posterior", lambda: posterior_of(self._weighed(fit.items), fit.scores, fit.alpha))
+        line = fit.fitted.weighed_line()
+        return fit.memo.once("posterior", lambda: posterior_of(self._weighed(fit.items), fit.scores, fit.alpha, line))
 
     def fit_variance(self, item: Item) -> float:
         """How unlike the rated texts a text is, as `Posterior.fit_variance`."""
@@ -111,13 +117,22 @@ class Inspection:
         return std
 
     def leave_one_out(self) -> LeftOut:
-        """Every rated text, valued by the fit of all the others: exact, without refitting."""
-        loo = self.posterior.loo
-        left = 1 - loo.leverages
-        std = self.posterior.noise / np.sqrt(np.where(left > 0, left, np.nan))
-        return LeftOut(self.fit.scores - loo.residuals, loo.residuals, std, loo.leverages)
+        """Every rated text, valued by a fit that never saw it."""
+        fit, posterior = self.fit, self.posterior
+        residuals, leverages = posterior.loo or fit.memo.once("left out", self._out_of_fold)
+        left = 1 - leverages
+        std = posterior.noise / np.sqrt(np.where(left > 0, left, np.nan))
+        return LeftOut(fit.scores - residuals, residuals, std, leverages, posterior.loo is not None)
 
-    def _weighed(self, items: Sequence[Item]) -> NDArray[np.float32] | Array:
+    def _out_of_fold(self) -> tuple[Array, Array]:
+        """The residuals of rated texts under fits that never saw them, and the most that their leverages may be."""
+        X = self._weighed(self.fit.items)
+        found = left_out(X, self.fit.scores, self.fit.alpha, self.fit.texts), self.posterior.leverages(X)
+        for array in found:
+            array.setflags(write=False)
+        return found
+
+    def _weighed(self, items: Sequence[Item]) -> Any:
         return self.fit.fitted.weighed(self._columns(items).X)
 
     # Which rated texts it is like

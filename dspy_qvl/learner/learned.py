@@ -4,11 +4,12 @@ A change makes another `Learned` and puts it in the place of the first in one st
 one from before the change or the one from after it, for as long as it likes.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
 from dspy_qvl.errors import NotFittedError
+from dspy_qvl.fitting import Weights
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.learner.memo import Lock
 from dspy_qvl.learner.vectorizer import Vectorizer
@@ -70,7 +71,7 @@ class Learned:
         examples: the rated texts, in the order they were added: first those of the fit, then those for the next one.
         alpha: penalty of the next fit.
         alpha_tuned: whether cross-validation chose it.
-        weights: of the blocks of the next fit, by name, if cross-validation chose them with alpha; else None.
+        weights: of the blocks of the next fit, if cross-validation chose them with alpha; else None.
         template: the field name or format string by which `FitValue` rendered the rated texts; None for neither.
         query_template: the same for their queries.
         fitted: the current fit, or None.
@@ -80,7 +81,7 @@ class Learned:
     examples: Examples = field(default_factory=Examples)
     alpha: float = 1.0
     alpha_tuned: bool = False
-    weights: Mapping[str, float] | None = None
+    weights: Weights | None = None
     template: str | None = None
     query_template: str | None = None
     fitted: Fit | None = None

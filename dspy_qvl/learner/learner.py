@@ -60,8 +60,9 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             static model such as "minishlab/potion-base-8M", extra `local` for any other), a
             litellm route such as "openrouter/qwen/qwen3-embedding-8b" (hosted), or "lexical" (built in). Default:
             Qwen/Qwen3-Embedding-0.6B.
-        embedding_dim: columns of the vectors to keep. Default: 768 for Qwen3 models, 4,096 for the lexical model (its
-            number of hashed features), the model's own size elsewhere.
+        embedding_dim: columns of the vectors to keep. Default: 768 for Qwen3 models, the model's own size elsewhere.
+            The lexical model hashes words to so many columns, and values are learned from them. Without a number here,
+            its vectors have 4,096 columns, and values are learned from 2^18 sparse ones.
         ridge_alpha: penalty, > 0; larger for noisier ratings. `optimize_hyperparameters` chooses it.
         cache_dir: folder where vectors are kept between runs; None for memory only. A relative one is meant from the
             folder in which the process is when the learner is made.
@@ -154,7 +155,7 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             batch_size=batch_size,
             storage=storage,
         )
-        blocks = Features(features, beside_lexical=embedding.is_lexical)
+        blocks = Features.beside(embedding, features)
         told = {
             "model_name": model_name,
             "embedding_dim": embedding_dim,
@@ -250,7 +251,8 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             if path is None:
                 vectorizer.embedding.cache.clear()  # a loaded fit may have brought vectors of its model
             blocks = vectorizer.blocks
-            blocks.remember(fit.texts, {name: own for name, own in fit.own.items() if name in blocks.names})
+            kept = {name: own for name, own in fit.own.items() if name in blocks.names}
+            blocks.remember(fit.texts, kept, fit.fitted.blocks.only(list(kept)))
             chosen = twin.optimize_hyperparameters(alpha_range, cv_folds, groups)
             values = twin.leave_one_out().values[: fit.n_texts]
             migration = compared(fit.rated, saved_values(fit), values, chosen)

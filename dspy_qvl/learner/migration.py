@@ -18,9 +18,9 @@ import numpy as np
 from dspy_qvl import measures
 from dspy_qvl.embedding import LEXICAL, Embedding, ModelSpec
 from dspy_qvl.errors import shown
-from dspy_qvl.features import Features, Queries
+from dspy_qvl.features import EMBEDDING, OF_VECTORS, Features, Queries, Table, unpacked
+from dspy_qvl.fitting import left_out
 from dspy_qvl.learner.fit import Fit
-from dspy_qvl.ridge import posterior_of
 from dspy_qvl.text import RankingExample
 from dspy_qvl.vectors import Array, Vectors
 
@@ -132,16 +132,18 @@ def saved_values(fit: Fit) -> Array:
 
     NaN where no vectors were kept (a subclass makes its own) and the model is not built in.
     """
-    vectors, queries = _saved_vectors(fit)
-    others = [name for name in fit.blocks if name not in fit.own]
+    blocks, made_here = fit.fitted.blocks, [name for name in fit.blocks if name not in fit.own]
     features = Features(None, beside_lexical=True)
-    if vectors is None or vectors.shape[1] != fit.fitted.blocks.widths[0] or features.missing(others):
+    vectors, queries = _saved_vectors(fit) if fit.paired or set(made_here) & set(OF_VECTORS) else (None, None)
+    width = dict(zip(blocks.names, blocks.widths, strict=True))
+    known = {EMBEDDING: -1 if vectors is None else vectors.shape[1]}
+    if features.missing(made_here) or any(width[name] != known[name] for name in made_here if name in known):
         return np.full(fit.n_texts, np.nan)
-    columns = features(fit.texts, vectors, others, queries).columns
-    columns |= {name: np.stack(rows) for name, rows in fit.own.items()}
-    X = np.concatenate([columns[name] for name in fit.fitted.blocks.names], axis=1)
-    values: Array = fit.scores - posterior_of(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
-    return values
+    columns = features(fit.texts, vectors, made_here, queries).columns
+    for name, rows in fit.own.items():
+        columns[name] = unpacked(rows, width[name]) if name in blocks.sparse else np.stack(rows)
+    X = fit.fitted.weighed(Table.of({name: columns[name] for name in blocks.names}).X)
+    return fit.scores - left_out(X, fit.scores, fit.alpha, fit.texts)
 
 
 def _saved_vectors(fit: Fit) -> tuple[Vectors | None, Queries | None]:

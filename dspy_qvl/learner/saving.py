@@ -90,8 +90,8 @@ def vectorizer_for(
             )
         embedding = embedding.like(fit.identity)
         wanted = blocks.wanted if settings["features"] == told["features"] else settings["features"]
-        if wanted is not blocks.wanted or embedding.is_lexical != blocks.beside_lexical:
-            blocks = Features(wanted, beside_lexical=embedding.is_lexical)
+        if wanted is not blocks.wanted or not blocks.suits(embedding):
+            blocks = Features.beside(embedding, wanted)
         settings["model_name"] = told["model_name"]
         vectorizer = Vectorizer(settings, embedding, blocks, mine.batch_size)
         vectorizer.check_blocks(fit.blocks)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.embedding import Embedding, Usage
-from dspy_qvl.features import BUILT_IN, EMBEDDING, Table
+from dspy_qvl.features import EMBEDDING, Table
 from dspy_qvl.fitting import Fitted, choose_alpha, copies, members_of, refit, validate
 from dspy_qvl.learner.columns import Columns
-from dspy_qvl.learner.fit import Fit, quantiles
+from dspy_qvl.learner.fit import Fit, own_rows, quantiles
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.updating import queried_vectors
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.vectors import Array
 
 logger = logging.getLogger("dspy_qvl")
 
@@ -46,7 +46,9 @@ class TrainingSet:
     def validated(self, validation_split: float, cv_folds: int) -> tuple[dict[str, Any], Learned]:
         """The report of `train` on held-out rows, and what is learned from all rows with the same penalty."""
         before, weights = self.before, self.before.weights
-        if weights is not None and not set(weights) <= set(self.table.blocks.names):
+        if weights is not None and not set(self.table.blocks.names[:1]) <= set(weights.blocks) <= set(
+            self.table.blocks.names
+        ):
             weights = None
         texts, folds = [example.text for example in before.examples], self._split(cv_folds)
         metrics, tuned = validate(
@@ -75,13 +77,11 @@ class TrainingSet:
         vectorizer, rated = self.columns.vectorizer, tuple(self.before.examples)
         embedding = vectorizer.embedding
         identity, probe = embedding.identity, embedding.probe()
-        columns: dict[str, Rows] = self.table.columns
-        kept = {name: columns[name].copy() for name in fitted.blocks.names if name not in BUILT_IN}
-        if not embedding.keeps_vectors or self.columns.owner is not None:
-            del kept[EMBEDDING]
-        for array in (fitted.line.coef, *kept.values()):
-            array.setflags(write=False)
-        vectors = kept.pop(EMBEDDING, None)
+        fitted.line.coef.setflags(write=False)
+        vectors = None
+        if embedding.keeps_vectors and self.columns.owner is None:
+            vectors = self.table.columns[EMBEDDING].copy()
+            vectors.setflags(write=False)
         queried = queried_vectors(rated, self.columns)
         return Fit(
             fitted,
@@ -91,7 +91,7 @@ class TrainingSet:
             rated,
             quantiles(self.y),
             None if vectors is None else tuple(vectors),
-            {name: tuple(rows) for name, rows in kept.items()},
+            own_rows(self.table.only(fitted.blocks.names)),
             queried,
             queried is not None,
             permutation_p,
@@ -106,7 +106,8 @@ def training_set(before: Learned, columns: Columns, groups: Sequence[Any] | None
     queries = [example.query or "" for example in examples]
     # Of texts for queries it is a query that never stands on two sides: an answer may be given to many of them.
     by_query = len(set(queries)) > 1
-    copied = copies(queries) if by_query else copies([one.text for one in examples], table.columns[EMBEDDING])
+    texts = [example.text for example in examples]
+    copied = copies(queries) if by_query else copies(texts, table.columns.get(EMBEDDING))
     y = np.array([example.score for example in examples])
     members = copied if groups is None else members_of(groups, copied)
     return TrainingSet(before, columns, table, y, members, random_state)

@@ -14,11 +14,11 @@ import numpy as np
 
 from dspy_qvl import ridge
 from dspy_qvl.learner.columns import Columns
-from dspy_qvl.learner.fit import Fit, quantiles
+from dspy_qvl.learner.fit import Fit, own_rows, quantiles
 from dspy_qvl.learner.head import RidgeHead, Solver
 from dspy_qvl.learner.memo import Memo
 from dspy_qvl.text import RankingExample
-from dspy_qvl.vectors import Rows, Vectors
+from dspy_qvl.vectors import Matrix, Vectors
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def changed(
     scores = np.array([example.score for example in rated], dtype=np.float64)
     if leaving and len(set(scores.tolist())) < 2:
         return None, None
-    vectors, queried, arrived = fit.vectors, fit.queried, {}
+    vectors, queried = fit.vectors, fit.queried
     if vectors is not None:
         new = columns.vectors([example.text for example in coming]) if coming else ()
         vectors = (*_without(vectors, leaving), *new)
@@ -62,8 +62,7 @@ def changed(
         line = ridge.Linear(coef[:, 0], intercept[0])
     line = fit.fitted.plain(line)
     line.coef.setflags(write=False)
-    if fit.own and coming:
-        arrived = fit.own_columns(_rows(columns, coming))
+    arrived = own_rows(columns([example.item for example in coming])) if fit.own and coming else {}
     own = {name: (*_without(rows, leaving), *arrived.get(name, ())) for name, rows in fit.own.items()}
     fitted = replace(fit.fitted, line=line)
     after = replace(fit, fitted=fitted, rated=rated, vectors=vectors, own=own, queried=queried, memo=Memo())
@@ -92,7 +91,7 @@ def queried_vectors(examples: Iterable[RankingExample], columns: Columns) -> dic
     return dict(zip(queries, columns.queries(queries), strict=True)) if queries else None
 
 
-def _rows(columns: Columns, examples: Sequence[RankingExample]) -> Rows:
+def _rows(columns: Columns, examples: Sequence[RankingExample]) -> Matrix:
     """The rows of X of examples, (n, d)."""
     return columns([example.item for example in examples]).X
 

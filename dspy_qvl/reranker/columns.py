@@ -68,7 +68,8 @@ class PassageColumns:
         some = texts[rows]
         embedded, vector = self.embed(some), self.query_embedding(query)
         asked = Queries([query] * len(some), np.broadcast_to(vector, (len(some), len(vector))))
-        made = self.pair_features(some, embedded, [name for name in names if name in OF_PAIRS], asked)
+        of_pairs = [name for name in names if name in OF_PAIRS]
+        made = self.pair_features(some, embedded, [EMBEDDING, *of_pairs], asked)
         columns: dict[str, Any] = made.columns
         columns[TEXT] = folded(columns[EMBEDDING])
         if PRODUCT in names:

@@ -14,5 +14,19 @@ Contract: what cannot be used is refused with a StateError before anything chang
 
 from dspy_qvl.state.drafts import replacing
 from dspy_qvl.state.entries import SCHEMA, Sealed, decode_array, encode_array, sealed
-from dspy_qvl.state.fields import STRING, Record, array, count, listed, load, named, number, of, opened, optional, take
+from dspy_qvl.state.fields import (
+    STRING,
+    Record,
+    Sizes,
+    array,
+    count,
+    listed,
+    load,
+    named,
+    number,
+    of,
+    opened,
+    optional,
+    take,
+)
 from dspy_qvl.state.files import checked_path, checked_target, read_file, write_file

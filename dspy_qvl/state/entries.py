@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from dspy_qvl.errors import StateError, shown
 from dspy_qvl.state.bounded_json import to_json
 
-SCHEMA = 4
-READABLE = (3, SCHEMA)  # 4: the p-value of the permutation test; parts of DSPy's state are `Sealed`
+SCHEMA = 5
+# 4: the p-value of the permutation test; parts of DSPy's state are `Sealed`. 5: sparse blocks, document frequencies
+READABLE = (3, 4, SCHEMA)
 LONGEST_SIDE = 2**31  # of an array; its bytes must be in the state, unless another side is 0
 
 
@@ -115,5 +116,5 @@ def check_schema(schema: int, what: str) -> None:
     if schema not in READABLE:
         raise StateError(
             f"{what} has schema {shown(schema)}, this version of dspy_qvl reads schemas "
-            f"{' and '.join(map(str, READABLE))}; read it with the version that wrote it, or train again."
+            f"{READABLE[0]} to {READABLE[-1]}; read it with the version that wrote it, or train again."
         )
