@@ -29,8 +29,8 @@ ORDER = {
     "halving hosted",
     "dspy_qvl.embedding.models.local": "precision folder pooling loading forward long_text local",
     "dspy_qvl.embedding.models.static": "recognition table files doors static",
-    "dspy_qvl.features": "table overlap built_in features",
-    "dspy_qvl.fitting": "folds permutation tuning baselines validation",
+    "dspy_qvl.features": "table packing overlap built_in features",
+    "dspy_qvl.fitting": "folds permutation frequencies tuning baselines validation",
     "dspy_qvl.learner": "memo vectorizer fit learned fit_state columns head updating training_set inspection migration "
     "saving value_function trainable learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",

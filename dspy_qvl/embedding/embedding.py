@@ -10,7 +10,7 @@ from typing import Any
 from dspy_qvl.embedding.cache import EmbeddingCache
 from dspy_qvl.embedding.encoder import Encoder
 from dspy_qvl.embedding.instruction import sent
-from dspy_qvl.embedding.models import LEXICAL, ModelSpec, Usage
+from dspy_qvl.embedding.models import LEXICAL, LEXICAL_DIM, ModelSpec, Usage
 from dspy_qvl.embedding.probe import PROBE_TEXTS, Probe
 from dspy_qvl.embedding.source import Source, Sources
 from dspy_qvl.embedding.truncation import Truncation
@@ -98,6 +98,11 @@ class Embedding:
     def is_lexical(self) -> bool:
         """True if the model is the built-in one."""
         return self.spec.embedder is None and self.spec.model_name.strip().lower() == LEXICAL
+
+    @property
+    def is_sparse_lexical(self) -> bool:
+        """True if values are learned from sparse hashed words in place of vectors: the built-in model in its own size."""
+        return self.is_lexical and self.dim == LEXICAL_DIM
 
     def like(self, identity: Mapping[str, str] | None) -> "Embedding":
         """This, or the same model in process with the precision and so on of an identity, where that was left open."""

@@ -66,8 +66,7 @@ class Features:
     @classmethod
     def beside(cls, embedding: Embedding, wanted: Any) -> "Features":
         """The blocks beside an embedding."""
-        is_lexical = embedding.is_lexical
-        return cls(wanted, beside_lexical=is_lexical, in_place=is_lexical and embedding.spec.embedding_dim is None)
+        return cls(wanted, beside_lexical=embedding.is_lexical, in_place=embedding.is_sparse_lexical)
 
     def suits(self, embedding: Embedding) -> bool:
         """True if `beside` would make the same blocks for this embedding."""

@@ -23,4 +23,4 @@ from dspy_qvl.embedding.models.hosted import ask_for_embedder, check_options, fa
 from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.model import EmbeddingModel, Refused, Unusable, Usage
 from dspy_qvl.embedding.models.precomputed import Precomputed
-from dspy_qvl.embedding.models.spec import DEFAULT_MODEL, LEXICAL, ModelSpec
+from dspy_qvl.embedding.models.spec import DEFAULT_MODEL, LEXICAL, LEXICAL_DIM, ModelSpec
