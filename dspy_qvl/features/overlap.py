@@ -17,10 +17,9 @@ def word_weights(texts: Sequence[str]) -> list[Vectors]:
 
     The first row holds the columns that are not zero, as the bits of an int32, the second their values.
     """
-    made = OVERLAP_MODEL.sparse(texts)
-    made.sort_indices()
-    columns = made.indices.astype(np.int32).view(np.float32)
-    return [np.stack([columns[start:end], made.data[start:end]]) for start, end in itertools.pairwise(made.indptr)]
+    made = OVERLAP_MODEL.rows(texts)
+    both = np.stack([made.indices.view(np.float32), made.data])
+    return [both[:, start:end].copy() for start, end in itertools.pairwise(made.indptr.tolist())]
 
 
 def overlaps(queries: Sequence[Vectors], texts: Sequence[Vectors]) -> Vectors:
