@@ -34,7 +34,7 @@ TRICKY = [
     "x" * 3000,
     "good " * 300,
 ]
-# The digest of `bits` of the texts above, written by version 2 of the model when scikit-learn still did the hashing.
+# The digest of `bits` of the texts above: without word 2-grams, as scikit-learn's hashing gave them.
 BITS = {
     (2, 0.6): "ab19701756efb10cdfbc6786a8ced651",
     (64, 0.6): "7b6f1743f3d334ab0364f9c6f746b685",
@@ -42,6 +42,7 @@ BITS = {
     (4096, 0.6): "1b8023f89eb24520343f2bcaf74a109f",
     (8192, 0.8): "05108cc6fd9ba626e638b9e1b8972000",
     (262144, 0.6): "d3d03a6ae1387fd1ae979782dba7355d",
+    (262144, 0.6, 0.5): "85f59be333bdf82f86779fc7da3aa615",
 }
 
 
@@ -58,9 +59,9 @@ def bits(model: LexicalModel, texts: list[str]) -> str:
     return hashlib.blake2b(b"".join(a.astype(kind).tobytes() for a, kind in numbers), digest_size=16).hexdigest()
 
 
-@pytest.mark.parametrize(("n_features", "word_weight"), BITS)
-def test_a_vector_never_changes(n_features, word_weight):
-    assert bits(LexicalModel(n_features, word_weight), TRICKY) == BITS[n_features, word_weight]
+@pytest.mark.parametrize("arguments", BITS)
+def test_a_vector_never_changes(arguments):
+    assert bits(LexicalModel(*arguments), TRICKY) == BITS[arguments]
 
 
 def test_the_sparse_and_the_dense_form_are_one_vector():
@@ -71,6 +72,10 @@ def test_the_sparse_and_the_dense_form_are_one_vector():
     assert (sparse.dtype, sparse.indices.dtype, sparse.shape) == (np.float32, np.int32, dense.shape)
     assert csr_array((sparse.data, sparse.indices, sparse.indptr)).has_canonical_format
     assert model.sparse([]).shape == model([]).shape == (0, 1000)
+    for row, text in enumerate(TRICKY):
+        alone = model.sparse([text])
+        assert alone.shape == (1, 1000)
+        assert (alone != sparse[[row]]).nnz == 0
 
 
 @pytest.mark.parametrize("tokens", [TRICKY[3].split(), [*"".join(TRICKY).split(), "é🙂中" * 9, *map(str, range(500))]])
@@ -80,6 +85,51 @@ def test_ngrams_and_their_hashes_are_those_of_scikit_learn(tokens, sizes):
     hashes, counts = hashing.ngram_hashes([token.lower() for token in tokens], *sizes)
     assert list(counts) == [len(ngrams) for ngrams in cut]
     assert hashes.tolist() == [abs(murmurhash3_32(ngram)) for ngrams in cut for ngram in ngrams]
+
+
+def column(text: str, n_features: int) -> int:
+    return abs(murmurhash3_32(text)) % n_features
+
+
+def column_of_pair(first: str, second: str, n_features: int) -> int:
+    hashed = (abs(murmurhash3_32(first)) * 0x9E3779B1 + abs(murmurhash3_32(second))) % 2**32
+    hashed = (hashed ^ hashed >> 16) * 0x85EBCA6B % 2**32
+    hashed = (hashed ^ hashed >> 13) * 0xC2B2AE35 % 2**32
+    return (hashed ^ hashed >> 16) % n_features
+
+
+def unit_root(columns: list[int], n_features: int, counts: list[float] | None = None) -> np.ndarray:
+    root = np.sqrt(np.bincount(columns, weights=counts, minlength=n_features))
+    return root / np.linalg.norm(root)
+
+
+@pytest.mark.parametrize("n_features", [64, 2**18])
+def test_a_vector_is_the_weighted_sum_of_its_words_pairs_and_ngrams(n_features):
+    text = "The red lamp: a red lamp, a lamp"
+    words = ["the", "red", "lamp", ":", "a", "red", "lamp", ",", "a", "lamp"]
+    pairs = [("the", "red"), ("red", "lamp"), ("lamp", "red"), ("red", "lamp"), ("lamp", "lamp")]
+    counts = [0.25 if word in ("the", "a") else 1.0 for word in words]
+    cut = [(token, hashing.ngram_hashes([token], 3, 5)[0] % n_features) for token in text.lower().split()]
+    parts = (
+        unit_root([column(word, n_features) for word in words], n_features, counts),
+        unit_root([column_of_pair(*pair, n_features) for pair in pairs], n_features),
+        unit_root(
+            np.concatenate([columns for _, columns in cut]),
+            n_features,
+            np.concatenate([np.full(len(columns), 0.25 if token in ("the", "a") else 1.0) for token, columns in cut]),
+        ),
+    )
+    wanted = np.array([0.6, 0.5, (1 - 0.36 - 0.25) ** 0.5]) @ parts
+    made = LexicalModel(n_features, 0.6, 0.5)(["not it", text, "", "lamp shade"])[1]
+    np.testing.assert_allclose(made, wanted / np.linalg.norm(wanted), atol=1e-6)
+
+
+def test_word_pairs_do_not_meet_more_often_than_by_chance():
+    hashes = np.abs(np.random.default_rng(0).integers(-(2**31), 2**31, 300)).astype(np.uint32)
+    first, second = np.repeat(hashes, 300), np.tile(hashes, 300)
+    columns = hashing.pair_hashes(first, second) % 2**18
+    by_chance = 2**18 * (1 - np.exp(-len(columns) / 2**18))
+    assert len(np.unique(columns)) == pytest.approx(by_chance, rel=0.01)
 
 
 def test_a_vector_depends_neither_on_other_texts_nor_on_what_was_seen_before(words_seen):
@@ -100,7 +150,7 @@ def test_a_full_vocabulary_begins_anew_without_changing_a_vector(words_seen):
     last = words_seen.look_up([])[0]
     assert last is not first
     assert len(last.numbers) < len({token for text in TRICKY for token in text.lower().split()})
-    assert all(bits(LexicalModel(*sizes), TRICKY) == BITS[sizes] for sizes in BITS)
+    assert all(bits(LexicalModel(*arguments), TRICKY) == BITS[arguments] for arguments in BITS)
 
 
 def test_threads_share_a_vocabulary_that_fills_up_and_grows(words_seen):

@@ -57,7 +57,8 @@ class Table:
     Attributes:
         numbers: token -> number; a number in it has all its entries below.
         function: 1 for a token that is a function word once punctuation is stripped from its ends, by number.
-        word_ends, ngram_ends: the words of token i are those from word_ends[i] to word_ends[i + 1], its n-grams alike.
+        first_word, n_words: where the words of a token begin below, and how many it has, by number.
+        first_ngram, n_ngrams: the same of its n-grams.
         kinds: `Kind` of each word.
         words, negated: hash of each word, and of "not" and the word.
         ngrams: hash of each n-gram.
@@ -66,11 +67,10 @@ class Table:
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
         self.function = Column(np.uint8)
-        self.word_ends, self.ngram_ends = Column(np.int64), Column(np.int64)
+        self.first_word, self.n_words = Column(np.int64), Column(np.int64)
+        self.first_ngram, self.n_ngrams = Column(np.int64), Column(np.int64)
         self.kinds = Column(np.uint8)
         self.words, self.negated, self.ngrams = Column(np.uint32), Column(np.uint32), Column(np.uint32)
-        self.word_ends.extend([0])
-        self.ngram_ends.extend([0])
 
     def add(self, tokens: Sequence[str], word: re.Pattern[str], ngram_range: tuple[int, int]) -> None:
         """Append tokens that it does not have.
@@ -83,13 +83,17 @@ class Table:
         all_words = list(chain.from_iterable(words))
         ngrams, n_ngrams = ngram_hashes(tokens, *ngram_range)
         hashed = _hashes(chain(all_words, map("not ".__add__, all_words)))
+        for first, length, kept, counts in (
+            (self.first_word, self.n_words, self.words, np.array(list(map(len, words)))),
+            (self.first_ngram, self.n_ngrams, self.ngrams, n_ngrams),
+        ):
+            first.extend(kept.length + counts.cumsum() - counts)
+            length.extend(counts)
         self.words.extend(hashed[: len(all_words)])
         self.negated.extend(hashed[len(all_words) :])
         self.ngrams.extend(ngrams)
         self.kinds.extend(list(map(kind_of, all_words)))
         self.function.extend([token.strip(PUNCTUATION) in FUNCTION_WORDS for token in tokens])
-        for ends, counts in ((self.word_ends, list(map(len, words))), (self.ngram_ends, n_ngrams)):
-            ends.extend(ends.array[ends.length - 1] + np.cumsum(counts))
         self.numbers.update(zip(tokens, range(len(self.numbers), len(self.numbers) + len(tokens)), strict=True))
 
 
@@ -145,7 +149,12 @@ def runs(starts: Numbers, lengths: Numbers) -> Numbers:
     return positions
 
 
-def ngram_hashes(tokens: Sequence[str], shortest: int, longest: int) -> tuple[Hashes, Sequence[int] | Numbers]:
+def pair_hashes(first: Hashes, second: Hashes) -> Hashes:
+    """Hashes of word 2-grams from those of their words, (n,): of "b a" another than of "a b"."""
+    return _avalanche(first * np.uint32(0x9E3779B1) + second)
+
+
+def ngram_hashes(tokens: Sequence[str], shortest: int, longest: int) -> tuple[Hashes, Numbers]:
     """Hashes of the n-grams of tokens, one token after the other, and how many each has.
 
     A token is cut with a blank on both sides; of the sizes that are not below its length only the smallest counts,
@@ -153,7 +162,7 @@ def ngram_hashes(tokens: Sequence[str], shortest: int, longest: int) -> tuple[Ha
     """
     if sum(map(len, tokens)) < FEW:
         cut = [_ngrams(f" {token} ", shortest, longest) for token in tokens]
-        return _hashes(chain.from_iterable(cut)), list(map(len, cut))
+        return _hashes(chain.from_iterable(cut)), np.array(list(map(len, cut)))
     text = f" {'  '.join(tokens)} ".encode()
     data = np.frombuffer(text + bytes(4 * longest + 4), dtype=np.uint8)  # beyond the longest n-gram from any start
     characters = np.append(np.flatnonzero(data[: len(text)] & 0xC0 != 0x80), len(text))  # where each begins
@@ -192,9 +201,15 @@ def _murmur_of_runs(data: NDArray[np.uint8], starts: Numbers, lengths: Numbers) 
     rest = (lengths & 3).astype(np.uint32)
     hashed ^= _scramble(four[starts + (lengths & ~3)] & (np.uint32(1) << 8 * rest) - np.uint32(1))
     hashed ^= lengths.astype(np.uint32)
+    return _absolute(_avalanche(hashed))
+
+
+def _avalanche(hashed: NDArray[Any]) -> NDArray[Any]:
+    """Let every bit depend on all others: the end of MurmurHash3."""
     hashed = (hashed ^ hashed >> 16) * np.uint32(0x85EBCA6B)
     hashed = (hashed ^ hashed >> 13) * np.uint32(0xC2B2AE35)
-    return _absolute(hashed ^ hashed >> 16)
+    hashed ^= hashed >> 16
+    return hashed
 
 
 def _scramble(block: NDArray[Any]) -> NDArray[Any]:

@@ -5,13 +5,15 @@ It knows spelling, not meaning. `hashing.py` gives the hashes, `words.py` the wo
 
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.embedding.models.hashing import Hashes, Numbers, Table, runs, vocabulary
+from dspy_qvl.embedding.models.hashing import Hashes, Numbers, Table, pair_hashes, runs, vocabulary
 from dspy_qvl.embedding.models.words import Kind
 from dspy_qvl.errors import check_count
 
@@ -20,7 +22,7 @@ SLICE_CHARACTERS, SLICE_TEXTS = 2**18, 2**10
 
 # A counted word or n-gram is one integer: ((row * n_features + column) * 4 + part) * 4 + count. Sorted, they stand in
 # the order of rows and columns, with what is to be added side by side.
-WORDS, NGRAMS = 0, 1  # the parts of a vector that are scaled to unit length on their own
+WORDS, BIGRAMS, NGRAMS = 0, 1, 2  # the parts of a vector
 FULL, FUNCTION, NEGATED = 0, 1, 2  # how much one counts
 
 
@@ -35,19 +37,23 @@ class Sparse(NamedTuple):
 class LexicalModel:
     """Hashed words and character n-grams, unit length: a bag of spelling, not of meaning.
 
-    One column counts every word, punctuation mark (they carry emoticons and tone) and character n-gram that is
-    hashed to it. Counts are square-rooted; words and n-grams are scaled to unit length, weighted, and added.
+    One column counts every word, punctuation mark (they carry emoticons and tone), word 2-gram and character n-gram
+    that is hashed to it. Counts are square-rooted; words, 2-grams and n-grams are scaled to unit length, weighted, and
+    added.
 
     A function word counts for a quarter, which stands in for the document frequencies a stateless model cannot
     have. The three words after an English negation, up to the next punctuation mark, count for half themselves and
-    once together with "not". Never truncates.
+    once together with "not". A word 2-gram is two words of at least two letters with none of them between. Never
+    truncates.
 
     The tokens, n-grams and weights were chosen on training folds of four human-rated sets: see
     tests/benchmarks/lexical.py.
 
     Args:
         n_features: number of columns, at least 2.
-        word_weight: share of words in the vector's length; n-grams have the rest, sqrt(1 - word_weight^2).
+        word_weight: share of words in the vector's length.
+        bigram_weight: share of word 2-grams; with 0 there are none. Character n-grams have the rest,
+            sqrt(1 - word_weight^2 - bigram_weight^2).
 
     Source: Weinberger et al. (2009), Feature Hashing; Das & Chen (2001), Yahoo! for Amazon, for the negations.
     """
@@ -56,10 +62,13 @@ class LexicalModel:
     NGRAMS = (3, 5)
     FUNCTION_WORD_COUNT = 0.25
     NEGATION_SPAN = 3
+    BIGRAM_WORDS = Kind.LONG  # the kinds of words that are in 2-grams
+    UNITS = (0, 1, 2)  # words, 2-grams and n-grams of one number are scaled to unit length together
 
-    def __init__(self, n_features: int, word_weight: float = 0.6) -> None:
+    def __init__(self, n_features: int, word_weight: float = 0.6, bigram_weight: float = 0.0) -> None:
         self.n_features = check_count(n_features, "embedding_dim", 2)
         self.word_weight = word_weight
+        self.bigram_weight = bigram_weight
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of texts, (n, n_features)."""
@@ -72,7 +81,12 @@ class LexicalModel:
         """The same as a scipy `csr_array`."""
         from scipy.sparse import csr_array
 
-        return csr_array(tuple(self.rows(texts)), shape=(len(texts), self.n_features))
+        rows = self.rows(texts)
+        if len(texts) != 1:
+            return csr_array(tuple(rows), shape=(len(texts), self.n_features))
+        made = copy(_empty_row(self.n_features))  # scipy's checks of one row take half as long as hashing it
+        made.data, made.indices, made.indptr = rows
+        return made
 
     def rows(self, texts: Sequence[str]) -> Sparse:
         """The same as the arrays of a sparse matrix."""
@@ -90,17 +104,18 @@ class LexicalModel:
         keys = self._keys(texts)
         keys.sort()
         counts = np.array([1.0, self.FUNCTION_WORD_COUNT, -0.5, 0.0], dtype=np.float32)[keys & 3]
-        keys, values = _sum_equal(keys >> 2, counts)
-        parts = (keys & 3).astype(np.intp)
-        cells = keys >> 2
+        keys >>= 2
+        firsts = _firsts(keys)
+        keys, values = keys[firsts], np.sqrt(np.add.reduceat(counts, firsts))
+        parts, cells = keys & 3, keys >> 2
         rows = (cells // self.n_features).astype(np.intp)
-        values = _unit(np.sqrt(values), 4 * rows + parts)
-        weights = np.array([self.word_weight, (1 - self.word_weight**2) ** 0.5], dtype=np.float32)
-        cells, values = _sum_equal(cells, values * weights[parts])
-        rows = (cells // self.n_features).astype(np.intp)
-        lengths = np.bincount(rows, minlength=len(texts))
+        values = _unit(values, 4 * rows + np.array(self.UNITS)[parts])
+        rest = (1 - self.word_weight**2 - self.bigram_weight**2) ** 0.5
+        values *= np.array([self.word_weight, self.bigram_weight, rest], dtype=np.float32)[parts]
+        firsts = _firsts(cells)
+        cells, rows, values = cells[firsts], rows[firsts], np.add.reduceat(values, firsts)
         indptr = np.zeros(len(texts) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=indptr[1:])
+        np.bincount(rows, minlength=len(texts)).cumsum(out=indptr[1:])
         return Sparse(_unit(values, rows), (cells % self.n_features).astype(np.int32), indptr)
 
     def _keys(self, texts: Sequence[str]) -> NDArray[Any]:
@@ -108,35 +123,48 @@ class LexicalModel:
         split = [text.lower().split() for text in texts]
         table, numbers = vocabulary(self.WORD, self.NGRAMS).look_up(list(chain.from_iterable(split)))
         # Half as many bits sort in half the time.
-        dtype = np.dtype(np.uint32 if len(texts) * self.n_features * 16 <= 2**32 else np.uint64)
-        # (n_tokens,): the key of each token's row and column 0
-        origins = (np.arange(len(texts), dtype=dtype) * dtype.type(self.n_features * 16)).repeat(list(map(len, split)))
-        starts = table.ngram_ends.array[numbers]
-        lengths = table.ngram_ends.array[numbers + 1] - starts
-        found = table.ngrams.array[runs(starts, lengths)]
-        kinds = table.function.array[numbers]  # FUNCTION where it is one, else FULL
-        ngrams = self._columns(found, dtype) + (origins + (4 * NGRAMS + kinds)).repeat(lengths)
+        dtype = np.uint32 if len(texts) * self.n_features * 16 <= 2**32 else np.uint64
+        origins = np.arange(len(texts), dtype=dtype) * self.n_features * 16
+        origins = origins.repeat(list(map(len, split)))  # the key of row and column 0, for each token
+        lengths = table.n_ngrams.array[numbers]
+        hashes = table.ngrams.array[runs(table.first_ngram.array[numbers], lengths)]
+        counts = table.function.array[numbers]  # FUNCTION or FULL
+        ngrams = self._columns(hashes, (origins + counts).repeat(lengths), NGRAMS)
         return np.concatenate([ngrams, *self._word_keys(table, numbers, origins)])
 
-    def _word_keys(self, table: Table, numbers: Numbers, origins: NDArray[Any]) -> list[NDArray[Any]]:
-        """The keys of words, and of words negated."""
-        starts = table.word_ends.array[numbers]
-        lengths = table.word_ends.array[numbers + 1] - starts
-        at = runs(starts, lengths)
-        kinds = table.kinds.array[at]
-        origins = origins.repeat(lengths) + origins.dtype.type(4 * WORDS)
-        columns = self._columns(table.words.array[at], origins.dtype) + origins
+    def _word_keys(self, table: Table, numbers: Numbers, origins: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """The keys of words, of words negated, and of word 2-grams."""
+        lengths = table.n_words.array[numbers]
+        at = runs(table.first_word.array[numbers], lengths)
+        kinds, words, origins = table.kinds.array[at], table.words.array[at], origins.repeat(lengths)
+        keys = self._columns(words, origins, WORDS)
+        yield keys + (kinds & Kind.FUNCTION)
         negated = _negated(kinds, origins, self.NEGATION_SPAN)
-        words = columns + (kinds & Kind.FUNCTION)
-        if not len(negated):
-            return [words]
-        together = self._columns(table.negated.array[at[negated]], origins.dtype) + origins[negated]
-        return [words, columns[negated] + origins.dtype.type(NEGATED), together]
+        if len(negated):
+            yield keys[negated] + NEGATED
+            yield self._columns(table.negated.array[at[negated]], origins[negated], WORDS)
+        if self.bigram_weight:
+            kept = (kinds & self.BIGRAM_WORDS).nonzero()[0]
+            words, origins = words[kept], origins[kept]
+            of_one_text = origins[1:] == origins[:-1]
+            hashes = pair_hashes(words[:-1], words[1:])
+            yield self._columns(hashes[of_one_text], origins[1:][of_one_text], BIGRAMS)
 
-    def _columns(self, hashes: Hashes, dtype: Any) -> NDArray[Any]:
-        """The keys of hashes in row 0, part 0 and count 0."""
-        keys: NDArray[Any] = hashes.astype(dtype, copy=False) % dtype.type(self.n_features) * dtype.type(16)
+    def _columns(self, hashes: Hashes, origins: NDArray[Any], part: int) -> NDArray[Any]:
+        """Keys from hashes and the keys of column 0."""
+        keys = hashes.astype(origins.dtype, copy=False) % self.n_features
+        keys *= 16
+        keys += origins
+        if part:
+            keys += 4 * part
         return keys
+
+
+@cache
+def _empty_row(n_features: int) -> Any:
+    from scipy.sparse import csr_array
+
+    return csr_array((1, n_features), dtype=np.float32)
 
 
 def _slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -177,14 +205,11 @@ def _negated(kinds: NDArray[np.uint8], texts: NDArray[Any], span: int) -> Number
     return found
 
 
-def _sum_equal(keys: NDArray[Any], values: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Each key of an ascending array once, and the sum of its values."""
-    if not len(keys):
-        return keys, values
-    new = np.ones(len(keys), dtype=bool)
-    np.not_equal(keys[1:], keys[:-1], out=new[1:])
-    firsts = new.nonzero()[0]
-    return keys[firsts], np.add.reduceat(values, firsts)
+def _firsts(keys: NDArray[Any]) -> NDArray[np.intp]:
+    """Position of the first of each run of equal numbers."""
+    first = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    return first.nonzero()[0]
 
 
 def _unit(values: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:

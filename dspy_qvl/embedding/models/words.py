@@ -41,6 +41,7 @@ class Kind:
     APOSTROPHE = 8
     COUNTED = 16  # letters and digits: one step of the way on which a negation holds
     NEGATABLE = 32  # letters, and no function word
+    LONG = 64  # two characters at least, so no punctuation mark
 
 
 _LISTED = {
@@ -53,7 +54,7 @@ _LISTED = {
 
 def kind_of(word: str) -> int:
     """The `Kind` bits of a word or punctuation mark."""
-    listed = _LISTED.get(word)
-    if listed is not None:
-        return listed
-    return Kind.COUNTED | Kind.NEGATABLE if word.isalpha() else Kind.COUNTED * word.isalnum()
+    kind = _LISTED.get(word)
+    if kind is None:
+        kind = Kind.COUNTED | Kind.NEGATABLE if word.isalpha() else Kind.COUNTED * word.isalnum()
+    return kind | Kind.LONG if len(word) > 1 else kind
