@@ -24,7 +24,8 @@ ORDER = {
     "dspy_qvl.embedding": "loops instruction probe truncation tables cache models embedder callers batching source "
     "encoder embedding",
     "dspy_qvl.embedding.cache": "memory rows database connections sqlite_store store pruning exporting cache",
-    "dspy_qvl.embedding.models": "model lexical stored_vectors precomputed hosted local static custom spec",
+    "dspy_qvl.embedding.models": "model words hashing lexical stored_vectors precomputed hosted local static "
+    "custom spec",
     "dspy_qvl.embedding.models.hosted": "providers addresses arguments redaction exchange failures request "
     "halving hosted",
     "dspy_qvl.embedding.models.local": "precision folder pooling loading forward long_text local",

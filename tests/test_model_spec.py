@@ -13,40 +13,9 @@ import numpy as np
 import pytest
 
 from dspy_qvl import InputError, QVLWarning, Qwen3EmbeddingValueLearner, StateError
-from dspy_qvl.embedding.models.lexical import LexicalModel
 from dspy_qvl.embedding.models.spec import ModelSpec
 from tests.conftest import rated
 from tests.tiny_qwen3 import build
-
-
-def test_the_lexical_model_gives_unit_vectors_of_the_wanted_size():
-    vectors = LexicalModel(1000)(["Good coffee!", "bad coffee", "🙂", "a"])
-    assert vectors.shape == (4, 1000)
-    assert vectors.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-6)
-
-
-def test_the_lexical_model_is_stateless_and_blind_to_the_batch():
-    texts = [text for text, _ in rated(30)]
-    together = LexicalModel(512)(texts)
-    alone = np.concatenate([LexicalModel(512)([text]) for text in reversed(texts)])[::-1]
-    np.testing.assert_array_equal(together, alone)
-
-
-def test_the_lexical_model_finds_likeness_in_spelling():
-    mug, mugs, tent = LexicalModel(4096)(["a sturdy mug", "sturdy mugs", "the tent leaks"])
-    assert mug @ mugs > 0.5 > mug @ tent
-
-
-def test_the_lexical_model_reads_a_text_to_its_end():
-    long = "plain words " * 50_000
-    start, end = LexicalModel(4096)([long, long + "catastrophe " * 5000])
-    assert not np.array_equal(start, end)
-
-
-def test_no_text_is_a_zero_vector_however_few_the_columns():
-    texts = ["!", "a", "ab", "🙂", "\u200b", "\0", "one two", "x" * 500]
-    assert LexicalModel(2)(texts).any(axis=1).all()
 
 
 def test_the_size_of_the_lexical_model_is_part_of_its_identity():

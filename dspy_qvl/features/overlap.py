@@ -14,9 +14,7 @@ OVERLAP_MODEL = LexicalModel(2**18, 0.6)
 
 def word_weights(texts: Sequence[str]) -> list[Vectors]:
     """The words and n-grams of each text and how much each counts, n `packed` rows."""
-    made = OVERLAP_MODEL.sparse(texts)
-    made.sort_indices()
-    return packed(made)
+    return packed(OVERLAP_MODEL.rows(texts))
 
 
 def overlaps(queries: Sequence[Vectors], texts: Sequence[Vectors]) -> Vectors:

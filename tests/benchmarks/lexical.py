@@ -31,6 +31,7 @@ CANDIDATES = {
     "function words for a tenth": {"FUNCTION_WORD_COUNT": 0.1},
     "no negation": {"NEGATION_SPAN": 0},
     "words weigh .75": {"word_weight": 0.75},
+    "word 2-grams too": {"bigram_weight": 0.4},
     "2-5-grams": {"NGRAMS": (2, 5)},
     "4-5-grams": {"NGRAMS": (4, 5)},
     "4-grams": {"NGRAMS": (4, 4)},

@@ -1,64 +1,59 @@
 """The lexical model: hashed words and character n-grams, built in, nothing to download.
 
-It knows spelling, not meaning. The same text gives the same vector anywhere and in any version; so its list of function
-words stands here, and is not taken from a library that may change it.
+It knows spelling, not meaning. `hashing.py` gives the hashes, `words.py` the words that count differently.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator, Sequence
+from copy import copy
+from functools import cache
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.embedding.models.hashing import Hashes, Numbers, Table, pair_hashes, runs, vocabulary
+from dspy_qvl.embedding.models.words import Kind
 from dspy_qvl.errors import check_count
 
-# English words that say little by themselves; "no", "not", "never" and the like say much, and are not among them.
-# The single letters remain of contractions.
-FUNCTION_WORDS = frozenset(
-    """
-    a about above across after afterwards again against all almost alone along already also although always am among
-    amongst an and another any anyhow anyone anything anyway anywhere are around as at back be became because become
-    becomes becoming been before beforehand behind being below beside besides between beyond both but by can could d
-    did do does doing done down due during each eight either eleven else elsewhere enough even ever every everyone
-    everything everywhere except few fifteen fifty first five for former formerly forty found four from full further
-    get give go had has have having he he's hence her here hereafter hereby herein hereupon hers herself him himself
-    his how however i i'd i'll i'm i've if in indeed into is it it's its itself keep last latter latterly least less
-    ll m made many may me meanwhile might mine more moreover most mostly much must my myself name namely
-    nevertheless next nine noone now of off often on once one only onto or other others otherwise our ours ourselves
-    out over own part per perhaps please put rather re s same see seem seemed seeming seems several shall she she's
-    should since six sixty so some somehow someone something sometime sometimes somewhere still such t take ten than
-    that that's the their theirs them themselves then thence there there's thereafter thereby therefore therein
-    thereupon these they they're they've third this those though three through throughout thru thus to together too
-    toward towards twelve twenty two un under until up upon us ve very via was we we're we've well were what
-    whatever when whence whenever where whereafter whereas whereby wherein whereupon wherever whether which while
-    whither who whoever whole whom whose why will with within would yet you you'll you're you've your yours yourself
-    yourselves
-    """.split()
-)
-PUNCTUATION = '.,!?;:()"'
-NEGATIONS = frozenset("not no never nothing neither nor without hardly barely cannot".split())
-APOSTROPHES = "'’"
+# Texts are hashed in slices, which bounds the memory of a batch: characters and texts of one at most.
+SLICE_CHARACTERS, SLICE_TEXTS = 2**18, 2**10
+
+# A counted word or n-gram is one integer: ((row * n_features + column) * 4 + part) * 4 + count. Sorted, they stand in
+# the order of rows and columns, with what is to be added side by side.
+WORDS, BIGRAMS, NGRAMS = 0, 1, 2  # the parts of a vector
+FULL, FUNCTION, NEGATED = 0, 1, 2  # how much one counts
+
+
+class Sparse(NamedTuple):
+    """Rows of a sparse matrix, as scipy's CSR format has them: columns ascending, each once."""
+
+    data: NDArray[np.float32]
+    indices: NDArray[np.int32]
+    indptr: NDArray[np.int32]
 
 
 class LexicalModel:
     """Hashed words and character n-grams, unit length: a bag of spelling, not of meaning.
 
-    One column counts every word, punctuation mark (they carry emoticons and tone) and character n-gram that is
-    hashed to it. Counts are square-rooted; words and n-grams are scaled to unit length, weighted, and added.
+    One column counts every word, punctuation mark (they carry emoticons and tone), word 2-gram and character n-gram
+    that is hashed to it. Counts are square-rooted; words, 2-grams and n-grams are scaled to unit length, weighted, and
+    added.
 
     A function word counts for a quarter, which stands in for the document frequencies a stateless model cannot
     have. The three words after an English negation, up to the next punctuation mark, count for half themselves and
-    once together with "not". Never truncates.
+    once together with "not". A word 2-gram is two words of at least two letters with none of them between. Never
+    truncates.
 
     The tokens, n-grams and weights were chosen on training folds of four human-rated sets: see
     tests/benchmarks/lexical.py.
 
     Args:
         n_features: number of columns, at least 2.
-        word_weight: share of words in the vector's length; n-grams have the rest, sqrt(1 - word_weight^2).
+        word_weight: share of words in the vector's length.
+        bigram_weight: share of word 2-grams; with 0 there are none. Character n-grams have the rest,
+            sqrt(1 - word_weight^2 - bigram_weight^2).
 
     Source: Weinberger et al. (2009), Feature Hashing; Das & Chen (2001), Yahoo! for Amazon, for the negations.
     """
@@ -67,71 +62,157 @@ class LexicalModel:
     NGRAMS = (3, 5)
     FUNCTION_WORD_COUNT = 0.25
     NEGATION_SPAN = 3
+    BIGRAM_WORDS = Kind.LONG  # the kinds of words that are in 2-grams
+    UNITS = (0, 1, 2)  # words, 2-grams and n-grams of one number are scaled to unit length together
 
-    def __init__(self, n_features: int, word_weight: float = 0.6) -> None:
+    def __init__(self, n_features: int, word_weight: float = 0.6, bigram_weight: float = 0.0) -> None:
         self.n_features = check_count(n_features, "embedding_dim", 2)
         self.word_weight = word_weight
+        self.bigram_weight = bigram_weight
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of texts, (n, n_features)."""
-        vectors: NDArray[np.float32] = self.sparse(texts).toarray()
+        vectors = np.zeros((len(texts), self.n_features), dtype=np.float32)
+        made = self.rows(texts)
+        vectors[np.repeat(np.arange(len(texts)), np.diff(made.indptr)), made.indices] = made.data
         return vectors
 
     def sparse(self, texts: Sequence[str]) -> Any:
-        """The same as a scipy CSR matrix."""
-        hasher, ngrams_of = _hashing(self.n_features, self.NGRAMS)
-        lowered = [text.lower() for text in texts]
-        by_word, by_ngram = (
-            _unit_rows(hasher.transform(counts).sqrt())
-            for counts in (map(self._words, lowered), (self._ngrams(text, ngrams_of) for text in lowered))
+        """The same as a scipy `csr_array`."""
+        from scipy.sparse import csr_array
+
+        rows = self.rows(texts)
+        if len(texts) != 1:
+            return csr_array(tuple(rows), shape=(len(texts), self.n_features))
+        made = copy(_empty_row(self.n_features))  # scipy's checks of one row take half as long as hashing it
+        made.data, made.indices, made.indptr = rows
+        return made
+
+    def rows(self, texts: Sequence[str]) -> Sparse:
+        """The same as the arrays of a sparse matrix."""
+        parts = [self._rows_of_slice(part) for part in _slices(texts)]
+        if len(parts) == 1:
+            return parts[0]
+        lengths = [np.diff(part.indptr) for part in parts]
+        return Sparse(
+            np.concatenate([np.zeros(0, np.float32), *(part.data for part in parts)]),
+            np.concatenate([np.zeros(0, np.int32), *(part.indices for part in parts)]),
+            np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int32),
         )
-        return _unit_rows(by_word * self.word_weight + by_ngram * (1 - self.word_weight**2) ** 0.5)
 
-    def _words(self, text: str) -> dict[str, float]:
-        """Each word, punctuation mark and negated word -> its count."""
-        counts: defaultdict[str, float] = defaultdict(float)
-        words = self.WORD.findall(text)
-        n_negated = 0
-        for position, word in enumerate(words):
-            counts[word] += self._count(word)
-            if n_negated and word.isalpha() and word not in FUNCTION_WORDS:
-                counts[word] -= 0.5
-                counts[f"not {word}"] += 1
-            if word in NEGATIONS or (word == "t" and position > 1 and words[position - 1] in APOSTROPHES):
-                n_negated = self.NEGATION_SPAN
-            elif word.isalnum():
-                n_negated = max(n_negated - 1, 0)
-            elif word not in APOSTROPHES:
-                n_negated = 0
-        return counts
+    def _rows_of_slice(self, texts: Sequence[str]) -> Sparse:
+        keys = self._keys(texts)
+        keys.sort()
+        counts = np.array([1.0, self.FUNCTION_WORD_COUNT, -0.5, 0.0], dtype=np.float32)[keys & 3]
+        keys >>= 2
+        firsts = _firsts(keys)
+        keys, values = keys[firsts], np.sqrt(np.add.reduceat(counts, firsts))
+        parts, cells = keys & 3, keys >> 2
+        rows = (cells // self.n_features).astype(np.intp)
+        values = _unit(values, 4 * rows + np.array(self.UNITS)[parts])
+        rest = (1 - self.word_weight**2 - self.bigram_weight**2) ** 0.5
+        values *= np.array([self.word_weight, self.bigram_weight, rest], dtype=np.float32)[parts]
+        firsts = _firsts(cells)
+        cells, rows, values = cells[firsts], rows[firsts], np.add.reduceat(values, firsts)
+        indptr = np.zeros(len(texts) + 1, dtype=np.int32)
+        np.bincount(rows, minlength=len(texts)).cumsum(out=indptr[1:])
+        return Sparse(_unit(values, rows), (cells % self.n_features).astype(np.int32), indptr)
 
-    def _ngrams(self, text: str, ngrams_of: Callable[[str], list[str]]) -> dict[str, float]:
-        """Each character n-gram -> its count."""
-        counts: defaultdict[str, float] = defaultdict(float)
-        for word in text.split():
-            count = self._count(word.strip(PUNCTUATION))
-            for ngram in ngrams_of(word):
-                counts[ngram] += count
-        return counts
+    def _keys(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Each counted word and n-gram as an integer, in any order."""
+        split = [text.lower().split() for text in texts]
+        table, numbers = vocabulary(self.WORD, self.NGRAMS).look_up(list(chain.from_iterable(split)))
+        # Half as many bits sort in half the time.
+        dtype = np.uint32 if len(texts) * self.n_features * 16 <= 2**32 else np.uint64
+        origins = np.arange(len(texts), dtype=dtype) * self.n_features * 16
+        origins = origins.repeat(list(map(len, split)))  # the key of row and column 0, for each token
+        lengths = table.n_ngrams.array[numbers]
+        hashes = table.ngrams.array[runs(table.first_ngram.array[numbers], lengths)]
+        counts = table.function.array[numbers]  # FUNCTION or FULL
+        ngrams = self._columns(hashes, (origins + counts).repeat(lengths), NGRAMS)
+        return np.concatenate([ngrams, *self._word_keys(table, numbers, origins)])
 
-    def _count(self, word: str) -> float:
-        return self.FUNCTION_WORD_COUNT if word in FUNCTION_WORDS else 1.0
+    def _word_keys(self, table: Table, numbers: Numbers, origins: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """The keys of words, of words negated, and of word 2-grams."""
+        lengths = table.n_words.array[numbers]
+        at = runs(table.first_word.array[numbers], lengths)
+        kinds, words, origins = table.kinds.array[at], table.words.array[at], origins.repeat(lengths)
+        keys = self._columns(words, origins, WORDS)
+        yield keys + (kinds & Kind.FUNCTION)
+        negated = _negated(kinds, origins, self.NEGATION_SPAN)
+        if len(negated):
+            yield keys[negated] + NEGATED
+            yield self._columns(table.negated.array[at[negated]], origins[negated], WORDS)
+        if self.bigram_weight:
+            kept = (kinds & self.BIGRAM_WORDS).nonzero()[0]
+            words, origins = words[kept], origins[kept]
+            of_one_text = origins[1:] == origins[:-1]
+            hashes = pair_hashes(words[:-1], words[1:])
+            yield self._columns(hashes[of_one_text], origins[1:][of_one_text], BIGRAMS)
+
+    def _columns(self, hashes: Hashes, origins: NDArray[Any], part: int) -> NDArray[Any]:
+        """Keys from hashes and the keys of column 0."""
+        keys = hashes.astype(origins.dtype, copy=False) % self.n_features
+        keys *= 16
+        keys += origins
+        if part:
+            keys += 4 * part
+        return keys
 
 
-@lru_cache
-def _hashing(n_features: int, ngram_range: tuple[int, int]) -> tuple[Any, Callable[[str], list[str]]]:
-    """The hasher of counts, and the function word -> n-grams; cached since making them takes longer than a text."""
-    from sklearn.feature_extraction import FeatureHasher
-    from sklearn.feature_extraction.text import CountVectorizer
+@cache
+def _empty_row(n_features: int) -> Any:
+    from scipy.sparse import csr_array
 
-    # Without alternating signs two n-grams in one column never cancel: no text becomes a zero vector.
-    hasher = FeatureHasher(n_features, alternate_sign=False, dtype=np.float32)
-    return hasher, CountVectorizer(analyzer="char_wb", ngram_range=ngram_range).build_analyzer()
+    return csr_array((1, n_features), dtype=np.float32)
 
 
-def _unit_rows(matrix: Any) -> Any:
-    """The rows of a CSR matrix scaled to length 1 in place: sklearn's `normalize` without its checks."""
-    from sklearn.utils.sparsefuncs_fast import inplace_csr_row_normalize_l2
+def _slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Runs of texts, each at least one."""
+    start, characters = 0, 0
+    for end, text in enumerate(texts):
+        characters += len(text)
+        if end > start and (characters > SLICE_CHARACTERS or end - start == SLICE_TEXTS):
+            yield texts[start:end]
+            start, characters = end, len(text)
+    if len(texts) > start:
+        yield texts[start:]
 
-    inplace_csr_row_normalize_l2(matrix)
-    return matrix
+
+def _negated(kinds: NDArray[np.uint8], texts: NDArray[Any], span: int) -> Numbers:
+    """Positions of words that a negation precedes, in its text, by at most `span` words and no punctuation mark.
+
+    Args:
+        kinds: `Kind` of each word, (n_words,).
+        texts: a number for the text of each, ascending.
+        span: words.
+    """
+    candidates = kinds & (Kind.NEGATION | Kind.T)
+    if not candidates.any():  # mostly: a text alone is hashed faster without the rest
+        return np.zeros(0, dtype=np.int64)
+    position = np.arange(len(kinds))
+    first = np.maximum.accumulate(np.where(np.diff(texts, prepend=texts[0]) > 0, position, 0))
+    after_apostrophe = np.concatenate([[False], kinds[:-1] & Kind.APOSTROPHE > 0]) & (position - first > 1)
+    negates = (kinds & Kind.NEGATION > 0) | (kinds & Kind.T > 0) & after_apostrophe
+    counted = (kinds & Kind.COUNTED > 0) & ~negates
+    ends = ~negates & ~counted & (kinds & Kind.APOSTROPHE == 0)
+    # All of the words before each, (n_words - 1,): the first of a text has none.
+    steps = np.cumsum(counted)[:-1]
+    last = np.maximum.accumulate(np.where(negates, position, -1))[:-1]
+    ended = np.maximum(np.maximum.accumulate(np.where(ends, position, -1))[:-1], first[1:] - 1)
+    within = (last > ended) & (steps - np.concatenate([steps, [0]])[last] < span)
+    found: Numbers = (within & (kinds[1:] & Kind.NEGATABLE > 0)).nonzero()[0] + 1
+    return found
+
+
+def _firsts(keys: NDArray[Any]) -> NDArray[np.intp]:
+    """Position of the first of each run of equal numbers."""
+    first = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    return first.nonzero()[0]
+
+
+def _unit(values: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Values scaled so that those of a row have length 1; squares are added one after the other, in any batch."""
+    lengths = np.sqrt(np.bincount(rows, weights=values * values))
+    return (values / lengths[rows]).astype(np.float32)

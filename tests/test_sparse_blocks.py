@@ -1,0 +1,278 @@
+"""Sparse blocks, the built-in one of hashed words and the caller's own: learned from, updated, saved and loaded."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix, random_array
+
+from dspy_qvl import FeatureError, Qwen3EmbeddingValueLearner, StateError
+from dspy_qvl.features import LEXICAL, WIDTHS, Blocks, Table, packed, unpacked
+from dspy_qvl.fitting import Frequencies
+from dspy_qvl.state import encode_array
+from dspy_qvl.vectors import MixedRows
+from tests.conftest import BAD, GOOD, CountingModel, rated
+
+NEW = [text for text, _ in rated(20, seed=8)]
+WORDS = [*GOOD, *BAD, "lamp", "unseen"]
+
+
+def counted(texts):
+    """How often each word stands in a text, as a scipy sparse matrix."""
+    counted.asked.extend(texts)
+    return csr_matrix([[float(text.split().count(word)) for word in WORDS] for text in texts])
+
+
+counted.asked = []
+
+
+def dense(texts):
+    """The same as an array."""
+    return counted(texts).toarray()
+
+
+def make(features, folder=None, **settings):
+    learner = Qwen3EmbeddingValueLearner(embedder=CountingModel(size=16), cache_dir=folder, features=features)
+    learner.add_training_examples(rated(60))
+    return learner
+
+
+def lexical(folder=None, n=60):
+    learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=folder)
+    learner.add_training_examples(rated(n))
+    return learner
+
+
+MAKERS = {
+    "words beside": lambda folder=None: make(["lexical", "length"], folder),
+    "words alone": lexical,
+    "own": lambda folder=None: make([counted, "length"], folder),
+    "own and words": lambda folder=None: make([counted, "lexical"], folder),
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(kind):
+    learner = MAKERS[kind]()
+    learner.optimize_hyperparameters([0.03, 0.3, 3.0])
+    return learner
+
+
+# Columns
+
+
+def test_dense_blocks_stand_before_sparse_ones():
+    blocks = Blocks(("words", "a", "tags", "b"), (5, 2, 3, 1), frozenset({"words", "tags"}))
+    assert blocks.slices == {"words": slice(3, 8), "a": slice(0, 2), "tags": slice(8, 11), "b": slice(2, 3)}
+    np.testing.assert_array_equal(blocks.spread([1, 2, 3, 4]), [2, 2, 4, 1, 1, 1, 1, 1, 3, 3, 3])
+    rng = np.random.default_rng(0)
+    columns = {
+        name: random_array((4, width), density=0.5, format="csr", dtype=np.float32, rng=rng)
+        if name in blocks.sparse
+        else rng.random((4, width)).astype(np.float32)
+        for name, width in zip(blocks.names, blocks.widths, strict=True)
+    }
+    table = Table.of(columns)
+    assert table.blocks == blocks
+    for chosen in (table, table.rows(np.array([2, 0]))):
+        rows = slice(None) if chosen is table else [2, 0]
+        for name, block in chosen.columns.items():
+            wanted = columns[name].toarray() if name in blocks.sparse else columns[name]
+            got = block.toarray() if name in blocks.sparse else block
+            np.testing.assert_array_equal(got, wanted[rows])
+    assert table.only(["a", "tags"]).blocks == Blocks(("a", "tags"), (2, 3), frozenset({"tags"}))
+    assert isinstance(table.only(["a", "b"]).X, np.ndarray)
+    again = unpacked(packed(columns["words"]), 5)
+    np.testing.assert_array_equal(again.toarray(), columns["words"].toarray())
+
+
+def test_a_value_is_an_inner_product_with_the_columns_side_by_side(trained):
+    fit = trained.ridge.fitted
+    X = fit.fitted.within(trained._columns(fit)(NEW).X)
+    assert isinstance(X, MixedRows)
+    by_hand = X.toarray().astype(np.float64) @ trained.ridge.coef_ + trained.ridge.intercept_
+    np.testing.assert_allclose(trained.predict_many(NEW), by_hand, rtol=1e-9)
+    assert [trained.predict(text) for text in NEW] == trained.predict_many(NEW).tolist()
+    assert trained.predict_many(NEW[::-1]).tolist() == trained.predict_many(NEW).tolist()[::-1]
+    assert [trained.predict_std(text) for text in NEW] == trained.predict_std_many(NEW).tolist()
+    assert np.isfinite(trained.predict_many(["", "words that nobody rated before", "日本語 😀"])).all()
+
+
+def test_the_lexical_model_learns_from_sparse_words_in_place_of_its_vectors():
+    learner = lexical()
+    report = learner.train()
+    fitted = learner.ridge.fitted.fitted
+    assert fitted.blocks.names == (LEXICAL, "length")
+    assert len(learner.ridge.coef_) == WIDTHS[LEXICAL] + 1
+    assert set(report["blocks"]) == {LEXICAL, "length"}
+    assert report["blocks"][LEXICAL]["idf_power"] in (0.0, 0.5, 1.0)
+    assert report["val_spearman"] > 0.5
+    assert len(learner.embed(NEW[:1])[0]) == learner.embedding_dim == 4096  # cosines are still of its vectors
+    assert learner.nearest(learner.training_texts[0], 1)[0][1] == pytest.approx(1.0, abs=1e-6)
+    sized = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None)
+    sized.add_training_examples(rated(30))
+    sized.train()
+    assert sized.ridge.fitted.blocks == ("embedding", "length")
+
+
+def test_a_sparse_block_is_worth_the_same_as_a_dense_one():
+    values = []
+    for own in (counted, dense):
+        learner = make([own])
+        learner.ridge_alpha = 0.3
+        learner.train()
+        values.append(learner.predict_many(NEW))
+    np.testing.assert_allclose(*values, rtol=1e-9)
+
+
+# Document frequencies
+
+
+def test_frequencies_count_the_texts_with_a_word():
+    X = random_array((50, 30), density=0.2, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
+    frequencies = Frequencies.of(X)
+    present = (X.toarray() > 0).sum(axis=0)
+    np.testing.assert_array_equal(frequencies.counts, present)
+    np.testing.assert_allclose(frequencies.factors, np.log(51 / (1 + present)) + 1)
+    assert (Frequencies(50, frequencies.counts, 0.0).factors == 1).all()
+    assert (Frequencies(3, np.zeros(2, np.int32), 0.5).factors == np.sqrt(np.log(4) + 1)).all()
+
+
+def test_frequencies_come_from_the_texts_that_are_learned_from_and_stand_still():
+    learner = make(["lexical"])
+    learner.train()
+    learner.ridge.weights = None
+    for power in (0.5, 1.0):
+        learner.train()
+        weights = learner.ridge.now
+        fit = learner.ridge.fitted
+        chosen = fit.fitted.frequencies
+        if chosen is None:
+            continue
+        counted_here = Frequencies.of(learner._columns(fit)(learner.training_texts).columns[LEXICAL])
+        np.testing.assert_array_equal(chosen.counts, counted_here.counts)
+        learner.update("a text with entirely different vocabulary", 3.0)
+        assert learner.ridge.fitted.fitted.frequencies is chosen
+        assert weights is not None, power
+        break
+    else:
+        pytest.fail("no power above 0 was chosen")
+
+
+# Saved, copied, changed
+
+
+def test_it_survives_copies_pickles_and_both_ways_of_saving(trained, kind, tmp_path):
+    values, stds = trained.predict_many(NEW).tolist(), trained.predict_std_many(NEW).tolist()
+    trained.save_model(tmp_path / "value.qvl")
+    trained.save(tmp_path / "state.json")
+    asked = list(counted.asked)
+    for way in ("copy", "pickle", "file", "state"):
+        other = MAKERS[kind]()
+        if way == "copy":
+            other = copy.deepcopy(trained)
+        elif way == "pickle" and "own" not in kind:  # a callable of this file is pickled by name all the same
+            other = pickle.loads(pickle.dumps(trained))
+        elif way == "file":
+            other.load_model(tmp_path / "value.qvl")
+        else:
+            other.load(tmp_path / "state.json")
+        assert other.predict_many(NEW).tolist() == values, way
+        assert other.predict_std_many(NEW).tolist() == stds, way
+        np.testing.assert_array_equal(other.ridge.coef_, trained.ridge.coef_)
+    rated_texts = set(trained.training_texts)
+    assert not rated_texts & set(counted.asked[len(asked) :])  # their rows were saved
+
+
+def test_a_file_grows_with_the_columns_in_use(trained, tmp_path):
+    trained.save_model(tmp_path / "value.qvl")
+    assert (tmp_path / "value.qvl").stat().st_size < 250_000
+
+
+def test_updates_give_the_fit_that_training_on_all_would_give(kind, trained):
+    learner = copy.deepcopy(trained)
+    learner.update("quick bright lamp, a delightful thing", 9.5)
+    learner.update("broke at once, refund", 0.5)
+    learner.forget(learner.training_texts[3])
+    fit = learner.ridge.fitted
+    X = fit.fitted.weighed(learner._columns(fit)([one.item for one in learner.ridge.examples]).X).toarray().astype(float)
+    y = np.array(learner.training_scores)
+    Xc, yc = X - X.mean(axis=0), y - y.mean()
+    dual = np.linalg.solve(Xc @ Xc.T + fit.alpha * np.eye(len(y)), yc)
+    new = fit.fitted.weighed(learner._columns(fit)(NEW).X).toarray() - X.mean(axis=0)
+    np.testing.assert_allclose(learner.predict_many(NEW), new @ (Xc.T @ dual) + y.mean(), rtol=1e-8)
+
+
+# Refused
+
+
+def odd(answer):
+    def own(texts):
+        return answer(len(texts))
+
+    return own
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda n: csr_matrix((n + 1, 3)), r"gave an array of shape \(\d+, 3\); it must be"),
+        (lambda n: csr_matrix((n, 0)), r"it must be \(\d+, k\) with k > 0"),
+        (lambda n: csr_matrix(np.full((n, 2), np.nan)), "gave NaN or infinity for text 0"),
+        (lambda n: csr_matrix(np.full((n, 2), 1e300)), "gave NaN or infinity for text 0"),
+    ],
+)
+def test_sparse_rows_that_cannot_be_used_are_refused(answer, message):
+    learner = make([odd(answer)])
+    with pytest.raises(FeatureError, match=message):
+        learner.train()
+    assert learner.ridge.fitted is None
+
+
+def test_a_block_is_always_sparse_or_never(tmp_path):
+    kinds = [counted, dense]
+
+    def own(texts):
+        return kinds[0](texts)
+
+    learner = make([own])
+    learner.train()
+    learner.save_model(tmp_path / "value.qvl")
+    kinds.reverse()
+    with pytest.raises(FeatureError, match="gave a sparse table before and a dense one now"):
+        learner.predict("another text")
+    fresh = make([own])
+    fresh.load_model(tmp_path / "value.qvl")
+    with pytest.raises(FeatureError, match="gave a sparse table before and a dense one now"):
+        fresh.predict("another text")
+
+
+@pytest.mark.parametrize(
+    ("where", "forged", "message"),
+    [
+        (("columns",), encode_array(np.int32([5, 3])), "'columns' in the saved fit must ascend"),
+        (("columns",), None, "must have coefficients of some of its"),
+        (("columns",), encode_array(np.int32([-1])), "'columns' in the saved fit must ascend from 0"),
+        (("blocks", 2, "sparse"), False, "columns of blocks, but"),
+        (("own", "counted", "columns"), encode_array(np.int32([999])), "must be int32|must lie within|must be float32"),
+        (("frequencies",), {"n_texts": 0}, "'n_texts' in the saved frequencies"),
+    ],
+)
+def test_forged_sparse_parts_are_refused(where, forged, message):
+    learner = make([counted, "lexical"])
+    learner.train()
+    state = learner.ridge.content()
+    parent = state["fit"]
+    for key in where[:-1]:
+        parent = parent[key]
+    parent[where[-1]] = forged
+    before = learner.ridge.dump_state()
+    with pytest.raises(StateError, match=message):
+        learner.ridge.load_state(state)
+    assert learner.ridge.dump_state() == before
