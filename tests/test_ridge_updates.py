@@ -161,14 +161,14 @@ def at(X: MixedRows, row: int) -> MixedRows:
 
 
 @both
-@pytest.mark.parametrize(("d", "alpha"), [(0, 0.1), (5, 1e-3), (350, 1.0)])
-def test_random_updates_of_mixed_rows_are_a_refit_from_scratch(solver, d, alpha):
-    X, y = mixed_rows(500, d)
+@pytest.mark.parametrize(("d", "m", "alpha"), [(0, 2000, 0.1), (5, 40, 1e-3), (350, 300, 1.0)])
+def test_random_updates_of_mixed_rows_are_a_refit_from_scratch(solver, d, m, alpha):
+    X, y = mixed_rows(500, d, m)
     rng = np.random.default_rng(0)
     order = rng.permutation(500).tolist()
     inside, outside = order[:20], order[20:]
     fit = solver(X[np.array(inside)], y[inside], alpha)
-    for number in range(900):  # in the end more rows than 20 left space for and, at d = 0, than there are columns
+    for number in range(900):  # in the end more rows than 20 left space for and, at d = 5, than there are columns
         come = len(inside) < 20 or (len(inside) < 400 and rng.random() < 0.8)
         source, sink, change = (outside, inside, fit.add) if come else (inside, outside, fit.remove)
         row = source.pop(int(rng.integers(len(source))))

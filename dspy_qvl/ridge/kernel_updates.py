@@ -5,7 +5,8 @@ With K = Z Z' of the rows z = x - shift (`kept_rows.py`),
     a = P (y - b 1),    b = 1'P y / 1'P 1,    P = (K + alpha I)^-1,    coef = Z'a
 
 P gains a row and a column when a text comes (bordering), and loses them when it goes; K is the truth, from which P is
-made anew after 1,000 rows.
+made anew after 1,000 rows, and when it has drifted so far from K that a few steps of refinement do not mend it, as
+with many rows of few columns.
 
 Source: Golub & Van Loan, Matrix Computations, 2.1.4; Engel et al. (2004), Kernel RLS.
 """
@@ -18,6 +19,8 @@ from dspy_qvl.vectors import Array, Matrix, MixedRows, slices
 
 AT_MOST = 1000  # rows between two factorisations
 LEFT = 0.01  # share of alpha in the pivot of a row that comes below which P is made anew
+DRIFT = 1e-8  # relative change of coef by a step of refinement that asks for another; its square is beyond rounding
+REFINEMENTS = 5  # steps after which P is made anew
 WORN = 1e4  # times the spread of the rows: what K once held more of than this has cost the rest its last digits
 KERNEL_AT_MOST = 4000  # rows whose kernel and its inverse, n^2 float64 each, are kept
 
@@ -49,13 +52,10 @@ class RecursiveKernelRidge:
     @property
     def line(self) -> Linear:
         """The current fit: coef (d, k) and intercept (k,), in the units of y."""
-        n, P = self._n, self._P[: self._n, : self._n]
-        pulled, ones = P @ self._y, P.sum(axis=1)
-        b = pulled.sum(axis=0) / ones.sum()
-        a = pulled - np.outer(ones, b)
-        step = P @ (self._y - b - self._K[:n, :n] @ a - self.alpha * a)  # one step of refinement
-        change = (a + step).sum(axis=0) / ones.sum()  # a sums to zero
-        a, b = a + step - np.outer(ones, change), b + change
+        a, b, sound = self._solved()
+        if not sound and self._n_since:
+            self._factorise()
+            a, b, _ = self._solved()
         coef = self._rows.sum(a)
         coef -= np.outer(self._rows.shift, a.sum(axis=0))
         return Linear(coef, b - self._rows.shift @ coef)
@@ -114,6 +114,22 @@ class RecursiveKernelRidge:
             return
         for rows in slices(last, 256):
             self._P[rows, :last] -= np.multiply.outer(v[rows] / p, v)
+
+    def _solved(self) -> tuple[Array, Array, bool]:
+        """a, (n, k), and b, (k,), refined; and True if that took them to rounding, which with a good P is one step."""
+        K, P = self._K[: self._n, : self._n], self._P[: self._n, : self._n]
+        pulled, ones = P @ self._y, P.sum(axis=1)
+        b = pulled.sum(axis=0) / ones.sum()
+        a = pulled - np.outer(ones, b)
+        for _ in range(REFINEMENTS):
+            product = K @ a
+            step = P @ (self._y - b - product - self.alpha * a)
+            moved, length = (step * (K @ step)).sum(), (a * product).sum()  # squares of coef's change and its length
+            change = (a + step).sum(axis=0) / ones.sum()  # a sums to zero
+            a, b = a + step - np.outer(ones, change), b + change
+            if moved <= DRIFT**2 * length:
+                return a, b, True
+        return a, b, False
 
     def _grow(self) -> None:
         n, more = self._n, self._n + self._n // 8 + 64
