@@ -235,6 +235,25 @@ def test_changes_since_the_last_line_cost_one_fit_which_starts_from_it(monkeypat
     assert len(starts) == 2
 
 
+@iterated
+def test_more_mixed_rows_than_a_kernel_is_kept_for_are_solved_to_the_tolerance_of_a_fit():
+    X, y = mixed_rows(4200, 3, m=60)
+    fit = updates.begin(X[:4150], y[:4150], 1.0)
+    assert isinstance(fit, WarmStartedRidge)
+    for row in range(4150, 4200):
+        fit.add(at(X, row), y[row])
+        if row % 20 == 0:
+            assert fit.line.coef.shape == (63, 1)
+    for row in range(30):
+        fit.remove(at(X, row), y[row])
+    rows, targets = X[30:].toarray().astype(np.float64), y[30:]
+    centred, target = rows - rows.mean(axis=0), targets - targets.mean(axis=0)
+    coef, intercept = fit.line
+    missed = centred.T @ (target - centred @ coef) - 1.0 * coef
+    assert np.linalg.norm(missed) <= 1.01e-9 * np.linalg.norm(centred.T @ target)
+    np.testing.assert_allclose(intercept, targets.mean(axis=0) - rows.mean(axis=0) @ coef, rtol=1e-9)
+
+
 def test_mixed_rows_always_have_a_solver(monkeypatch):
     monkeypatch.setattr(updates, "KERNEL_AT_MOST", 30)
     X, y = mixed_rows(31, 2, m=4)
