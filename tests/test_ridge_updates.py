@@ -1,12 +1,16 @@
 """Rows that come and go against fits from scratch."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 from dspy_qvl import ridge
 from dspy_qvl.ridge import updates
+from dspy_qvl.ridge.kernel_updates import RecursiveKernelRidge
 from dspy_qvl.ridge.moments import gather, rough_mean
-from dspy_qvl.ridge.updates import RecursiveKernelRidge, RecursiveRidge
+from dspy_qvl.ridge.updates import RecursiveRidge, WarmStartedRidge
+from dspy_qvl.vectors import MixedRows
 from tests.test_ridge import unit_rows
 
 
@@ -122,7 +126,7 @@ def kernel_distance(found: ridge.Linear, X: np.ndarray, y: np.ndarray, alpha: fl
     dual = np.linalg.solve(system, target)
     exact = centred.T @ (dual + np.linalg.solve(system, target - system @ dual))
     intercept = y.mean(axis=0) - X.mean(axis=0, dtype=np.float64) @ exact
-    np.testing.assert_allclose(found.intercept, intercept, rtol=1e-9)
+    np.testing.assert_allclose(found.intercept, intercept, rtol=1e-9, atol=1e-11)
     return float(np.linalg.norm(found.coef - exact) / np.linalg.norm(exact))
 
 
@@ -134,6 +138,133 @@ def test_equal_rows_with_equal_targets_are_let_go_one_at_a_time():
     assert kernel_distance(fit.line, X[1:], y[1:], 0.1) <= 1e-10
     fit.remove(X[0], y[0])
     assert kernel_distance(fit.line, np.concatenate([X[1:20], X[21:]]), np.concatenate([y[1:20], y[21:]]), 0.1) <= 1e-10
+
+
+# With sparse columns
+
+
+def mixed_rows(n: int, d: int, m: int = 300) -> tuple[MixedRows, np.ndarray]:
+    from scipy.sparse import random_array
+
+    rng = np.random.default_rng(n)
+    sparse = random_array((n, m), density=0.03, format="csr", dtype=np.float32, rng=rng)
+    X = MixedRows(rng.normal(size=(n, d)).astype(np.float32) + 0.5, sparse)
+    return X, (X @ rng.normal(size=d + m) + rng.normal(size=n))[:, None]
+
+
+iterated = pytest.mark.skipif("start" not in inspect.signature(ridge.fit).parameters, reason="no iterated fit yet")
+both = pytest.mark.parametrize("solver", [RecursiveKernelRidge, pytest.param(WarmStartedRidge, marks=iterated)])
+
+
+def at(X: MixedRows, row: int) -> MixedRows:
+    return X[row : row + 1]
+
+
+@both
+@pytest.mark.parametrize(("d", "m", "alpha"), [(0, 2000, 0.1), (5, 40, 1e-3), (350, 300, 1.0)])
+def test_random_updates_of_mixed_rows_are_a_refit_from_scratch(solver, d, m, alpha):
+    X, y = mixed_rows(500, d, m)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(500).tolist()
+    inside, outside = order[:20], order[20:]
+    fit = solver(X[np.array(inside)], y[inside], alpha)
+    for number in range(900):  # in the end more rows than 20 left space for and, at d = 5, than there are columns
+        come = len(inside) < 20 or (len(inside) < 400 and rng.random() < 0.8)
+        source, sink, change = (outside, inside, fit.add) if come else (inside, outside, fit.remove)
+        row = source.pop(int(rng.integers(len(source))))
+        change(at(X, row), y[row])
+        sink.append(row)
+        if number % 300 == 299:
+            assert kernel_distance(fit.line, X[np.array(inside)].toarray(), y[inside], alpha) <= 1e-9
+    assert len(inside) > 350
+    assert not fit.worn
+
+
+@both
+def test_equal_mixed_rows_go_one_at_a_time_and_none_goes_that_differs_in_a_column(solver):
+    X, y = mixed_rows(20, 2)
+    nearly = [at(X, 0).toarray() for _ in range(3)]
+    first, second = np.flatnonzero(nearly[0][0])[-2:]
+    nearly[0][0, 0] += 1  # another dense number
+    nearly[1][0, first] += 1  # another sparse one
+    nearly[2][0, second], nearly[2][0, second + 1] = 0, nearly[2][0, second]  # the same ones in other columns
+    dense = np.concatenate([*nearly, X.toarray(), at(X, 0).toarray()])
+    y = np.concatenate([y[[0, 0, 0]], y, y[:1]])
+    fit = solver(mixed(dense, 2), y, 0.1)
+    for left in (np.delete(np.arange(24), 3), np.delete(np.arange(24), [3, 23])):
+        fit.remove(at(X, 0), y[0])
+        assert kernel_distance(fit.line, dense[left], y[left], 0.1) <= 1e-9
+    assert not fit.worn
+    fit.remove(at(X, 0), y[0])
+    assert fit.worn
+
+
+def mixed(dense: np.ndarray, d: int) -> MixedRows:
+    from scipy.sparse import csr_array
+
+    return MixedRows(dense[:, :d], csr_array(dense[:, d:]))
+
+
+@both
+def test_a_mixed_row_with_another_target_is_not_there(solver):
+    X, y = mixed_rows(20, 2)
+    fit = solver(X, y, 0.1)
+    fit.remove(at(X, 3), y[4])
+    assert fit.worn
+
+
+@iterated
+def test_changes_since_the_last_line_cost_one_fit_which_starts_from_it(monkeypatch):
+    starts, fit_from = [], updates.fit
+    monkeypatch.setattr(
+        updates, "fit", lambda X, y, alpha, *, start: starts.append(start) or fit_from(X, y, alpha, start=start)
+    )
+    X, y = mixed_rows(40, 2)
+    given = ridge.Linear(np.zeros((302, 1)), np.zeros(1))
+    fit = WarmStartedRidge(X[:30], y[:30], 0.1, start=given)
+    first = fit.line
+    assert fit.line is first
+    for row in range(30, 40):
+        fit.add(at(X, row), y[row])
+    fit.remove(at(X, 35), y[35])
+    fit.remove(at(X, 2), y[2])
+    left = np.delete(np.arange(40), [2, 35])
+    assert kernel_distance(fit.line, X[left].toarray(), y[left], 0.1) <= 1e-9
+    assert starts[0] is given
+    assert starts[1] is first
+    assert len(starts) == 2
+
+
+@iterated
+def test_more_mixed_rows_than_a_kernel_is_kept_for_are_solved_to_the_tolerance_of_a_fit():
+    X, y = mixed_rows(4200, 3, m=60)
+    fit = updates.begin(X[:4150], y[:4150], 1.0)
+    assert isinstance(fit, WarmStartedRidge)
+    for row in range(4150, 4200):
+        fit.add(at(X, row), y[row])
+        if row % 20 == 0:
+            assert fit.line.coef.shape == (63, 1)
+    for row in range(30):
+        fit.remove(at(X, row), y[row])
+    rows, targets = X[30:].toarray().astype(np.float64), y[30:]
+    centred, target = rows - rows.mean(axis=0), targets - targets.mean(axis=0)
+    coef, intercept = fit.line
+    missed = centred.T @ (target - centred @ coef) - 1.0 * coef
+    assert np.linalg.norm(missed) <= 1.01e-9 * np.linalg.norm(centred.T @ target)
+    np.testing.assert_allclose(intercept, targets.mean(axis=0) - rows.mean(axis=0) @ coef, rtol=1e-9)
+
+
+def test_mixed_rows_always_have_a_solver(monkeypatch):
+    monkeypatch.setattr(updates, "KERNEL_AT_MOST", 30)
+    X, y = mixed_rows(31, 2, m=4)
+    few, many = updates.begin(X[:30], y[:30], 0.1), updates.begin(X, y, 0.1)
+    assert isinstance(few, RecursiveKernelRidge)
+    assert few.suits(4000)
+    assert not few.suits(4001)
+    assert isinstance(many, WarmStartedRidge)
+    assert many.suits(100_000)
+    assert many.suits(29)  # a few rows to and fro are no reason to begin anew
+    assert not many.suits(10)
 
 
 # Sums that have lost digits
@@ -152,6 +283,16 @@ def test_what_held_a_far_out_row_that_is_gone_is_worn(n):
     fit.remove(X[n + 1], y[n + 1 :])
     assert not fit.worn
     fit.remove(X[n], y[n : n + 1])
+    assert fit.worn
+
+
+def test_what_held_a_far_out_mixed_row_that_is_gone_is_worn():
+    X, y = mixed_rows(20, 2)
+    fit = RecursiveKernelRidge(X[:19], y[:19], 0.1)
+    far = X[19:].times(np.full(302, 1e6))
+    fit.add(far, y[19])
+    assert not fit.worn
+    fit.remove(far, y[19])
     assert fit.worn
 
 

@@ -21,12 +21,12 @@ from dspy_qvl.learner.fit import Fit
 from dspy_qvl.learner.fit_state import dumped, read
 from dspy_qvl.learner.learned import Examples, Learned
 from dspy_qvl.learner.memo import Lock
-from dspy_qvl.ridge import RecursiveKernelRidge, RecursiveRidge
+from dspy_qvl.ridge import RecursiveKernelRidge, RecursiveRidge, WarmStartedRidge
 from dspy_qvl.state import sealed
 from dspy_qvl.text import RankingExample
 from dspy_qvl.vectors import Array
 
-Solver = RecursiveRidge | RecursiveKernelRidge
+Solver = RecursiveRidge | RecursiveKernelRidge | WarmStartedRidge
 
 
 def _part(name: str) -> property:

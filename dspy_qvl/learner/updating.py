@@ -78,10 +78,9 @@ def _moved(
         return None
     moving = fit.fitted.weighed(_rows(columns, [*coming, *leaving]))
     (_, solver), head.running = head.running, None
-    for x, example in zip(moving, coming, strict=False):
-        solver.add(x, np.array([example.score]))
-    for x, example in zip(moving[len(coming) :], leaving, strict=True):
-        solver.remove(x, np.array([example.score]))
+    for row, example in enumerate([*coming, *leaving]):
+        change = solver.add if row < len(coming) else solver.remove
+        change(moving[row : row + 1], np.array([example.score]))
     return None if solver.worn else solver
 
 

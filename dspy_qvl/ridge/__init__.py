@@ -18,7 +18,7 @@ never saw a fold comes by subtracting the fold's moments from the whole (`moment
     out_of_fold     the value of each row under the fit that never saw its fold, for every penalty
     predict         the values of rows
     choose_weights  how much each block of columns counts (`banded.py`)
-    begin           a fit that is kept up to date, row by row (`updates.py`)
+    begin           a fit that is kept up to date, row by row (`updates.py`, `kernel_updates.py`)
     posterior_of    how uncertain a value is (`posterior.py`, `bounds.py`)
 
 Rows are float32 at rest; every sum and every solve is float64. Products of many rows are float32, where that is
@@ -30,11 +30,12 @@ errors do not differ by more count as tied.
 """
 
 from dspy_qvl.ridge.banded import LEVELS, WIDE, block_scales, choose_weights
+from dspy_qvl.ridge.kernel_updates import RecursiveKernelRidge
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, predict
 from dspy_qvl.ridge.moments import Folds
 from dspy_qvl.ridge.posterior import Posterior, posterior_of
 from dspy_qvl.ridge.regression import Search, fit, leave_one_out, out_of_fold, search
 from dspy_qvl.ridge.solve import solve_path
-from dspy_qvl.ridge.updates import RecursiveKernelRidge, RecursiveRidge, begin
+from dspy_qvl.ridge.updates import RecursiveRidge, WarmStartedRidge, begin
 
 __all__ = ["LeaveOneOut", "Linear", "Search", "fit", "leave_one_out", "out_of_fold", "predict", "search"]

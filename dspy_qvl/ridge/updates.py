@@ -14,38 +14,43 @@ from them, and when a row goes that alone held up a direction. Where rows have g
 are left are small, such as a slip of the pen of 10^6 among ratings from 0 to 8, even the sums have lost digits: they
 are `worn`, and whoever has the rows begins anew.
 
-With fewer rows than columns the same is done with the kernel, K = Z Z' of the rows z = x - shift:
+With fewer rows than columns the same is done with the kernel of the rows (`kernel_updates.py`). Of mixed rows beyond
+those a kernel is kept for, the rows themselves are kept, and the fit after some came or went is iterated from the last.
 
-    a = P (y - b 1),    b = 1'P y / 1'P 1,    P = (K + alpha I)^-1,    coef = Z'a
-
-P gains a row and a column when a text comes (bordering), and loses them when it goes; K is the truth.
-
-Source: Sherman & Morrison (1950); Golub & Van Loan, Matrix Computations, 2.1.4; Engel et al. (2004), Kernel RLS.
+Source: Sherman & Morrison (1950); Golub & Van Loan, Matrix Computations, 2.1.4.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dspy_qvl.ridge.kept_rows import Row, equal_rows, stacked
+from dspy_qvl.ridge.kernel_updates import AT_MOST, KERNEL_AT_MOST, WORN, RecursiveKernelRidge
 from dspy_qvl.ridge.line import Linear
 from dspy_qvl.ridge.moments import Moments, gather, rough_mean
-from dspy_qvl.vectors import Array, Rows, slices
+from dspy_qvl.ridge.regression import fit
+from dspy_qvl.vectors import Array, Matrix, MixedRows
 
-Row = NDArray[np.float32] | Array
-
-AT_MOST = 1000  # rows between two factorisations
 GATHERED = 32  # rows that B and P take at once: a product of many rows costs little more than that of one
 LEFT = 0.01  # 1 - leverage of a row below which its going is a matter for the sums, not for rank one
 DRIFT = 1e-11  # |c - B theta| / |c| that asks for a factorisation
-WORN = 1e4  # times the spread of the rows: what sums once held more of than this has cost the rest its last digits
-KERNEL_AT_MOST = 4000  # rows whose kernel and its inverse, n^2 float64 each, are kept
 
 
-def begin(X: Rows, y: Array, alpha: float) -> "RecursiveRidge | RecursiveKernelRidge | None":
+def begin(
+    X: Matrix, y: Array, alpha: float, *, start: Linear | None = None
+) -> "RecursiveRidge | RecursiveKernelRidge | WarmStartedRidge | None":
     """An incremental solver for the fit of rows, (n, d) with targets (n, k).
 
-    None where both rows and columns are many: a fit from scratch is cheaper there.
+    None where both rows and columns are many and dense: a fit from scratch is cheaper there.
+
+    Args:
+        X: rows, dense or mixed.
+        y: their targets.
+        alpha: penalty, > 0.
+        start: a line near the fit, coef (d, k) and intercept (k,), such as that of most of the rows; it saves a
+            solver that iterates some of its steps.
     """
     n, d = X.shape
+    if isinstance(X, MixedRows):
+        return RecursiveKernelRidge(X, y, alpha) if n <= KERNEL_AT_MOST else WarmStartedRidge(X, y, alpha, start=start)
     if n > d:
         (moments,) = gather(X, y, rough_mean(X, y))
         return RecursiveRidge(moments, alpha)
@@ -97,7 +102,7 @@ class RecursiveRidge:
         return n > len(self._theta) - 1 or n <= KERNEL_AT_MOST
 
     def add(self, x: Row, y: Array, sample_weight: float = 1.0) -> None:
-        """Add a row, (d,), with its targets, (k,)."""
+        """Add a row with its targets, (k,)."""
         self._change(x, y, sample_weight)
 
     def remove(self, x: Row, y: Array, sample_weight: float = 1.0) -> None:
@@ -157,114 +162,67 @@ class RecursiveRidge:
         self._theta += _symmetric_product(self._P, self._c - _symmetric_product(self._B, self._theta))
 
 
-class RecursiveKernelRidge:
-    """The ridge fit of rows that come and go, fewer than they have columns; equal to one from scratch to 1e-10.
+class WarmStartedRidge:
+    """The ridge fit of many mixed rows that come and go, iterated from the last fit when it is next asked for.
+
+    It is a fit from scratch, to the tolerance of one (`fit`); the rows are kept as they are, so nothing wears out.
 
     Args:
-        X: the rows the fit begins with, (n, d). The shift, about their mean, stays.
+        X: the rows the fit begins with, (n, d + m).
         y: their targets, (n, k).
         alpha: penalty, > 0.
+        start: a line near their fit, or None.
     """
 
-    def __init__(self, X: Rows, y: Array, alpha: float) -> None:
-        n, d = X.shape
+    def __init__(self, X: MixedRows, y: Array, alpha: float, *, start: Linear | None = None) -> None:
         self.alpha = alpha
-        self._shift = X.mean(axis=0, dtype=np.float64).astype(np.float32).astype(np.float64)
-        self._X = np.empty((n + n // 8 + 64, d), dtype=X.dtype)
-        self._X[:n] = X
-        self._y = y.copy()
-        self._K = np.empty((len(self._X), len(self._X)))
-        for columns in slices(d, max(1, 2**23 // n)):
-            block = X[:, columns] - self._shift[columns]
-            self._K[:n, :n] = block @ block.T + (self._K[:n, :n] if columns.start else 0.0)
-        self._P = np.empty_like(self._K)
-        self._n = n
-        self._largest = float(self._K.diagonal()[:n].max())  # squared distance from the shift that a row ever had
-        self._foreign: bool = False
-        self._factorise()
+        self._X, self._y = X, y
+        self._stays = np.ones(len(y), dtype=bool)
+        self._coming: list[tuple[MixedRows, Array]] = []
+        self._line, self._current = start, False
+        self._foreign = False
 
     @property
     def line(self) -> Linear:
-        """The current fit: coef (d, k) and intercept (k,), in the units of y."""
-        n, P = self._n, self._P[: self._n, : self._n]
-        pulled, ones = P @ self._y, P.sum(axis=1)
-        b = pulled.sum(axis=0) / ones.sum()
-        a = pulled - np.outer(ones, b)
-        step = P @ (self._y - b - self._K[:n, :n] @ a - self.alpha * a)  # one step of refinement
-        change = (a + step).sum(axis=0) / ones.sum()  # a sums to zero
-        a, b = a + step - np.outer(ones, change), b + change
-        coef = np.concatenate([self._X[:n, columns].T.astype(np.float64) @ a for columns in slices(self._X.shape[1])])
-        coef -= np.outer(self._shift, a.sum(axis=0))
-        return Linear(coef, b - self._shift @ coef)
+        """The current fit: coef (d + m, k) and intercept (k,), in the units of y."""
+        if self._line is None or not self._current:
+            self._gather()
+            if not self._stays.all():
+                rows = np.flatnonzero(self._stays)
+                self._X, self._y, self._stays = self._X[rows], self._y[rows], self._stays[rows]
+            self._line = fit(self._X, self._y, self.alpha, start=self._line)  # type: ignore[call-arg, arg-type]
+            self._current = True
+        return self._line
 
     @property
     def worn(self) -> bool:
-        """True if K has lost digits to rows that are gone, or a row was to be removed that is not there."""
-        K = self._K[: self._n, : self._n]
-        spread = float((np.trace(K) - K.sum() / self._n) / self._n)
-        return self._foreign or self._largest > WORN * (spread + self.alpha)
+        """True if a row was to be removed that is not there."""
+        return self._foreign
 
     def suits(self, n: int) -> bool:
-        """True if n rows are better kept up to date like this than fitted from scratch."""
-        return bool(n <= self._X.shape[1]) and n <= KERNEL_AT_MOST
+        """True if n rows are better kept up to date like this than by a new solver."""
+        return n > KERNEL_AT_MOST // 2  # a kernel costs n^3 to begin
 
     def add(self, x: Row, y: Array) -> None:
-        """Add a row, (d,), with its targets, (k,)."""
-        if self._n == len(self._X):
-            self._grow()
-        n = self._n
-        self._X[n], self._y = x, np.concatenate([self._y, y[None]])
-        z = np.asarray(self._X[n], dtype=np.float64) - self._shift
-        for rows in slices(n + 1, 256):
-            self._K[rows, n] = self._K[n, rows] = (self._X[rows] - self._shift) @ z
-        self._largest = max(self._largest, float(self._K[n, n]))
-        self._n += 1
-        self._n_since += 1
-        P, k = self._P[:n, :n], self._K[:n, n]
-        u = P @ k
-        left = self._K[n, n] + self.alpha - float(k @ u)
-        if left < LEFT * self.alpha or self._n_since >= AT_MOST:  # by rounding alone: it is at least alpha
-            self._factorise()
-            return
-        for rows in slices(n, 256):
-            P[rows] += np.multiply.outer(u[rows] / left, u)
-        self._P[:n, n] = self._P[n, :n] = -u / left
-        self._P[n, n] = 1 / left
+        """Add a row with its targets, (k,)."""
+        self._coming.append((x, y))
+        self._current = False
 
     def remove(self, x: Row, y: Array) -> None:
         """Remove a row that was added before with the same targets; without such a row the solver is `worn`."""
-        n = self._n
-        same = np.flatnonzero((self._X[:n] == x).all(axis=1) & (self._y == y).all(axis=1))
-        if not len(same):  # what makes its columns gave others this time
-            self._foreign = True
-            return
-        row, last = int(same[0]), n - 1
-        for matrix in (self._K, self._P):  # the last row takes its place, so that it can go from the end
-            matrix[[row, last], :n] = matrix[[last, row], :n]
-            matrix[:n, [row, last]] = matrix[:n, [last, row]]
-        self._X[row], self._y[row] = self._X[last], self._y[last]
-        self._y = self._y[:last]
-        self._n = last
-        self._n_since += 1
-        v, p = self._P[:last, last].copy(), self._P[last, last]
-        if self._n_since >= AT_MOST:
-            self._factorise()
-            return
-        for rows in slices(last, 256):
-            self._P[rows, :last] -= np.multiply.outer(v[rows] / p, v)
+        self._gather()
+        same = equal_rows(self._X, x, np.flatnonzero(self._stays & (self._y == y).all(axis=1)))
+        self._stays[same[:1]] = False
+        self._foreign = self._foreign or not len(same)
+        self._current = False
 
-    def _grow(self) -> None:
-        n, more = self._n, len(self._X) + len(self._X) // 8 + 64
-        X, K, P = np.empty((more, self._X.shape[1]), self._X.dtype), np.empty((more, more)), np.empty((more, more))
-        X[:n], K[:n, :n], P[:n, :n] = self._X[:n], self._K[:n, :n], self._P[:n, :n]
-        self._X, self._K, self._P = X, K, P
-
-    def _factorise(self) -> None:
-        """Make P anew from K."""
-        n = self._n
-        system = self._K[:n, :n] + self.alpha * np.eye(n)
-        self._P[:n, :n] = np.linalg.inv((system + system.T) / 2)
-        self._n_since = 0
+    def _gather(self) -> None:
+        """Put the rows that came below the others."""
+        if self._coming:
+            rows, targets = zip(*self._coming, strict=True)
+            self._X, self._y = stacked([self._X, *rows]), np.concatenate([self._y, targets])
+            self._stays = np.append(self._stays, np.ones(len(rows), dtype=bool))
+            self._coming = []
 
 
 def _symmetric_product(A: Array, right: Array) -> Array:
