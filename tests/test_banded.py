@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import ridge
-from dspy_qvl.ridge.banded import Weigher, block_scales, choose_weights, krylov_path
+from dspy_qvl.ridge.banded import Weigher, block_scales, choose_weights, combined, krylov_path
 
 ALPHAS = [0.1, 1.0, 10.0]
 
@@ -90,9 +90,14 @@ def test_a_krylov_space_holds_the_solutions_of_every_column():
     b = rng.normal(size=(50, 3))
     b[:, 2] = 0.0
     single = [system.astype(np.float32) for system in systems]
-    found = krylov_path(
-        lambda V: np.stack([system @ v for system, v in zip(single, V.T, strict=True)], axis=1), b, [5.0, 50.0]
-    )
+    vectors = []
+
+    def apply(V):
+        vectors.append(V)
+        return np.stack([system @ v for system, v in zip(single, V.T, strict=True)], axis=1)
+
+    *_, small = krylov_path(apply, b, [5.0, 50.0])
+    found = combined(vectors, small)
     for column, system in enumerate(systems):
         for row, alpha in enumerate([5.0, 50.0]):
             want = np.linalg.solve(system + alpha * np.eye(50), b[:, column])
