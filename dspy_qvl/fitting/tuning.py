@@ -17,7 +17,7 @@ from dspy_qvl import ridge
 from dspy_qvl.errors import InputError, check_number, is_list, shown
 from dspy_qvl.features import EMBEDDING, LEXICAL, PAIRED, Blocks, Table
 from dspy_qvl.fitting.frequencies import Frequencies
-from dspy_qvl.ridge import LEVELS, POWER, WIDE, Folds, block_scales, choose_weights
+from dspy_qvl.ridge import LEVELS, START_POWER, WIDE, Folds, block_scales, choose_weights
 from dspy_qvl.vectors import Array, Matrix, MixedRows, Vectors, times
 
 ALPHA_RANGE = (0.01, 0.1, 1.0, 10.0, 100.0)  # `optimize_hyperparameters` tries these; `FitValue` its own `ALPHAS`
@@ -159,7 +159,7 @@ def prior_weights(table: Table) -> Weights:
     names, widths = table.blocks.names, table.blocks.widths
     narrow, wide = START_OF_PAIRED if set(names) & set(PAIRED) else LEVELS[False][0], LEVELS[True][0]
     weights = {name: wide if width >= WIDE else narrow for name, width in zip(names, widths, strict=True)}
-    return Weights({**weights, names[0]: 1.0}, POWER if LEXICAL in names else 0.0)
+    return Weights({**weights, names[0]: 1.0}, START_POWER if LEXICAL in names else 0.0)
 
 
 def weighed(table: Table, weights: Weights) -> Any:

@@ -185,7 +185,7 @@ def left_out(X: Matrix, y: Array, alpha: float, texts: Sequence[str]) -> Array:
         alpha: penalty.
         texts: the text of each row.
     """
-    if ridge.leave_one_out is not None:
+    if ridge.has_leave_one_out(X):
         return ridge.leave_one_out(X, y, alpha).residuals
     copied = copies(texts)
     folds = make_folds(copied, min(LEFT_OUT_FOLDS, len(set(copied))), np.random.default_rng(0))

@@ -29,7 +29,7 @@ processor: coefficients then differ by rounding (3e-14 of the largest, 300 texts
 errors do not differ by more count as tied.
 """
 
-from dspy_qvl.ridge.banded import LEVELS, WIDE, block_scales, choose_weights
+from dspy_qvl.ridge.banded import LEVELS, START_POWER, WIDE, block_scales, choose_weights
 from dspy_qvl.ridge.kernel_updates import RecursiveKernelRidge
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, predict
 from dspy_qvl.ridge.moments import Folds
