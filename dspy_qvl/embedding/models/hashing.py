@@ -34,7 +34,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Column:
-    """An array that grows at its end. What has been written is never moved within it nor changed."""
+    """An array that grows at its end; numbers once written neither change nor move."""
 
     def __init__(self, dtype: Any) -> None:
         self.array: NDArray[Any] = np.zeros(1024, dtype)

@@ -17,11 +17,11 @@ from dspy_qvl.embedding.models.hashing import Hashes, Numbers, Table, pair_hashe
 from dspy_qvl.embedding.models.words import Kind
 from dspy_qvl.errors import check_count
 
-# Texts are hashed in slices, which bounds the memory of a batch: characters and texts of one at most.
-SLICE_CHARACTERS, SLICE_TEXTS = 2**18, 2**10
+# Texts are hashed in slices, so that a batch needs little memory: the most characters and texts of a slice.
+SLICE_CHARACTERS, SLICE_TEXTS = 2**17, 2**9
 
-# A counted word or n-gram is one integer: ((row * n_features + column) * 4 + part) * 4 + count. Sorted, they stand in
-# the order of rows and columns, with what is to be added side by side.
+# Each word, 2-gram or n-gram of a text is one integer, ((row * n_features + column) * 4 + part) * 4 + count. Sorting
+# these puts rows and columns in order, and side by side what is added up.
 WORDS, BIGRAMS, NGRAMS = 0, 1, 2  # the parts of a vector
 FULL, FUNCTION, NEGATED = 0, 1, 2  # how much one counts
 
@@ -63,7 +63,7 @@ class LexicalModel:
     FUNCTION_WORD_COUNT = 0.25
     NEGATION_SPAN = 3
     BIGRAM_WORDS = Kind.LONG  # the kinds of words that are in 2-grams
-    UNITS = (0, 1, 2)  # words, 2-grams and n-grams of one number are scaled to unit length together
+    UNITS = (0, 1, 2)  # of words, 2-grams, n-grams: those of one number are scaled to unit length together
 
     def __init__(self, n_features: int, word_weight: float = 0.6, bigram_weight: float = 0.0) -> None:
         self.n_features = check_count(n_features, "embedding_dim", 2)
