@@ -7,6 +7,7 @@ import pytest
 
 from dspy_qvl import ridge
 from dspy_qvl.ridge.posterior import posterior_of
+from dspy_qvl.vectors import MixedRows
 
 
 def rows(n, d, seed=0, noise=0.5):
@@ -114,3 +115,50 @@ def test_a_large_root_is_kept_in_half_the_memory_and_is_as_good():
     assert known.fit_variance(x) == pytest.approx(by_hand(X, x.astype(float), 5.0), rel=1e-5)
     new = rows(40, 2100, seed=4)[0]
     assert known.stds(new).tolist() == [known.std(known.fit_variance(x)) for x in new]
+
+
+def mixed(n, d=6, seed=0, n_words=3000, n_each=25):
+    """Rows with d dense columns and hashed words, drawn as often as words of a text are: a few often, most hardly."""
+    from scipy.sparse import csr_array
+
+    rng = np.random.default_rng(seed)
+    words = np.minimum(n_words * rng.random((n, n_each)) ** 4, n_words - 1).astype(int)
+    sparse = csr_array((np.ones(words.size), (np.repeat(np.arange(n), n_each), words.ravel())), shape=(n, n_words))
+    sparse.sum_duplicates()
+    sparse.data = np.sqrt(sparse.data / n_each).astype(np.float32)
+    X = MixedRows((rng.normal(size=(n, d)) / np.sqrt(d) + 0.3).astype(np.float32), sparse.astype(np.float32))
+    return X, X.toarray().astype(float) @ np.random.default_rng(9).normal(size=d + n_words) + rng.normal(size=n)
+
+
+@pytest.mark.parametrize("d", [0, 6])
+@pytest.mark.parametrize("alpha", [0.03, 3.0])
+def test_rows_with_sparse_columns_have_the_posterior_of_the_same_rows_written_out(d, alpha):
+    X, y = mixed(120, d)
+    new, _ = mixed(40, d, seed=1)
+    known, written_out = posterior_of(X, y, alpha), posterior_of(X.toarray(), y, alpha)
+    assert known.noise == pytest.approx(written_out.noise)
+    assert known.loo.residuals == pytest.approx(written_out.loo.residuals)
+    assert known.fit_variances == pytest.approx(written_out.fit_variances)
+    for row in range(40):
+        expected = written_out.fit_variance(new.toarray()[row])
+        assert known.fit_variance(new[row : row + 1]) == pytest.approx(expected, rel=1e-8)
+
+
+def agree_alone_and_in_batches(known, new):
+    alone = [known.std(known.fit_variance(new[row : row + 1])) for row in range(len(new))]
+    assert known.stds(new).tolist() == alone
+    assert known.stds(new[::-1]).tolist() == alone[::-1]
+    assert known.stds(new[:0]).shape == (0,)
+    lowest, highest = known.bounds(new)
+    variances = np.array([known.fit_variance(new[row : row + 1]) for row in range(len(new))])
+    assert (lowest <= variances).all()
+    assert (variances <= highest).all()
+    stds = np.array([[known.std(v) for v in bound] for bound in (lowest, highest)])
+    assert np.mean(stds[0] != stds[1]) < 0.02
+
+
+@pytest.mark.parametrize("d", [0, 6])
+def test_many_rows_with_sparse_columns_get_the_bits_that_each_gets_alone(d):
+    X, y = mixed(300, d)
+    new, _ = mixed(200, d, seed=1)
+    agree_alone_and_in_batches(posterior_of(X, y, 1.0), new)
