@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import ridge
+from dspy_qvl.ridge import posterior, projected
 from dspy_qvl.ridge.posterior import posterior_of
 from dspy_qvl.vectors import MixedRows
 
@@ -126,7 +127,9 @@ def mixed(n, d=6, seed=0, n_words=3000, n_each=25):
     sparse = csr_array((np.ones(words.size), (np.repeat(np.arange(n), n_each), words.ravel())), shape=(n, n_words))
     sparse.sum_duplicates()
     sparse.data = np.sqrt(sparse.data / n_each).astype(np.float32)
-    X = MixedRows((rng.normal(size=(n, d)) / np.sqrt(d) + 0.3).astype(np.float32), sparse.astype(np.float32))
+    dense = rng.normal(size=(n, d)) / np.sqrt(max(d, 1)) + 0.3
+    dense[:, -1:] *= 1e-3  # a column that says hardly anything
+    X = MixedRows(dense.astype(np.float32), sparse.astype(np.float32))
     return X, X.toarray().astype(float) @ np.random.default_rng(9).normal(size=d + n_words) + rng.normal(size=n)
 
 
@@ -162,3 +165,53 @@ def test_many_rows_with_sparse_columns_get_the_bits_that_each_gets_alone(d):
     X, y = mixed(300, d)
     new, _ = mixed(200, d, seed=1)
     agree_alone_and_in_batches(posterior_of(X, y, 1.0), new)
+
+
+class TestOfManyRows:
+    """The posterior from a Gram matrix below that of the rows, of so few that the exact one is at hand."""
+
+    @pytest.fixture
+    def both(self, monkeypatch):
+        def make(X, y, alpha):
+            written_out = X.toarray()
+            monkeypatch.setattr(posterior, "EXACT", len(X) - 1)
+            known = posterior_of(X, y, alpha, ridge.fit(written_out, y, alpha))
+            assert not known.exact
+            assert known.loo is None
+            exact = posterior_of(written_out, y, alpha)
+            assert exact.exact
+            return known, exact
+
+        return make
+
+    @pytest.mark.parametrize("d", [0, 40])
+    @pytest.mark.parametrize("alpha", [0.3, 1.0, 10.0])
+    def test_it_is_never_too_sure_and_hardly_too_careful(self, both, d, alpha):
+        known, exact = both(*mixed(900, d), alpha)
+        new, _ = mixed(300, d, seed=1)
+        ratio = known.bounds(new)[0] / exact.bounds(new.toarray())[1]
+        assert ratio.min() >= 1 - 1e-6
+        assert 1.0001 < np.median(ratio) < 1.2
+        assert np.quantile(ratio, 0.95) < 2
+        assert 1 - 1e-6 <= known.noise / exact.noise < 1.1
+        learned = known.fit_variances / exact.fit_variances
+        assert learned.min() >= 1 - 1e-6
+        assert np.median(learned) < 1.2
+
+    def test_it_is_never_too_sure_with_next_to_no_memory(self, both, monkeypatch):
+        monkeypatch.setattr(projected, "TABLE", 2**14)
+        known, exact = both(*mixed(900, 40), 1.0)
+        new, _ = mixed(300, 40, seed=1)
+        assert len(known._root) < 20
+        assert (known.bounds(new)[0] >= exact.bounds(new.toarray())[1]).all()
+        assert known.noise > exact.noise
+
+    @pytest.mark.parametrize("d", [0, 40])
+    def test_many_rows_get_the_bits_that_each_gets_alone(self, both, d):
+        X, y = mixed(600, d)
+        new, _ = mixed(100, d, seed=1)
+        known, _ = both(X, y, 1.0)
+        agree_alone_and_in_batches(known, new)
+        again, _ = both(X, y, 1.0)
+        assert again.stds(new).tolist() == known.stds(new).tolist()
+        assert again.noise == known.noise

@@ -112,7 +112,7 @@ class Inspection:
 
     def leave_one_out(self) -> LeftOut:
         """Every rated text, valued by the fit of all the others: exact, without refitting."""
-        loo = self.posterior.loo
+        loo: Any = self.posterior.loo
         left = 1 - loo.leverages
         std = self.posterior.noise / np.sqrt(np.where(left > 0, left, np.nan))
         return LeftOut(self.fit.scores - loo.residuals, loo.residuals, std, loo.leverages)

@@ -140,7 +140,8 @@ def saved_values(fit: Fit) -> Array:
     columns = features(fit.texts, vectors, others, queries).columns
     columns |= {name: np.stack(rows) for name, rows in fit.own.items()}
     X = np.concatenate([columns[name] for name in fit.fitted.blocks.names], axis=1)
-    values: Array = fit.scores - posterior_of(fit.fitted.weighed(X), fit.scores, fit.alpha).loo.residuals
+    loo: Any = posterior_of(fit.fitted.weighed(X), fit.scores, fit.alpha).loo  # dense rows always have one
+    values: Array = fit.scores - loo.residuals
     return values
 
 

@@ -17,19 +17,22 @@ Source: Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, 2.
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from dspy_qvl.ridge.across import Across, squared_lengths
 from dspy_qvl.ridge.bounds import Bounds, Kernel
 from dspy_qvl.ridge.dual import Dual, centred_kernel
-from dspy_qvl.ridge.line import LeaveOneOut
+from dspy_qvl.ridge.line import LeaveOneOut, Linear
 from dspy_qvl.ridge.moments import gather, rough_mean
 from dspy_qvl.ridge.primal import Primal
+from dspy_qvl.ridge.projected import careful_noise, project
+from dspy_qvl.ridge.regression import fit
 from dspy_qvl.ridge.solve import factored, inverse_root
 from dspy_qvl.vectors import Array, Matrix, MixedRows, Rows, dot_rows
 
+EXACT = 4000  # rows with sparse columns up to which the posterior is exact
 HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a standard deviation, half the memory
 
 
@@ -38,22 +41,30 @@ class Posterior:
     """The uncertainty that a ridge fit leaves; every number is the same bits for a row in any batch.
 
     Attributes:
-        noise: s, in the units of y.
-        loo: every learned row under the fit of all others.
-        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): to compare a `fit_variance` with.
+        noise: s, in the units of y; careful if not exact: s^2 is the mean of e^2 / (1 - h), e the residuals of the fit
+            and h upper bounds on the leverages of a sample of rows.
+        loo: every learned row under the fit of all others; None if not exact.
+        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): to compare a `fit_variance` with; if not
+            exact, upper bounds for a sample of rows, (m,), as a `fit_variance` is an upper bound then.
     """
 
     noise: float
-    loo: LeaveOneOut
+    loo: LeaveOneOut | None
     fit_variances: Array
+    _n: int
     _alpha: float
     _mean: Array  # (d,)
     _root: Rows  # R'R is the inverse of the system, (d, d) or (n, n)
     _kernel: Kernel | None
 
+    @property
+    def exact(self) -> bool:
+        """True if variances are exact; else they are upper bounds (`projected.py`)."""
+        return self.loo is not None
+
     def fit_variance(self, x: Matrix) -> float:
         """The variance v of the value of one row, (d,) or mixed rows of length 1, > 0, in units of the noise's."""
-        n = len(self.loo.leverages)
+        n = self._n
         if self._kernel is None:
             solved = dot_rows(self._root, np.asarray(x, dtype=np.float64) - self._mean)
             return 1 / n + float(np.einsum("i,i->", solved, solved))
@@ -81,7 +92,7 @@ class Posterior:
 
     @functools.cached_property
     def _bounds(self) -> Bounds:
-        return Bounds(len(self.loo.leverages), self._root, self._mean, self._alpha, self._kernel)
+        return Bounds(self._n, self._root, self._mean, self._alpha, self._kernel)
 
     def std(self, fit_variance: float) -> float:
         """Standard deviation of a new rating, in the units of y, from a row's `fit_variance`.
@@ -102,15 +113,20 @@ class Posterior:
         return np.ldexp(mantissas.astype(np.float32).astype(np.float64), exponents)
 
 
-def posterior_of(X: Matrix, y: Array, alpha: float) -> Posterior:
-    """The posterior of the ridge fit of y on X.
+def posterior_of(X: Matrix, y: Array, alpha: float, line: Linear | None = None) -> Posterior:
+    """The posterior of the ridge fit of y on X: exact, but for rows with sparse columns beyond `EXACT` of them.
 
     Args:
         X: rows, (n, d), as the fit saw them.
         y: targets, (n,).
         alpha: penalty, > 0, in units of X squared.
+        line: the fit, where it is at hand: needed only where the posterior is not exact.
     """
     n, d = X.shape
+    if isinstance(X, MixedRows) and n > EXACT:
+        known = project(X, alpha)
+        careful, highest = careful_noise(X, y, line or fit(cast(Any, X), y, alpha), known, alpha)
+        return Posterior(careful, None, highest, n, alpha, known.mean, known.root, known.kernel)
     targets = y[:, None]
     kernel: Kernel | None = None
     problem: Dual | Primal
@@ -138,4 +154,4 @@ def posterior_of(X: Matrix, y: Array, alpha: float) -> Posterior:
     usable = np.isfinite(loo.residuals) & (left > 0)
     noise = np.sqrt(np.mean(loo.residuals[usable] ** 2 * left[usable])) if usable.any() else y.std()
     variances = np.sort(loo.leverages / np.maximum(left, np.finfo(np.float64).tiny))
-    return Posterior(float(noise), loo, variances, alpha, mean, root, kernel)
+    return Posterior(float(noise), loo, variances, n, alpha, mean, root, kernel)
