@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from dspy_qvl import ridge
+from dspy_qvl.ridge import posterior, projected
 from dspy_qvl.ridge.posterior import posterior_of
+from dspy_qvl.vectors import MixedRows
 
 
 def rows(n, d, seed=0, noise=0.5):
@@ -114,3 +116,102 @@ def test_a_large_root_is_kept_in_half_the_memory_and_is_as_good():
     assert known.fit_variance(x) == pytest.approx(by_hand(X, x.astype(float), 5.0), rel=1e-5)
     new = rows(40, 2100, seed=4)[0]
     assert known.stds(new).tolist() == [known.std(known.fit_variance(x)) for x in new]
+
+
+def mixed(n, d=6, seed=0, n_words=3000, n_each=25):
+    """Rows with d dense columns and hashed words, drawn as often as words of a text are: a few often, most hardly."""
+    from scipy.sparse import csr_array
+
+    rng = np.random.default_rng(seed)
+    words = np.minimum(n_words * rng.random((n, n_each)) ** 4, n_words - 1).astype(int)
+    sparse = csr_array((np.ones(words.size), (np.repeat(np.arange(n), n_each), words.ravel())), shape=(n, n_words))
+    sparse.sum_duplicates()
+    sparse.data = np.sqrt(sparse.data / n_each).astype(np.float32)
+    dense = rng.normal(size=(n, d)) / np.sqrt(max(d, 1)) + 0.3
+    dense[:, -1:] *= 1e-3  # a column that says hardly anything
+    X = MixedRows(dense.astype(np.float32), sparse.astype(np.float32))
+    return X, X.toarray().astype(float) @ np.random.default_rng(9).normal(size=d + n_words) + rng.normal(size=n)
+
+
+@pytest.mark.parametrize("d", [0, 6])
+@pytest.mark.parametrize("alpha", [0.03, 3.0])
+def test_rows_with_sparse_columns_have_the_posterior_of_the_same_rows_written_out(d, alpha):
+    X, y = mixed(120, d)
+    new, _ = mixed(40, d, seed=1)
+    known, written_out = posterior_of(X, y, alpha), posterior_of(X.toarray(), y, alpha)
+    assert known.noise == pytest.approx(written_out.noise)
+    assert known.loo.residuals == pytest.approx(written_out.loo.residuals)
+    assert known.fit_variances == pytest.approx(written_out.fit_variances)
+    for row in range(40):
+        expected = written_out.fit_variance(new.toarray()[row])
+        assert known.fit_variance(new[row : row + 1]) == pytest.approx(expected, rel=1e-8)
+
+
+def agree_alone_and_in_batches(known, new):
+    alone = [known.std(known.fit_variance(new[row : row + 1])) for row in range(len(new))]
+    assert known.stds(new).tolist() == alone
+    assert known.stds(new[::-1]).tolist() == alone[::-1]
+    assert known.stds(new[:0]).shape == (0,)
+    lowest, highest = known.bounds(new)
+    variances = np.array([known.fit_variance(new[row : row + 1]) for row in range(len(new))])
+    assert (lowest <= variances).all()
+    assert (variances <= highest).all()
+    stds = np.array([[known.std(v) for v in bound] for bound in (lowest, highest)])
+    assert np.mean(stds[0] != stds[1]) < 0.02
+
+
+@pytest.mark.parametrize("d", [0, 6])
+def test_many_rows_with_sparse_columns_get_the_bits_that_each_gets_alone(d):
+    X, y = mixed(300, d)
+    new, _ = mixed(200, d, seed=1)
+    agree_alone_and_in_batches(posterior_of(X, y, 1.0), new)
+
+
+class TestOfManyRows:
+    """The posterior from a Gram matrix below that of the rows, of so few that the exact one is at hand."""
+
+    @pytest.fixture
+    def both(self, monkeypatch):
+        def make(X, y, alpha):
+            written_out = X.toarray()
+            monkeypatch.setattr(posterior, "EXACT", len(X) - 1)
+            known = posterior_of(X, y, alpha, ridge.fit(written_out, y, alpha))
+            assert not known.exact
+            assert known.loo is None
+            exact = posterior_of(written_out, y, alpha)
+            assert exact.exact
+            return known, exact
+
+        return make
+
+    @pytest.mark.parametrize("d", [0, 40])
+    @pytest.mark.parametrize("alpha", [0.3, 1.0, 10.0])
+    def test_it_is_never_too_sure_and_hardly_too_careful(self, both, d, alpha):
+        known, exact = both(*mixed(900, d), alpha)
+        new, _ = mixed(300, d, seed=1)
+        ratio = known.bounds(new)[0] / exact.bounds(new.toarray())[1]
+        assert ratio.min() >= 1 - 1e-6
+        assert 1.0001 < np.median(ratio) < 1.2
+        assert np.quantile(ratio, 0.95) < 2
+        assert 1 - 1e-6 <= known.noise / exact.noise < 1.1
+        learned = known.fit_variances / exact.fit_variances
+        assert learned.min() >= 1 - 1e-6
+        assert np.median(learned) < 1.2
+
+    def test_it_is_never_too_sure_with_next_to_no_memory(self, both, monkeypatch):
+        monkeypatch.setattr(projected, "TABLE", 2**14)
+        known, exact = both(*mixed(900, 40), 1.0)
+        new, _ = mixed(300, 40, seed=1)
+        assert len(known._root) < 20
+        assert (known.bounds(new)[0] >= exact.bounds(new.toarray())[1]).all()
+        assert known.noise > exact.noise
+
+    @pytest.mark.parametrize("d", [0, 40])
+    def test_many_rows_get_the_bits_that_each_gets_alone(self, both, d):
+        X, y = mixed(600, d)
+        new, _ = mixed(100, d, seed=1)
+        known, _ = both(X, y, 1.0)
+        agree_alone_and_in_batches(known, new)
+        again, _ = both(X, y, 1.0)
+        assert again.stds(new).tolist() == known.stds(new).tolist()
+        assert again.noise == known.noise

@@ -10,12 +10,13 @@ Source: Higham (2002), Accuracy and Stability of Numerical Algorithms, 3.1.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.vectors import Array, Rows, slices
+from dspy_qvl.ridge.across import Across, MixedLeft
+from dspy_qvl.vectors import Array, Matrix, MixedRows, Rows, slices
 
 FOLDED = 2**22  # numbers of a root times the learned rows up to which that is worth its memory
 AT_ONCE = 2**22  # numbers of a block of products
@@ -23,45 +24,61 @@ FILLED = 0.12  # share of rows in which a column is not zero, from which on it i
 ROUNDING = 2.0**-53  # u
 
 
+class Kernel(NamedTuple):
+    """The products of a row x with m rows L: the learned rows, (m, d), or combinations of them whose weights sum to 0.
+
+    Lc (x - mean)' = L x' - L mean' - ones (mean x' - |mean|^2)
+    """
+
+    columns: Rows | Across  # L', (d, m): a text's words are few of the d
+    row_means: Array  # L mean', (m,)
+    ones: Array  # 1 for learned rows, 0 for combinations, (m,)
+
+
 class Bounds:
     """Bounds on v = 1/n + |s|^2 of many rows, or where they come from the kernel 1/n + (|xc|^2 - |s|^2) / alpha.
 
-        s = R (x - mean)',    or from the kernel    s = R (X x' - X mean' - mean x' + |mean|^2)
+        s = R (x - mean)',    or from the kernel    s = R Lc (x - mean)'
 
     Args:
         n: learned rows.
         root: R, (m, m).
         mean: the mean of the learned rows, (d,).
-        kernel: X', (d, n), X mean', (n,), and alpha; or None.
+        alpha: penalty.
+        kernel: L, or None.
     """
 
-    def __init__(self, n: int, root: Rows, mean: Array, kernel: tuple[Rows, Array, float] | None) -> None:
+    def __init__(self, n: int, root: Rows, mean: Array, alpha: float, kernel: Kernel | None) -> None:
         self.n, self.root, self.mean = n, root, mean
         self.mean_squared = float(np.einsum("j,j->", mean, mean))
-        self.kernel = kernel
+        self.kernel, self.alpha = kernel, alpha
         self.second = False  # True if a row is multiplied with the root after `columns`
         if kernel is None:
-            self.columns = root.T
+            self.columns: Any = root.T
             self.offset, self.ones = self._rooted(mean[None])[0], np.zeros(len(root))
             self.slope, self.level = _norm(root), _length(root, np.abs(mean))
             return
-        columns, row_means, self.alpha = kernel
-        constant = row_means - self.mean_squared
-        self.offset, self.ones = self._rooted(np.stack([constant, np.ones(n)]))
-        self.second = columns.size > FOLDED
-        self.columns = columns if self.second else SparseRows(columns) @ root.T
-        lengths = np.sqrt(np.einsum("ji,ji->i", columns, columns, dtype=np.float64))
-        self.slope = _length(root, lengths + math.sqrt(self.mean_squared))
-        self.level = _length(root, np.abs(row_means) + self.mean_squared)
+        columns, row_means, ones = kernel
+        self.offset, self.ones = self._rooted(np.stack([row_means - self.mean_squared * ones, ones]))
+        if isinstance(columns, Across):
+            self.second, self.columns, lengths = True, columns, columns.lengths
+        else:
+            self.second = columns.size > FOLDED
+            self.columns = columns if self.second else SparseRows(columns) @ root.T
+            lengths = np.sqrt(np.einsum("ji,ji->i", columns, columns, dtype=np.float64))
+        self.slope = _length(root, lengths + math.sqrt(self.mean_squared) * ones)
+        self.level = _length(root, np.abs(row_means) + self.mean_squared * ones)
 
-    def __call__(self, X: Rows) -> tuple[Array, Array]:
+    def __call__(self, X: Matrix) -> tuple[Array, Array]:
         """The bounds of rows, (m, d) -> (m,) and (m,)."""
         out = np.empty((2, len(X)))
-        for rows in slices(len(X), max(64, AT_ONCE // max(X.shape[1], len(self.root)))):
-            out[:, rows] = self._of(SparseRows(X[rows]))
+        wide = X.dense.shape[1] if isinstance(X, MixedRows) else X.shape[1]
+        for rows in slices(len(X), max(64, AT_ONCE // max(wide, len(self.root)))):
+            some = X[rows]
+            out[:, rows] = self._of(MixedLeft(some) if isinstance(some, MixedRows) else SparseRows(some))
         return out[0], out[1]
 
-    def _of(self, X: "SparseRows") -> tuple[Array, Array]:
+    def _of(self, X: "SparseRows | MixedLeft") -> tuple[Array, Array]:
         with_mean = X @ self.mean[:, None]
         solved = X @ self.columns
         if self.second:

@@ -17,26 +17,23 @@ Source: Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, 2.
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 
-from dspy_qvl.ridge.bounds import Bounds
+from dspy_qvl.ridge.across import Across, squared_lengths
+from dspy_qvl.ridge.bounds import Bounds, Kernel
 from dspy_qvl.ridge.dual import Dual, centred_kernel
-from dspy_qvl.ridge.line import LeaveOneOut
+from dspy_qvl.ridge.line import LeaveOneOut, Linear
 from dspy_qvl.ridge.moments import gather, rough_mean
 from dspy_qvl.ridge.primal import Primal
+from dspy_qvl.ridge.projected import careful_noise, project
+from dspy_qvl.ridge.regression import fit
 from dspy_qvl.ridge.solve import factored, inverse_root
-from dspy_qvl.vectors import Array, Rows, dot_rows
+from dspy_qvl.vectors import Array, Matrix, MixedRows, Rows, dot_rows
 
+EXACT = 4000  # rows with sparse columns up to which the posterior is exact
 HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a standard deviation, half the memory
-
-
-class _Kernel(NamedTuple):
-    """The parts of the learned rows that v needs where they are no more than their columns."""
-
-    columns: Rows  # X', (d, n): a text's words are few of the d
-    row_means: Array  # X mean(X)', (n,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,43 +41,58 @@ class Posterior:
     """The uncertainty that a ridge fit leaves; every number is the same bits for a row in any batch.
 
     Attributes:
-        noise: s, in the units of y.
-        loo: every learned row under the fit of all others.
-        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): to compare a `fit_variance` with.
+        noise: s, in the units of y; careful if not exact: s^2 is the mean of e^2 / (1 - h), e the residuals of the fit
+            and h upper bounds on the leverages of a sample of rows.
+        loo: every learned row under the fit of all others; None if not exact.
+        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): to compare a `fit_variance` with; if not
+            exact, upper bounds for a sample of rows, (m,), as a `fit_variance` is an upper bound then.
     """
 
     noise: float
-    loo: LeaveOneOut
+    loo: LeaveOneOut | None
     fit_variances: Array
+    _n: int
     _alpha: float
     _mean: Array  # (d,)
     _root: Rows  # R'R is the inverse of the system, (d, d) or (n, n)
-    _kernel: _Kernel | None
+    _kernel: Kernel | None
 
-    def fit_variance(self, x: Rows) -> float:
-        """The variance v of the value of one row, (d,), > 0, in units of the noise's."""
-        n = len(self.loo.leverages)
-        wide = np.asarray(x, dtype=np.float64)
+    @property
+    def exact(self) -> bool:
+        """True if variances are exact; else they are upper bounds (`projected.py`)."""
+        return self.loo is not None
+
+    def fit_variance(self, x: Matrix) -> float:
+        """The variance v of the value of one row, (d,) or mixed rows of length 1, > 0, in units of the noise's."""
+        n = self._n
         if self._kernel is None:
-            solved = dot_rows(self._root, wide - self._mean)
+            solved = dot_rows(self._root, np.asarray(x, dtype=np.float64) - self._mean)
             return 1 / n + float(np.einsum("i,i->", solved, solved))
-        some = np.flatnonzero(wide)
-        columns, values = self._kernel.columns[some].astype(np.float64), wide[some]
-        across = np.einsum("ji,j->i", columns, values)  # X x'
-        with_mean = float(np.einsum("j,j->", self._mean[some], values))
+        across, with_mean, squared = self._products(x)
+        _, row_means, ones = self._kernel
         mean_squared = float(np.einsum("j,j->", self._mean, self._mean))
-        solved = dot_rows(self._root, across - self._kernel.row_means - with_mean + mean_squared)
-        length = float(np.einsum("j,j->", values, values)) - 2 * with_mean + mean_squared
+        solved = dot_rows(self._root, across - row_means - with_mean * ones + mean_squared * ones)
+        length = squared - 2 * with_mean + mean_squared
         return 1 / n + max(0.0, length - float(np.einsum("i,i->", solved, solved))) / self._alpha
 
-    def bounds(self, X: Rows) -> tuple[Array, Array]:
+    def _products(self, x: Matrix) -> tuple[Array, float, float]:
+        """The products of one row with the kernel's rows, (m,), with the mean, and with itself."""
+        columns: Any = self._kernel.columns if self._kernel else None
+        if isinstance(x, MixedRows):
+            return columns.alone(x), float((x @ self._mean)[0]), float(squared_lengths(x)[0])
+        wide = np.asarray(x, dtype=np.float64)
+        some = np.flatnonzero(wide)
+        used, values = columns[some].astype(np.float64), wide[some]
+        with_mean, squared = np.einsum("j,j->", self._mean[some], values), np.einsum("j,j->", values, values)
+        return np.einsum("ji,j->i", used, values), float(with_mean), float(squared)
+
+    def bounds(self, X: Matrix) -> tuple[Array, Array]:
         """Lower and upper bounds on the `fit_variance` of each row, (m, d) -> (m,) and (m,), about 1e-9 apart."""
         return self._bounds(X)
 
     @functools.cached_property
     def _bounds(self) -> Bounds:
-        kernel = None if self._kernel is None else (*self._kernel, self._alpha)
-        return Bounds(len(self.loo.leverages), self._root, self._mean, kernel)
+        return Bounds(self._n, self._root, self._mean, self._alpha, self._kernel)
 
     def std(self, fit_variance: float) -> float:
         """Standard deviation of a new rating, in the units of y, from a row's `fit_variance`.
@@ -89,11 +101,11 @@ class Posterior:
         """
         return float(self._rounded(np.array([fit_variance]))[0])
 
-    def stds(self, X: Rows) -> Array:
+    def stds(self, X: Matrix) -> Array:
         """The `std` of each row, (m, d) -> (m,): the same bits as row by row, at the cost of products."""
         lowest, highest = (self._rounded(bound) for bound in self.bounds(X))
         for row in np.flatnonzero(lowest != highest):
-            lowest[row] = self.std(self.fit_variance(X[row]))
+            lowest[row] = self.std(self.fit_variance(X[row : row + 1] if isinstance(X, MixedRows) else X[row]))
         return lowest
 
     def _rounded(self, fit_variances: Array) -> Array:
@@ -101,23 +113,33 @@ class Posterior:
         return np.ldexp(mantissas.astype(np.float32).astype(np.float64), exponents)
 
 
-def posterior_of(X: Rows, y: Array, alpha: float) -> Posterior:
-    """The posterior of the ridge fit of y on X.
+def posterior_of(X: Matrix, y: Array, alpha: float, line: Linear | None = None) -> Posterior:
+    """The posterior of the ridge fit of y on X: exact, but for rows with sparse columns beyond `EXACT` of them.
 
     Args:
         X: rows, (n, d), as the fit saw them.
         y: targets, (n,).
         alpha: penalty, > 0, in units of X squared.
+        line: the fit, where it is at hand: needed only where the posterior is not exact.
     """
     n, d = X.shape
+    if isinstance(X, MixedRows) and n > EXACT:
+        known = project(X, alpha)
+        careful, highest = careful_noise(X, y, line or fit(cast(Any, X), y, alpha), known, alpha)
+        return Posterior(careful, None, highest, n, alpha, known.mean, known.root, known.kernel)
     targets = y[:, None]
-    kernel: _Kernel | None = None
+    kernel: Kernel | None = None
     problem: Dual | Primal
-    if n <= d:
+    if isinstance(X, MixedRows) or n <= d:
         problem = Dual(X, targets)
         system, row_means = centred_kernel(problem.kernel, np.ones(n))
-        columns: Any = np.ascontiguousarray(X.T)
-        kernel, mean = _Kernel(columns, row_means), X.mean(axis=0, dtype=np.float64)
+        if isinstance(X, MixedRows):
+            columns: Any = Across.transposed(X)
+            mean = X.column_means()
+        else:
+            columns = np.ascontiguousarray(X.T)
+            mean = X.mean(axis=0, dtype=np.float64)
+        kernel = Kernel(columns, row_means, np.ones(n))
     else:
         (whole,) = gather(X, targets, rough_mean(X, targets))
         problem = Primal(X, targets, whole=whole)
@@ -132,4 +154,4 @@ def posterior_of(X: Rows, y: Array, alpha: float) -> Posterior:
     usable = np.isfinite(loo.residuals) & (left > 0)
     noise = np.sqrt(np.mean(loo.residuals[usable] ** 2 * left[usable])) if usable.any() else y.std()
     variances = np.sort(loo.leverages / np.maximum(left, np.finfo(np.float64).tiny))
-    return Posterior(float(noise), loo, variances, alpha, mean, root, kernel)
+    return Posterior(float(noise), loo, variances, n, alpha, mean, root, kernel)
