@@ -35,4 +35,6 @@ def unpacked(rows: Sequence[Vectors], width: int) -> Any:
 
     both = np.concatenate(rows, axis=1)
     ends = np.cumsum([0, *(row.shape[1] for row in rows)])
+    if ends[-1] < 2**31:  # scipy gives both kinds of positions one type
+        ends = ends.astype(np.int32)
     return csr_array((both[1], both[0].view(np.int32), ends), shape=(len(rows), width))

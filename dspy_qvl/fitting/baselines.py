@@ -1,10 +1,11 @@
 """Baselines that a value function must beat, in one table; a new one is one entry of `BASELINES`."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.vectors import Array
 
 
 def mean_baseline(lengths: Array, y: Array, new_lengths: Array) -> Array:
@@ -27,16 +28,16 @@ def length_baseline(lengths: Array, y: Array, new_lengths: Array) -> Array:
     return values
 
 
-def nearest_baseline(vectors: Rows, y: Array, new_vectors: Rows, n_neighbors: int = 5) -> Array:
+def nearest_baseline(vectors: Any, y: Array, new_vectors: Any, n_neighbors: int = 5) -> Array:
     """The mean score of the rated texts with the highest cosine, (m,) in the units of y.
 
     Args:
-        vectors: features of the rated texts, (n, d).
+        vectors: features of the rated texts, (n, d), dense or sparse.
         y: their scores, (n,).
         new_vectors: features of the texts to value, (m, d).
         n_neighbors: the number of neighbours; all texts if fewer were rated.
     """
-    if len(new_vectors) == 0:
+    if new_vectors.shape[0] == 0:
         return np.empty(0)
     from sklearn.neighbors import KNeighborsRegressor
 

@@ -123,7 +123,7 @@ def _stacked_sparse(rows: Sequence[Vectors]) -> dict[str, Any]:
     matrix = unpacked(rows, LONGEST_ROW)
     return {
         "ends": encode_array(matrix.indptr.astype(np.int64)),
-        "columns": encode_array(matrix.indices),
+        "columns": encode_array(matrix.indices.astype(np.int32)),
         "values": encode_array(matrix.data),
     }
 
@@ -218,8 +218,8 @@ WEIGHTS = state.Record("the saved weights", {"blocks": NAMED, "power": POWER}, W
 FREQUENCIES = {
     "n_texts": state.count(1),
     "power": POWER,
-    "columns": state.array("int32", "columns", check=_columns),
-    "counts": state.array("int32", "columns"),
+    "columns": state.array("int32", "counted", check=_columns),
+    "counts": state.array("int32", "counted"),
 }
 BLOCK = {
     "name": state.STRING,

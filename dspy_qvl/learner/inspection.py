@@ -19,7 +19,7 @@ from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.ridge import Posterior, posterior_of
 from dspy_qvl.text import Item, RankingExample, query_of, text_of
-from dspy_qvl.vectors import Array, Vectors, dot_rows, slices, unit
+from dspy_qvl.vectors import Array, MixedRows, Vectors, dot_rows, slices, unit
 
 AT_ONCE = 4096  # texts whose columns are in memory
 SAMPLE = 1000  # rated texts whose nearest other rated text is looked up
@@ -73,7 +73,8 @@ class Inspection:
         memo = self.fit.memo.variances
         kept = memo.get(item) if self._keep else None
         if kept is None:
-            kept = self.posterior.fit_variance(self._weighed([item])[0])
+            row = self._weighed([item])
+            kept = self.posterior.fit_variance(row if isinstance(row, MixedRows) else row[0])
             if self._keep:
                 memo.keep(item, kept)
         return kept
