@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from dspy_qvl import ridge
-from dspy_qvl.ridge.banded import Weigher, block_scales, choose_weights, combined, krylov_path
+from dspy_qvl.ridge.banded import choose_weights
+from dspy_qvl.ridge.weigher import Weigher, block_scales, combined, krylov_path
+from dspy_qvl.vectors import MixedRows
 
 ALPHAS = [0.1, 1.0, 10.0]
 
@@ -120,3 +123,87 @@ def test_of_many_rows_a_sample_decides(monkeypatch):
         assert targets[row] == pytest.approx((y[number] - y_mean) / y_std)
         assert any(number in fold for fold in folds)
     assert choose_weights(X, blocks, y, ALPHAS, folds, optional=True) == found
+
+
+def words_of(n: int, n_words: int, power: float, seed: int = 0):
+    """Rows of length 1 that count words, of falling frequency, their inverse document frequencies, and scores.
+
+    A word's effect is normal, with a standard deviation of idf^power.
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(0.7 * np.geomspace(1, 0.01, n_words), size=(n, n_words)) ** 0.5
+    counts /= np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+    idf = np.log((1 + n) / (1 + (counts > 0).sum(axis=0))) + 1
+    y = counts * idf**power @ rng.normal(size=n_words)
+    return sparse.csr_array(counts.astype(np.float32)), idf, (y - y.mean()) / y.std()
+
+
+def mixed_of(n: int, power: float, seed: int = 0):
+    """Words behind dense blocks of 20 columns and of 1, and scores that draw on the first block and the words."""
+    X, blocks, y, folds = blocks_of(n, (20, 1), (0.3, 0.0), seed)
+    words, idf, effect = words_of(n, 400, power, seed)
+    return MixedRows(X, words), [*blocks, slice(21, 421)], y / 2 + 2 * effect, folds, idf
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1)], ids=["embedding first", "words first"])
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_errors_of_words_are_those_of_ridge_on_weighed_dense_columns(order, power, monkeypatch):
+    monkeypatch.setattr("dspy_qvl.ridge.weigher.FREQUENT", 50)
+    X, blocks, y, folds, idf = mixed_of(150, power)
+    X, blocks = X.times(np.concatenate([np.ones(21), idf**power])), [blocks[number] for number in order]
+    dense = X.toarray().astype(np.float64)
+    scales = block_scales(X, blocks)
+    np.testing.assert_allclose(scales, block_scales(dense, blocks), rtol=1e-6)
+    weightings = [(1.0, 0.1, 0.5)[: len(order)], (1.0, 0.5, 2.5)[: len(order)], (1.0, 0.0, 0.0)[: len(order)]]
+    alphas = [0.1, 1.0, 10.0]
+    found = Weigher(X, blocks, y, folds).errors(weightings, alphas)
+    for weights, errors in zip(weightings, found, strict=True):
+        factors = np.zeros(421)
+        for block, weight, scale in zip(blocks, weights, scales, strict=True):
+            factors[block] = weight * scale
+        for row, alpha in enumerate(alphas):
+            for number, fold in enumerate(folds):
+                seen = np.setdiff1d(np.arange(len(y)), fold)
+                line = ridge.fit(dense[seen] * factors, y[seen], alpha)
+                want = np.mean((dense[fold] * factors @ line.coef + line.intercept - y[fold]) ** 2)
+                np.testing.assert_allclose(errors[row, number], want, rtol=1e-2 if alpha < 1 else 1e-3)
+
+
+@pytest.mark.parametrize(("made_with", "power"), [(-2.0, 0.0), (2.0, 1.0)])
+def test_the_power_nearest_to_that_of_the_scores_is_found(made_with, power):
+    X, blocks, y, folds, idf = mixed_of(400, made_with)
+    found = choose_weights(X, blocks, y, ALPHAS, folds, optional=True, idf=idf)
+    assert found.power == power
+    assert found.weights[2] >= 1.0
+    assert found.adds[1] > 0.2
+    assert choose_weights(X, blocks, y, ALPHAS, folds, optional=True, idf=idf) == found
+    first = choose_weights(X, [blocks[2], blocks[1]], y, ALPHAS, folds, optional=False, idf=idf)
+    assert (first.power, first.weights) == (power, (1.0, 0.1))
+    assert choose_weights(X, blocks[2:], y, ALPHAS, folds, optional=False, idf=idf).power == power
+
+
+def test_the_power_is_found_among_many_blocks():
+    X, blocks, y, folds, idf = mixed_of(400, 2.0)
+    halves = [slice(0, 5), slice(5, 10), slice(10, 20)]
+    found = choose_weights(X, [*halves, *blocks[1:]], y, ALPHAS, folds, optional=True, idf=idf)
+    assert found.power == 1.0
+    assert found.weights[-1] >= 1.0
+
+
+def test_the_start_power_stands_where_others_are_no_better():
+    for seed in range(3):
+        X, blocks, y, folds, idf = mixed_of(100, 0.0, seed)
+        noise = np.random.default_rng(seed).normal(size=len(y))
+        for start in (0.0, 0.5):
+            found = choose_weights(X, blocks, noise, ALPHAS, folds, optional=True, idf=idf, power=start)
+            assert found.power == start
+    assert choose_weights(X[:19], blocks, y[:19], ALPHAS, folds, optional=True, idf=idf, power=1.0).power == 1.0
+    assert choose_weights(X, blocks, y, ALPHAS, folds, optional=True).power == 0.0
+
+
+def test_words_that_tell_nothing_are_left_out_only_where_that_is_allowed():
+    X, blocks, _, folds, idf = mixed_of(300, 0.0)
+    y = X.dense[:, :20].sum(axis=1).astype(np.float64)
+    for optional, least in [(True, 0.0), (False, 0.5)]:
+        found = choose_weights(X, blocks, y, ALPHAS, folds, optional=optional, idf=idf, starts=[1.0, 0.1, 2.5])
+        assert found.weights[2] == least

@@ -17,7 +17,7 @@ never saw a fold comes by subtracting the fold's moments from the whole (`moment
     leave_one_out   the residual of each row under a fit that never saw it, without refitting
     out_of_fold     the value of each row under the fit that never saw its fold, for every penalty
     predict         the values of rows
-    choose_weights  how much each block of columns counts (`banded.py`)
+    choose_weights  how much each block of columns counts (`banded.py`, `weigher.py`)
     begin           a fit that is kept up to date, row by row (`updates.py`, `kernel_updates.py`)
     posterior_of    how uncertain a value is (`posterior.py`, `bounds.py`)
 
@@ -29,7 +29,7 @@ processor: coefficients then differ by rounding (3e-14 of the largest, 300 texts
 errors do not differ by more count as tied.
 """
 
-from dspy_qvl.ridge.banded import LEVELS, START_POWER, WIDE, block_scales, choose_weights
+from dspy_qvl.ridge.banded import LEVELS, START_POWER, WIDE, choose_weights
 from dspy_qvl.ridge.kernel_updates import RecursiveKernelRidge
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, predict
 from dspy_qvl.ridge.moments import Folds
@@ -37,5 +37,6 @@ from dspy_qvl.ridge.posterior import Posterior, posterior_of
 from dspy_qvl.ridge.regression import Search, fit, leave_one_out, out_of_fold, search
 from dspy_qvl.ridge.solve import solve_path
 from dspy_qvl.ridge.updates import RecursiveRidge, WarmStartedRidge, begin
+from dspy_qvl.ridge.weigher import block_scales
 
 __all__ = ["LeaveOneOut", "Linear", "Search", "fit", "leave_one_out", "out_of_fold", "predict", "search"]
