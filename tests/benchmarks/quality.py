@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from dspy_qvl import Qwen3EmbeddingValueLearner, measures
 from tests.benchmarks.human_ratings import POINTWISE, Rated, load
 
-ALPHAS = np.geomspace(0.01, 10, 7).tolist()
+ALPHAS = np.geomspace(0.01, 100, 25).tolist()
 
 
 def learner_values(train: Rated, test: Rated, model: str, embedding_dim: int | None) -> np.ndarray:
@@ -49,14 +49,13 @@ def main() -> None:
     parser.add_argument("--model", default="lexical")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="the best alpha")
+    models = {options.model: None} | {f"{options.model}, {dim} columns": dim for dim in options.embedding_dim}
     print(f"{'data set':<18}{'method':<28}{'Pearson':>8}{'Spearman':>9}{'CPU s':>9}")
     for name in options.names:
         train, test = load(name, "train"), load(name, "test")
         methods = {
-            options.model if dim is None else f"{options.model}, {dim} columns": lambda train=train, test=test, dim=dim: (
-                learner_values(train, test, options.model, dim)
-            )
-            for dim in (None, *options.embedding_dim)
+            model: lambda train=train, test=test, dim=dim: learner_values(train, test, options.model, dim)
+            for model, dim in models.items()
         }
         methods["TF-IDF(1-2) + RidgeCV"] = lambda train=train, test=test: by_hand(train, test)
         methods["length alone"] = lambda test=test: lengths(test)
