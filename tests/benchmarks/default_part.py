@@ -11,6 +11,7 @@ import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,7 @@ PARTS = {part.__name__: part for part in (fill, tune, peer, values, std, quality
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message="the best alpha|the value function cannot be told from noise")
     name, work, vectors, *argument = sys.argv[1:]
     told = PARTS[name](Path(work), Path(vectors), *argument)
     assert "torch" not in sys.modules
