@@ -157,7 +157,8 @@ def print_figures(metrics: Mapping[str, Any], p: float) -> None:
     else:
         print(f"on {metrics['n_val']} texts held out")
         print_row("value function", metrics, "val")
-        for name, label in [("nearest", "5 nearest texts"), ("length", "length"), ("mean", "mean")]:
+        rows = [("words", "TF-IDF"), ("nearest", "5 nearest texts"), ("length", "length"), ("mean", "mean")]
+        for name, label in rows:
             print_row(label, metrics["baselines"][name], "val")
     if "oof_r2" in metrics:  # few texts, of which a fifth says little
         print("on all texts, each held out once")

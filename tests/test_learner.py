@@ -72,7 +72,7 @@ def test_training_figures_come_from_a_model_that_never_saw_the_validation_part()
 def test_training_prints_honest_baselines(learner):
     metrics = learner.train()
     baselines = metrics["baselines"]
-    assert set(baselines) == {"mean", "length", "nearest"}
+    assert set(baselines) == {"mean", "length", "nearest", "words"}
     assert math.isnan(baselines["mean"]["val_spearman"])
     assert baselines["mean"]["val_mse"] > metrics["val_mse"]
     assert metrics["val_r2"] > baselines["length"]["val_r2"]

@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV
 
 from dspy_qvl import measures
-from dspy_qvl.fitting.baselines import length_baseline, nearest_baseline
+from dspy_qvl.fitting.baselines import WORD_ALPHAS, length_baseline, nearest_baseline, words_baseline
+from tests.conftest import rated
 
 Y = np.array([1.0, 2.0, 2.0, 4.0, 8.0])
 GUESS = np.array([1.5, 1.0, 2.5, 3.0, 9.0])
@@ -54,6 +58,33 @@ def test_the_nearest_baseline_is_the_mean_of_the_five_highest_cosines():
     np.testing.assert_allclose(nearest_baseline(vectors, y, new), expected)
     np.testing.assert_allclose(nearest_baseline(vectors[:2], y[:2], new), np.full(4, y[:2].mean()))
     assert nearest_baseline(vectors, y, new[:0]).shape == (0,)
+
+
+def test_the_words_baseline_is_the_pipeline_that_scikit_learn_makes():
+    texts, scores = zip(*rated(80), strict=True)
+    y, new = np.array(scores), [text for text, _ in rated(30, seed=9)] + ["Unheard-of words", "", "!"]
+    folds = np.array_split(np.random.default_rng(0).permutation(80), 5)
+    rows = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    X = rows.fit_transform(texts).toarray()  # frequencies of all rated texts, as in a pipeline
+    splits = [(np.setdiff1d(np.arange(80), fold), fold) for fold in folds]
+    search = GridSearchCV(Ridge(), {"alpha": WORD_ALPHAS}, scoring="neg_mean_squared_error", cv=splits).fit(X, y)
+    values = words_baseline((texts, folds), y, new)
+    np.testing.assert_allclose(values, search.predict(rows.transform(new).toarray()), atol=1e-5)
+    assert np.std(values) > 0.1
+
+
+@pytest.mark.parametrize("texts", [["!", "a", "?? b"], ["", "", ""]])
+def test_without_words_the_words_baseline_is_the_mean(texts):
+    folds = [np.array([0]), np.array([1, 2])]
+    assert words_baseline((texts, folds), np.array([1.0, 2.0, 6.0]), ["new words", "!"]).tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("texts", [["good one", "bad one"], ["很好用", "坏了", "还可以"], ["good", "!", "bad", "?"]])
+def test_the_words_baseline_takes_a_few_texts(texts):
+    y, folds = np.arange(len(texts), dtype=float), [np.array([0]), np.arange(1, len(texts))]
+    values = words_baseline((texts, folds), y, texts)
+    assert values[-1] > values[0]
+    assert words_baseline((texts, folds), y, []).shape == (0,)
 
 
 FIGURES = ("mse", "r2", "pearson", "spearman")

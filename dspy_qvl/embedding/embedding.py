@@ -101,7 +101,7 @@ class Embedding:
 
     @property
     def is_sparse_lexical(self) -> bool:
-        """True if values are learned from sparse hashed words in place of vectors: the built-in model in its own size."""
+        """True for the built-in model in its own size: values are learned from sparse words in place of its vectors."""
         return self.is_lexical and self.dim == LEXICAL_DIM
 
     def like(self, identity: Mapping[str, str] | None) -> "Embedding":

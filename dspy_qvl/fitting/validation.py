@@ -44,7 +44,7 @@ def validate(
     Args:
         table: the columns of the rated texts.
         y: scores, (n,).
-        texts: the texts themselves, for the length baseline.
+        texts: the texts themselves, for the baselines.
         alpha: penalty.
         members: the group of each row.
         validation_split: fraction of the rows to hold out.
@@ -70,6 +70,7 @@ def validate(
     views = {
         "length": (lengths[seen], lengths[held]),
         "embedding": (known.first, new.first),
+        "text": (([texts[row] for row in seen], folds), [texts[row] for row in held]),
     }
     guesses = {name: rule(views[view][0], y[seen], views[view][1]) for name, (view, rule) in BASELINES.items()}
     groups = [members[row] for row in held]

@@ -117,7 +117,8 @@ class TrainableValueFunction(ValueFunction):
                 makes the validation figures a little too good.
             blocks: of the embedding and each block of features its "weight" and, where cross-validation measured it,
                 "adds": the share of the cross-validated error that it takes away.
-            baselines: the same val_ figures of "mean", "length" and "nearest" (5 nearest neighbours).
+            baselines: the same val_ figures of "mean", "length", "nearest" (5 nearest neighbours) and "words" (TF-IDF
+                of words and pairs of words with ridge regression, its penalty chosen on the same folds).
             usage: of a hosted model only: requests, texts, tokens and cost (US dollars, or None where litellm does not
                 know the price) of this call; `embedder.usage` has the sum.
 
