@@ -228,3 +228,9 @@ def test_the_lexical_model_reads_a_text_to_its_end():
 def test_no_text_is_a_zero_vector_however_few_the_columns():
     texts = ["!", "a", "ab", "🙂", "\u200b", "\0", "one two", "x" * 500]
     assert LexicalModel(2)(texts).any(axis=1).all()
+
+
+def test_words_of_any_length_are_hashed_as_scikit_learn_does():
+    words = ["", "a", "né", "x" * 63, "y" * 64, "z" * 65, "日本語" * 40, "w" * 1001, *map(str, range(300))]
+    assert hashing.word_hashes(words).tolist() == [abs(murmurhash3_32(word)) for word in words]
+    assert len(hashing.word_hashes([])) == 0

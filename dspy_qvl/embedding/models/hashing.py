@@ -9,7 +9,7 @@ Hashes are 32 bits of MurmurHash3 without their sign, so that one vocabulary ser
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import chain, repeat
 from typing import Any
@@ -22,7 +22,7 @@ from dspy_qvl.embedding.models.words import FUNCTION_WORDS, PUNCTUATION, kind_of
 Numbers = NDArray[np.int64]
 Hashes = NDArray[np.uint32]
 
-FEW = 100  # characters of tokens whose n-grams are hashed one by one in less time than all at once
+LONG = 64  # bytes of a word above which it is hashed by itself: all together take as many steps as the longest
 LIMIT = 2**21  # n-grams that a vocabulary keeps: about 90,000 tokens and 30 MB
 
 # Held around a fork too: no vocabulary is half extended in the child, and no lock is held there for ever.
@@ -82,7 +82,7 @@ class Table:
         words = [word.findall(token) for token in tokens]
         all_words = list(chain.from_iterable(words))
         ngrams, n_ngrams = ngram_hashes(tokens, *ngram_range)
-        hashed = _hashes(chain(all_words, map("not ".__add__, all_words)))
+        hashed = word_hashes([*all_words, *map("not ".__add__, all_words)])
         for first, length, kept, counts in (
             (self.first_word, self.n_words, self.words, np.array(list(map(len, words)))),
             (self.first_ngram, self.n_ngrams, self.ngrams, n_ngrams),
@@ -121,7 +121,6 @@ class Vocabulary:
         table = self._table
         numbers = _numbers(table, tokens)
         if len(numbers) and numbers.min() < 0:
-            _murmur()  # imported before the lock is taken
             with _EXTENDING:
                 if self._table.ngrams.length >= self.limit:
                     self._table = Table()
@@ -154,15 +153,24 @@ def pair_hashes(first: Hashes, second: Hashes) -> Hashes:
     return _avalanche(first * np.uint32(0x9E3779B1) + second)
 
 
+def word_hashes(words: Sequence[str]) -> Hashes:
+    """Hashes of whole words, (n,)."""
+    parts = [word.encode() for word in words]
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    short = np.minimum(lengths, LONG)
+    data = np.frombuffer(b"".join(part[:LONG] for part in parts) + bytes(LONG + 8), dtype=np.uint8)
+    hashes = _murmur_of_runs(data, short.cumsum() - short, short)
+    for number in np.flatnonzero(lengths > LONG).tolist():
+        hashes[number] = _murmur_of_one(parts[number])
+    return hashes
+
+
 def ngram_hashes(tokens: Sequence[str], shortest: int, longest: int) -> tuple[Hashes, Numbers]:
     """Hashes of the n-grams of tokens, one token after the other, and how many each has.
 
     A token is cut with a blank on both sides; of the sizes that are not below its length only the smallest counts,
     once. So does `CountVectorizer(analyzer="char_wb")` of scikit-learn.
     """
-    if sum(map(len, tokens)) < FEW:
-        cut = [_ngrams(f" {token} ", shortest, longest) for token in tokens]
-        return _hashes(chain.from_iterable(cut)), np.array(list(map(len, cut)))
     text = f" {'  '.join(tokens)} ".encode()
     data = np.frombuffer(text + bytes(4 * longest + 4), dtype=np.uint8)  # beyond the longest n-gram from any start
     characters = np.append(np.flatnonzero(data[: len(text)] & 0xC0 != 0x80), len(text))  # where each begins
@@ -181,17 +189,14 @@ def _numbers(table: Table, tokens: Sequence[str]) -> Numbers:
     return np.fromiter(map(table.numbers.get, tokens, repeat(-1)), np.int64, len(tokens))
 
 
-def _ngrams(token: str, shortest: int, longest: int) -> list[str]:
-    ngrams = []
-    for size in range(shortest, longest + 1):
-        ngrams += [token[start : start + size] for start in range(max(len(token) - size, 0) + 1)]
-        if size >= len(token):
-            break
-    return ngrams
-
-
 def _murmur_of_runs(data: NDArray[np.uint8], starts: Numbers, lengths: Numbers) -> Hashes:
-    """Hashes, as `_hashes` makes them, of short runs of bytes, all at once."""
+    """Hashes of short runs of bytes, all at once: the absolute values of MurmurHash3 (x86, 32 bits, seed 0), signed.
+
+    Args:
+        data: bytes, after the begin of any run four more than the longest has.
+        starts: where each run begins, (n,).
+        lengths: how many bytes it has, (n,).
+    """
     whole = data.astype(np.uint32)
     four = whole[:-3] | whole[1:-2] << 8 | whole[2:-1] << 16 | whole[3:] << 24  # the four bytes from each place on
     hashed: NDArray[Any] = np.zeros(len(starts), dtype=np.uint32)
@@ -202,6 +207,17 @@ def _murmur_of_runs(data: NDArray[np.uint8], starts: Numbers, lengths: Numbers) 
     hashed ^= _scramble(four[starts + (lengths & ~3)] & (np.uint32(1) << 8 * rest) - np.uint32(1))
     hashed ^= lengths.astype(np.uint32)
     return _absolute(_avalanche(hashed))
+
+
+def _murmur_of_one(word: bytes) -> int:
+    """The same of one run of any length."""
+    mask, hashed, end = 2**32 - 1, 0, len(word) & ~3
+    for start in range(0, len(word), 4):
+        block = int.from_bytes(word[start : start + 4], "little") * 0xCC9E2D51 & mask
+        hashed ^= (block << 15 | block >> 17) * 0x1B873593 & mask
+        if start < end:
+            hashed = ((hashed << 13 | hashed >> 19) & mask) * 5 + 0xE6546B64 & mask
+    return int(_absolute(_avalanche(np.array([hashed ^ len(word)], dtype=np.uint32)))[0])
 
 
 def _avalanche(hashed: NDArray[Any]) -> NDArray[Any]:
@@ -223,15 +239,3 @@ def _rotate(bits: NDArray[Any], by: int) -> NDArray[Any]:
 def _absolute(hashed: NDArray[Any]) -> Hashes:
     """Absolute values as signed numbers; -2^31, which has no positive counterpart, gives 2^31."""
     return np.abs(hashed.view(np.int32)).view(np.uint32)
-
-
-def _hashes(texts: Iterable[str]) -> Hashes:
-    """Absolute values of MurmurHash3 (x86, 32 bits, seed 0) as a signed number."""
-    return _absolute(np.array(list(map(_murmur(), texts)), dtype=np.int32).view(np.uint32))
-
-
-@cache
-def _murmur() -> Callable[[str], int]:
-    from sklearn.utils import murmurhash3_32
-
-    return murmurhash3_32  # type: ignore[no-any-return]
