@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dspy_qvl.ridge.line import LeaveOneOut, Linear, left_out
+from dspy_qvl.ridge.line import LeaveOneOut, Linear, fold_errors, left_out
 from dspy_qvl.ridge.moments import Folds, kind_of_products
 from dspy_qvl.ridge.solve import beyond_float32, factored, inverse_root, solve_path
-from dspy_qvl.vectors import Array, Rows, slices
+from dspy_qvl.vectors import Array, Matrix, MixedRows, slices
 
 CANCELLED = 1e-4  # 1 - leverage below which a difference of two sums has lost digits
 
@@ -16,12 +16,12 @@ class Dual:
     """A ridge problem that is solved by the kernel of its rows, X X'; the kernel is made once.
 
     Args:
-        X: rows, (n, d), n <= d.
+        X: rows, (n, d), dense or with sparse columns; fast for n <= d.
         y: targets, (n, k).
         sample_weight: weight of each row, (n,), above 0; None for 1.
     """
 
-    def __init__(self, X: Rows, y: Array, sample_weight: Array | None = None) -> None:
+    def __init__(self, X: Matrix, y: Array, sample_weight: Array | None = None) -> None:
         self.X, self.y, self.sample_weight = X, y, sample_weight
         self.kernel = _gram_of_rows(X)
         self._weights = np.ones(len(y)) if sample_weight is None else sample_weight
@@ -37,8 +37,12 @@ class Dual:
         dual = solve(right)  # (n, k)
         pull = root[:, None] * dual
         pull -= np.outer(weights, pull.sum(axis=0) / total)  # Xc'a = X'(a - mean(a))
-        coef = np.concatenate([X[:, columns].T.astype(np.float64) @ pull for columns in slices(X.shape[1])])
-        line = Linear(coef, y_mean - np.average(X, axis=0, weights=weights).astype(np.float64) @ coef)
+        if isinstance(X, MixedRows):
+            coef, x_mean = X.T @ pull, X.T @ (weights / total)
+        else:
+            coef = np.concatenate([X[:, columns].T.astype(np.float64) @ pull for columns in slices(X.shape[1])])
+            x_mean = np.average(X, axis=0, weights=weights).astype(np.float64)
+        line = Linear(coef, y_mean - x_mean @ coef)
         return line, lambda: self._left_out(centred, factor, alpha, right, dual)
 
     def _left_out(self, centred: Array, factor: Array | None, alpha: float, right: Array, dual: Array) -> LeaveOneOut:
@@ -62,12 +66,7 @@ class Dual:
 
     def fold_errors(self, alphas: Sequence[float], folds: Folds) -> Array:
         """Weighted mean squared error of each penalty on each fold, (n_alphas, n_folds, k), in squared units of y."""
-        squares = (self.out_of_fold(alphas, folds) - self.y) ** 2
-        weights = self.sample_weight
-        errors = [
-            np.average(squares[:, fold], axis=1, weights=None if weights is None else weights[fold]) for fold in folds
-        ]
-        return np.stack(errors, axis=1)
+        return fold_errors(self.out_of_fold(alphas, folds), self.y, folds, self.sample_weight)
 
     def out_of_fold(self, alphas: Sequence[float], folds: Folds) -> Array:
         """The value every row gets from models that did not see its fold, (n_alphas, n, k), in the units of y."""
@@ -89,8 +88,11 @@ class Dual:
         return out
 
 
-def _gram_of_rows(X: Rows) -> Array:
+def _gram_of_rows(X: Matrix) -> Array:
     """X X', (n, n), summed in float64 over blocks of columns."""
+    if isinstance(X, MixedRows):
+        sparse = X.sparse.astype(np.float64)
+        return np.asarray(_gram_of_rows(X.dense) + (sparse @ sparse.T).toarray())
     n, d = X.shape
     kernel = np.zeros((n, n))
     for columns in slices(d, max(1, 2**23 // max(n, 1))):
