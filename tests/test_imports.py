@@ -20,7 +20,7 @@ ORDER = {
     "optimizer",
     "dspy_qvl.state": "bounded_json drafts entries fields files",
     "dspy_qvl.text": "quoting field_values metadata ratings reading rendering",
-    "dspy_qvl.ridge": "moments line solve primal dual regression updates bounds posterior banded",
+    "dspy_qvl.ridge": "moments line solve primal dual krylov regression updates bounds posterior banded",
     "dspy_qvl.embedding": "loops instruction probe truncation tables cache models embedder callers batching source "
     "encoder embedding",
     "dspy_qvl.embedding.cache": "memory rows database connections sqlite_store store pruning exporting cache",

@@ -12,6 +12,10 @@ Both give the same w; the smaller system is solved. One factorisation of a syste
 rows and columns its tridiagonal form, beyond that a few Choleskys and a projection (`solve_path`). The model that
 never saw a fold comes by subtracting the fold's moments from the whole (`moments.py`, `primal.py`, `dual.py`).
 
+Rows with sparse columns (`vectors.MixedRows`) have too many columns for a primal system. Up to 1,000 rows a target
+they are solved by the dual; more rows only by products with X and X', in a Krylov space that serves every penalty
+(`krylov.py`). Their leave-one-out residuals come from the dual, for at most 4,000 rows.
+
     search          which penalty: the error of each on each fold, and the fit with the best, from one pass
     fit             the fit with one penalty
     leave_one_out   the residual of each row under a fit that never saw it, without refitting
