@@ -20,7 +20,7 @@ ORDER = {
     "optimizer",
     "dspy_qvl.state": "bounded_json drafts entries fields files",
     "dspy_qvl.text": "quoting field_values metadata ratings reading rendering",
-    "dspy_qvl.ridge": "moments line solve primal dual regression kept_rows kernel_updates updates across bounds "
+    "dspy_qvl.ridge": "moments line solve primal dual krylov regression kept_rows kernel_updates updates across bounds "
     "projected posterior weigher banded",
     "dspy_qvl.embedding": "loops instruction probe truncation tables cache models embedder callers batching source "
     "encoder embedding",

@@ -194,7 +194,11 @@ def test_updates_give_the_fit_that_training_on_all_would_give(kind, trained):
     learner.update("broke at once, refund", 0.5)
     learner.forget(learner.training_texts[3])
     fit = learner.ridge.fitted
-    X = fit.fitted.weighed(learner._columns(fit)([one.item for one in learner.ridge.examples]).X).toarray().astype(float)
+    X = (
+        fit.fitted.weighed(learner._columns(fit)([one.item for one in learner.ridge.examples]).X)
+        .toarray()
+        .astype(float)
+    )
     y = np.array(learner.training_scores)
     Xc, yc = X - X.mean(axis=0), y - y.mean()
     dual = np.linalg.solve(Xc @ Xc.T + fit.alpha * np.eye(len(y)), yc)

@@ -54,7 +54,8 @@ def changed(
     solver = _moved(head, fit, columns, coming, [fit.rated[row] for row in sorted(leaving)])
     if solver is None:
         X = fit.fitted.weighed(_rows(columns, rated))
-        solver = ridge.begin(X, scores[:, None], fit.alpha)
+        coef, intercept = fit.fitted.weighed_line()
+        solver = ridge.begin(X, scores[:, None], fit.alpha, start=ridge.Linear(coef[:, None], np.array([intercept])))
     if solver is None:
         line = ridge.fit(X, scores, fit.alpha)
     else:

@@ -12,6 +12,10 @@ Both give the same w; the smaller system is solved. One factorisation of a syste
 rows and columns its tridiagonal form, beyond that a few Choleskys and a projection (`solve_path`). The model that
 never saw a fold comes by subtracting the fold's moments from the whole (`moments.py`, `primal.py`, `dual.py`).
 
+Rows with sparse columns (`vectors.MixedRows`) have too many columns for a primal system. Up to 1,000 rows a target
+they are solved by the dual; more rows only by products with X and X', in a Krylov space that serves every penalty
+(`krylov.py`). Their leave-one-out residuals come from the dual, for at most 4,000 rows.
+
     search          which penalty: the error of each on each fold, and the fit with the best, from one pass
     fit             the fit with one penalty
     leave_one_out   the residual of each row under a fit that never saw it, without refitting
@@ -34,7 +38,7 @@ from dspy_qvl.ridge.kernel_updates import RecursiveKernelRidge
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, predict
 from dspy_qvl.ridge.moments import Folds
 from dspy_qvl.ridge.posterior import Posterior, posterior_of
-from dspy_qvl.ridge.regression import Search, fit, leave_one_out, out_of_fold, search
+from dspy_qvl.ridge.regression import Search, fit, has_leave_one_out, leave_one_out, out_of_fold, search
 from dspy_qvl.ridge.solve import solve_path
 from dspy_qvl.ridge.updates import RecursiveRidge, WarmStartedRidge, begin
 from dspy_qvl.ridge.weigher import block_scales

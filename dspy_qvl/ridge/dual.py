@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dspy_qvl.ridge.line import LeaveOneOut, Linear, left_out
+from dspy_qvl.ridge.line import LeaveOneOut, Linear, fold_errors, left_out
 from dspy_qvl.ridge.moments import Folds, kind_of_products
 from dspy_qvl.ridge.solve import beyond_float32, factored, inverse_root, solve_path
 from dspy_qvl.vectors import Array, Matrix, MixedRows, slices
@@ -23,7 +23,7 @@ class Dual:
 
     def __init__(self, X: Matrix, y: Array, sample_weight: Array | None = None) -> None:
         self.X, self.y, self.sample_weight = X, y, sample_weight
-        self.kernel = _gram_of_rows(X)
+        self.kernel = gram_of_rows(X)
         self._weights = np.ones(len(y)) if sample_weight is None else sample_weight
 
     def fit(self, alpha: float) -> tuple[Linear, Callable[[], LeaveOneOut]]:
@@ -66,12 +66,7 @@ class Dual:
 
     def fold_errors(self, alphas: Sequence[float], folds: Folds) -> Array:
         """Weighted mean squared error of each penalty on each fold, (n_alphas, n_folds, k), in squared units of y."""
-        squares = (self.out_of_fold(alphas, folds) - self.y) ** 2
-        weights = self.sample_weight
-        errors = [
-            np.average(squares[:, fold], axis=1, weights=None if weights is None else weights[fold]) for fold in folds
-        ]
-        return np.stack(errors, axis=1)
+        return fold_errors(self.out_of_fold(alphas, folds), self.y, folds, self.sample_weight)
 
     def out_of_fold(self, alphas: Sequence[float], folds: Folds) -> Array:
         """The value every row gets from models that did not see its fold, (n_alphas, n, k), in the units of y."""
@@ -93,11 +88,14 @@ class Dual:
         return out
 
 
-def _gram_of_rows(X: Matrix) -> Array:
-    """X X', (n, n), summed in float64 over blocks of columns."""
+def gram_of_rows(X: Matrix) -> Array:
+    """X X', (n, n), summed in float64 over blocks of columns, or of sparse ones over blocks of rows."""
     if isinstance(X, MixedRows):
-        sparse = X.sparse.astype(np.float64)
-        return np.asarray(_gram_of_rows(X.dense) + (sparse @ sparse.T).toarray())
+        kernel, sparse = gram_of_rows(X.dense), X.sparse.astype(np.float64)
+        across = sparse.T.tocsr()
+        for rows in slices(len(X), 256):
+            kernel[rows] += (sparse[rows] @ across).toarray()
+        return kernel
     n, d = X.shape
     kernel = np.zeros((n, n))
     for columns in slices(d, max(1, 2**23 // max(n, 1))):

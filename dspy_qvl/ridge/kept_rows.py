@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.ridge.dual import gram_of_rows
 from dspy_qvl.vectors import Array, MixedRows, Rows, slices
 
 Positions = NDArray[np.intp]
@@ -86,7 +87,7 @@ class KeptMixedRows:
     def kernel(self) -> Array:
         """Z Z', (n, n)."""
         X = self._X
-        return _gram_of_rows(MixedRows(X.dense - self.shift[: X.dense.shape[1]], X.sparse))
+        return gram_of_rows(MixedRows(X.dense - self.shift[: X.dense.shape[1]], X.sparse))
 
     def add(self, x: Row) -> Array:
         """Put a row last; the inner products of every row with it, (n + 1,)."""
@@ -141,13 +142,3 @@ def _products_with_last(X: Rows, shift: Array) -> Array:
     """(x - shift)'(x_n - shift) for every row x and the last, x_n, (n,)."""
     z = np.asarray(X[-1], dtype=np.float64) - shift
     return np.concatenate([(X[rows] - shift) @ z for rows in slices(len(X), 256)])
-
-
-def _gram_of_rows(X: MixedRows) -> Array:
-    """X X', (n, n), in float64."""
-    kernel: Array = np.asarray(X.dense @ X.dense.T, dtype=np.float64)
-    sparse = X.sparse.astype(np.float64)
-    across = sparse.T.tocsr()
-    for rows in slices(len(X), 256):
-        kernel[rows] += (sparse[rows] @ across).toarray()
-    return kernel

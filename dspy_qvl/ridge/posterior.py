@@ -17,7 +17,7 @@ Source: Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, 2.
 
 import functools
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +28,10 @@ from dspy_qvl.ridge.line import LeaveOneOut, Linear
 from dspy_qvl.ridge.moments import gather, rough_mean
 from dspy_qvl.ridge.primal import Primal
 from dspy_qvl.ridge.projected import careful_noise, project
-from dspy_qvl.ridge.regression import fit
+from dspy_qvl.ridge.regression import fit, has_leave_one_out
 from dspy_qvl.ridge.solve import factored, inverse_root
 from dspy_qvl.vectors import Array, Matrix, MixedRows, Rows, dot_rows
 
-EXACT = 4000  # rows with sparse columns up to which the posterior is exact
 HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a standard deviation, half the memory
 
 
@@ -123,9 +122,9 @@ def posterior_of(X: Matrix, y: Array, alpha: float, line: Linear | None = None) 
         line: the fit, where it is at hand: needed only where the posterior is not exact.
     """
     n, d = X.shape
-    if isinstance(X, MixedRows) and n > EXACT:
+    if isinstance(X, MixedRows) and not has_leave_one_out(X):
         known = project(X, alpha)
-        careful, highest = careful_noise(X, y, line or fit(cast(Any, X), y, alpha), known, alpha)
+        careful, highest = careful_noise(X, y, line or fit(X, y, alpha), known, alpha)
         return Posterior(careful, None, highest, n, alpha, known.mean, known.root, known.kernel)
     targets = y[:, None]
     kernel: Kernel | None = None

@@ -190,7 +190,7 @@ class WarmStartedRidge:
             if not self._stays.all():
                 rows = np.flatnonzero(self._stays)
                 self._X, self._y, self._stays = self._X[rows], self._y[rows], self._stays[rows]
-            self._line = fit(self._X, self._y, self.alpha, start=self._line)  # type: ignore[call-arg, arg-type]
+            self._line = fit(self._X, self._y, self.alpha, start=self._line)
             self._current = True
         return self._line
 
