@@ -198,6 +198,13 @@ class TestOfManyRows:
         assert learned.min() >= 1 - 1e-6
         assert np.median(learned) < 1.2
 
+    @pytest.mark.parametrize("alpha", [1e-6, 1e-4, 1e-2])
+    def test_it_is_never_too_sure_for_small_penalties(self, both, alpha):
+        known, exact = both(*mixed(500, 40), alpha)
+        new, _ = mixed(300, 40, seed=1)
+        assert (known.bounds(new)[1] >= exact.bounds(new.toarray())[0]).all()
+        assert known.noise >= exact.noise
+
     def test_it_is_never_too_sure_with_next_to_no_memory(self, both, monkeypatch):
         monkeypatch.setattr(projected, "TABLE", 2**14)
         known, exact = both(*mixed(900, 40), 1.0)

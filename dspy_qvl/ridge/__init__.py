@@ -19,7 +19,7 @@ never saw a fold comes by subtracting the fold's moments from the whole (`moment
     predict         the values of rows
     choose_weights  how much each block of columns counts (`banded.py`)
     begin           a fit that is kept up to date, row by row (`updates.py`)
-    posterior_of    how uncertain a value is (`posterior.py`, `bounds.py`)
+    posterior_of    how uncertain a value is (`posterior.py`, `bounds.py`, `projected.py`)
 
 Rows are float32 at rest; every sum and every solve is float64. Products of many rows are float32, where that is
 good enough, and what a fit keeps is refined to rounding.

@@ -10,7 +10,8 @@ v = h / (1 - h) under the fit of all others, h its leverage; so its leave-one-ou
 s^2 / (1 - h), and s^2 is estimated by the mean of r^2 (1 - h).
 
 With no more rows than columns, v comes from the kernel: v - 1/n = (|xc|^2 - kc (Kc + alpha I)^-1 kc') / alpha, where
-Kc = Xc Xc' and kc = Xc xc'.
+Kc = Xc Xc' and kc = Xc xc'. Rows with sparse columns always have many columns; beyond 4,000 such rows v is an upper
+bound, at 3,000 real ones 1.01 to 1.14 times v in the median (`projected.py`).
 
 Source: Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, 2.1; Rifkin & Lippert (2007).
 """
