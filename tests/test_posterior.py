@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dspy_qvl import ridge
-from dspy_qvl.ridge import posterior, projected
+from dspy_qvl.ridge import projected, regression
 from dspy_qvl.ridge.posterior import posterior_of
 from dspy_qvl.vectors import MixedRows
 
@@ -174,7 +174,7 @@ class TestOfManyRows:
     def both(self, monkeypatch):
         def make(X, y, alpha):
             written_out = X.toarray()
-            monkeypatch.setattr(posterior, "EXACT", len(X) - 1)
+            monkeypatch.setattr(regression, "EXACT", len(X) - 1)
             known = posterior_of(X, y, alpha, ridge.fit(written_out, y, alpha))
             assert not known.exact
             assert known.loo is None
@@ -197,6 +197,13 @@ class TestOfManyRows:
         learned = known.fit_variances / exact.fit_variances
         assert learned.min() >= 1 - 1e-6
         assert np.median(learned) < 1.2
+
+    @pytest.mark.parametrize("alpha", [1e-6, 1e-4, 1e-2])
+    def test_it_is_never_too_sure_for_small_penalties(self, both, alpha):
+        known, exact = both(*mixed(500, 40), alpha)
+        new, _ = mixed(300, 40, seed=1)
+        assert (known.bounds(new)[1] >= exact.bounds(new.toarray())[0]).all()
+        assert known.noise >= exact.noise
 
     def test_it_is_never_too_sure_with_next_to_no_memory(self, both, monkeypatch):
         monkeypatch.setattr(projected, "TABLE", 2**14)

@@ -23,7 +23,7 @@ they are solved by the dual; more rows only by products with X and X', in a Kryl
     predict         the values of rows
     choose_weights  how much each block of columns counts (`banded.py`, `weigher.py`)
     begin           a fit that is kept up to date, row by row (`updates.py`, `kernel_updates.py`)
-    posterior_of    how uncertain a value is (`posterior.py`, `bounds.py`)
+    posterior_of    how uncertain a value is (`posterior.py`, `bounds.py`, `projected.py`)
 
 Rows are float32 at rest; every sum and every solve is float64. Products of many rows are float32, where that is
 good enough, and what a fit keeps is refined to rounding.

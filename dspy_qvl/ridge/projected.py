@@ -1,22 +1,24 @@
 """A posterior of many rows with sparse columns, from a Gram matrix that lies below theirs: never too sure.
 
 With U of p columns, each orthogonal to the constant, and U'U <= I, the matrix G = Xc'UU'Xc lies below Xc'Xc in the
-Loewner order, so that
+Loewner order, so that for every row x
 
     1/n + xc (G + alpha I)^-1 xc'  >=  1/n + xc (Xc'Xc + alpha I)^-1 xc'
 
-for every row x. By the kernel of the p combinations U'Xc of the rows, the left side is
+The left side comes from the kernel of the p combinations U'Xc of the rows:
 
     1/n + (|xc|^2 - kc (M + alpha I)^-1 kc') / alpha,      M = U'Xc Xc'U,      kc = U'Xc xc'
 
-U spans the p columns Z of Xc with the largest sums of squares: all of an embedding, and the commonest words. What the
-rows say about these columns is kept whole, and of what they say about the others, as much as these foretell. With
-LL' = Z'Z + epsilon I, U = Z L^-T has U'U <= I however alike columns are, and Z'U = L - epsilon L^-T.
+U spans the p columns Z of Xc with the largest sums of squares: all of an embedding, and the commonest words. Then G
+equals Xc'Xc in these columns and between them and all others; of the others among themselves it has the part that
+these columns predict. With LL' = Z'Z + epsilon I, U = Z L^-T has U'U <= I even where columns are alike, and
+Z'U = L - epsilon L^-T.
 
-Columns that few rows fill take no memory of their own: their products with U are sums of rows of U.
+Products with U are float32. What that may round off is added to M, and taken from the solution, so that the variance
+stays above the exact one.
 
-Source: Higham & Cheng (1998) and Golub & Van Loan, 8.1, for the order; Quinonero-Candela & Rasmussen (2005), A Unifying
-View of Sparse Approximate Gaussian Process Regression, for projections of a kernel.
+Source: Horn & Johnson (2013), Matrix Analysis, 7.7, for the order; Rasmussen & Williams (2006), 8.3, for posteriors
+from a part of the kernel.
 """
 
 from typing import Any, NamedTuple
@@ -29,12 +31,12 @@ from dspy_qvl.ridge.line import Linear
 from dspy_qvl.ridge.solve import factored, inverse_root
 from dspy_qvl.vectors import Array, MixedRows, Vectors, dot_rows, slices
 
-WORK = 7.2e9  # n p^2: 896 combinations of 9,000 rows
+WORK = 5.6e9  # n p^2: 789 combinations of 9,000 rows
 FEWEST = 640  # combinations of any number of rows, within TABLE
 TABLE = 2**27  # numbers of the products with U at most: 512 MB
-RARE = 10  # rows that fill a column, below which its products with U are sums of rows of U
-DAMPED = 0.01  # epsilon / alpha: costs a direction that the rows say 1 alpha of a hundredth of it
-FILLED = 0.03  # share of numbers that are not 0, from which on a product is cheaper with all of them
+RARE = 10  # rows with a word, below which its products with U are sums of rows of U and take no memory
+DAMPED = 0.01  # epsilon / alpha: a direction of Z with a sum of squares of alpha loses a hundredth
+ROUNDING = 2.0**-23  # of float32 products, relative to their magnitudes
 AT_ONCE = 2048  # rows or columns whose products are in memory
 SAMPLE = 1000  # learned rows whose leverages are bounded
 
@@ -67,11 +69,10 @@ def project(X: MixedRows, alpha: float) -> Projected:
     chosen = np.sort(np.argsort(-squares, kind="stable")[:p])
     dense, words = chosen[chosen < n_dense], chosen[chosen >= n_dense] - n_dense
 
-    # The table: products of the chosen words, of the other common ones, and U, whose rows rare ones are sums of.
+    # The table: products with U of the chosen words, then of the other common ones, then U itself.
     is_chosen = np.zeros(d - n_dense, dtype=bool)
     is_chosen[words] = True
     common = np.flatnonzero((filled >= RARE) & ~is_chosen)
-    common = common[np.argsort(-filled[common], kind="stable")]
     rare = np.flatnonzero((filled < RARE) & (filled > 0) & ~is_chosen)
     n_looked_up = len(words) + len(common)
     table = np.empty((n_looked_up + n, len(chosen)), dtype=np.float32)
@@ -88,9 +89,9 @@ def project(X: MixedRows, alpha: float) -> Projected:
     if len(others):
         products[others] = sum((X.dense[rows][:, others].T @ U[rows]).astype(np.float64) for rows in slices(n, AT_ONCE))
         system += products[others].T @ products[others]
-    for part in slices(len(common), 256):
-        found, some = table[len(words) + part.start : len(words) + part.stop], by_column[common[part]]
-        found[:] = (some if some.nnz < FILLED * n * len(found) else some.toarray()) @ U
+    for part in slices(len(common), AT_ONCE):
+        found = table[len(words) + part.start : len(words) + part.stop]
+        found[:] = by_column[common[part]] @ U
         system += found.T @ found
     if len(rare):
         few = by_column[rare]
@@ -104,16 +105,17 @@ def project(X: MixedRows, alpha: float) -> Projected:
         np.sqrt(np.maximum(system.diagonal(), 0.0)),
         table,
     )
-    _, factor = factored(system, alpha)
     kernel = Kernel(columns, columns.alone(_one_row(mean, n_dense)), np.zeros(len(chosen)))
-    return Projected(kernel, inverse_root(system, alpha, factor), mean, U)
+    system[np.diag_indices(len(chosen))] += ROUNDING * np.trace(system)
+    _, factor = factored(system, alpha)
+    return Projected(kernel, (1 - 4 * ROUNDING) * inverse_root(system, alpha, factor), mean, U)
 
 
 def leverages(X: MixedRows, known: Projected, alpha: float, rows: Any) -> Array:
-    """Upper bounds on the leverages of some of the learned rows, (m,), in (0, 1).
+    """Upper bounds on the leverages h of some of the learned rows, (m,), in (0, 1).
 
-    1 - h = alpha f'(Kc + alpha I)^-1 f with f the row's own direction, centred; a projection on the span of f and U
-    bounds that from below.
+    1 - h = alpha f'(Kc + alpha I)^-1 f with f the row's unit vector, centred, (n,); the projection on the span of f
+    and U bounds that from below.
     """
     n, some, u = len(X), X[rows], known.combinations[rows].astype(np.float64)
     columns: Any = known.kernel.columns
@@ -127,12 +129,13 @@ def leverages(X: MixedRows, known: Projected, alpha: float, rows: Any) -> Array:
 
 
 def careful_noise(X: MixedRows, y: Array, line: Linear, known: Projected, alpha: float) -> tuple[float, Array]:
-    """An estimate of s that is not below that of exact leverages but for sampling, and h / (1 - h), ascending, (m,).
+    """An estimate of the noise s that is not too low, and upper bounds on h / (1 - h) of a sample, ascending, (m,).
 
-    s^2 = mean(e^2 / (1 - h)), e the residuals of the learned rows; h are upper bounds on the leverages of a sample, and
-    s^2 / mean(e^2) is the sample's.
+    s^2 = mean(e^2 / (1 - h)), e the residuals of the learned rows. The h are upper bounds, of at most 1,000 rows at
+    even distances; so mean(e^2) is that of all rows, and the factor by which 1 / (1 - h) raises it that of the sample.
     """
-    e = y - dot_rows(X, line.coef) - line.intercept
+    values = [dot_rows(X[rows], line.coef) for rows in slices(len(X))]
+    e = y - np.concatenate(values) - line.intercept
     rows = np.arange(0, len(X), -(-len(X) // SAMPLE))
     h = leverages(X, known, alpha, rows)
     sampled = e[rows] ** 2
@@ -142,18 +145,22 @@ def careful_noise(X: MixedRows, y: Array, line: Linear, known: Projected, alpha:
 
 def _squares(X: MixedRows) -> Array:
     """The sum of the squares of each column, (d,)."""
-    sparse = np.bincount(X.sparse.indices, X.sparse.data.astype(np.float64) ** 2, minlength=X.sparse.shape[1])
-    return np.concatenate([np.einsum("ij,ij->j", X.dense, X.dense, dtype=np.float64), sparse])
+    dense, sparse = np.zeros(X.dense.shape[1]), np.zeros(X.sparse.shape[1])
+    for rows in slices(len(X)):
+        some = X[rows]
+        dense += np.einsum("ij,ij->j", some.dense, some.dense, dtype=np.float64)
+        sparse += np.bincount(some.sparse.indices, some.sparse.data.astype(np.float64) ** 2, minlength=len(sparse))
+    return np.concatenate([dense, sparse])
 
 
 def _n_combinations(n: int, n_dense: int, n_common: int, n_varied: int) -> int:
-    """p: more where rows are few, or most columns are dense; within the memory, the rows and the varied columns."""
+    """The number p of combinations: more for fewer rows or more dense columns, as far as memory and X allow."""
     wanted = max(int((WORK / n) ** 0.5), FEWEST, min(n_dense + 256, 2048))
     return max(1, min(wanted, TABLE // (n + n_common), n // 2, n_varied))
 
 
 def _combine(X: MixedRows, dense: Any, words: Any, mean: Array, alpha: float, U: Vectors) -> tuple[Array, float]:
-    """Fills U = Z L^-T, (n, p), from the chosen columns Z; gives L, (p, p), and epsilon."""
+    """Fill U = Z L^-T, (n, p), from the chosen columns Z; return L, (p, p), and epsilon."""
     n_dense, p = X.dense.shape[1], U.shape[1]
     middle = mean[np.concatenate([dense, words + n_dense])]
     sparse = X.sparse[:, words]
@@ -162,7 +169,7 @@ def _combine(X: MixedRows, dense: Any, words: Any, mean: Array, alpha: float, U:
         block = np.concatenate([X.dense[rows][:, dense], sparse[rows].toarray()], axis=1) - middle
         U[rows] = block
         gram += block.T @ block
-    damping = DAMPED * alpha + 1e-13 * float(np.trace(gram))
+    damping = DAMPED * alpha + 1e-9 * float(np.trace(gram))
     gram[np.diag_indices(p)] += damping
     L: Any = np.linalg.cholesky(gram)
     inverse = _inverse(L).astype(np.float32)
@@ -182,7 +189,7 @@ def _inverse(L: Array) -> Array:
 
 
 def _places(by_column: Any, looked_up: Any, rare: Any) -> Any:
-    """Where the table has each sparse column: in a row, or in those rows of U that fill it; (s, rows of the table)."""
+    """Each word as a combination of rows of the table, (s, n_rows): one row, or of a rare word some of U."""
     from scipy.sparse import coo_array
 
     few = by_column[rare].tocoo()
