@@ -9,8 +9,10 @@ bidiagonal B, with A'U = V B'. The span of U serves every penalty:
 
     w(alpha) = A'a(alpha),     a(alpha) = U z(alpha),     (B B' + alpha I) z = |b| e_1
 
-It grows until the residual of the normal equations, A'b - (A'A + alpha I) w, is small for each of them. Only U is
-kept, (steps, n), and each of its vectors is made orthogonal to all before. The products are in float32.
+It grows until the residual of the normal equations, A'b - (A'A + alpha I) w, is small for each of them, at most to
+256 vectors: penalties too small for that act as larger ones, and a warning says so where one of them is the best. Only
+U is kept, (steps, n), and each of its vectors is made orthogonal to all before. The products are in float32, or in
+float64 where the smallest penalty is below 1e-6 of the largest eigenvalue of A'A.
 
 The fit that is kept is refined: its residual is computed in float64, and the same method solves for the correction,
 until the residual is at most 1e-9 of |A'b|.
@@ -23,11 +25,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError, warn
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, fold_errors
-from dspy_qvl.ridge.moments import Folds
+from dspy_qvl.ridge.moments import Folds, ProductType
 from dspy_qvl.ridge.solve import FLOAT32_REACH
 from dspy_qvl.vectors import Array, MixedRows
 
@@ -150,9 +152,9 @@ class _Centred:
     def path(self, b: Array, alphas: Sequence[float]) -> tuple[Array, Array]:
         """The duals a of many penalties from one space, (n_alphas, n), and their residuals relative to |A'b|."""
         shifts = np.asarray(alphas, dtype=np.float64)
-        space = _solve_in_space(self.products(np.float32), b.astype(np.float32), shifts, SEARCHED)
+        space = _solve_in_space(self.products(np.float32), b, np.float32, shifts, SEARCHED)
         if shifts.min() < FLOAT32_REACH * space.largest:
-            space = _solve_in_space(self.products(np.float64), b, shifts, SEARCHED)
+            space = _solve_in_space(self.products(np.float64), b, np.float64, shifts, SEARCHED)
         return space.duals, space.residuals
 
     def refined(self, dual: Array, b: Array, alpha: float, tolerance: float) -> tuple[Array, float]:
@@ -177,14 +179,14 @@ class _Centred:
         if not reached <= 1:
             dual, left, reached = np.zeros(len(b)), b, 1.0
         best, lowest, idle = dual, reached, 0
-        kind: np.dtype[Any] = np.dtype(np.float32)
+        kind: ProductType = np.float32
         for _ in range(ROUNDS):
             if reached <= tolerance or idle == IDLE:
                 break
             enough = max(INNER, tolerance / reached / 2)
-            space = _solve_in_space(self.products(kind), left.astype(kind), np.array([alpha]), enough)
-            if kind == np.float32 and alpha < FLOAT32_REACH * space.largest:
-                kind = np.dtype(np.float64)
+            space = _solve_in_space(self.products(kind), left, kind, np.array([alpha]), enough)
+            if kind is np.float32 and alpha < FLOAT32_REACH * space.largest:
+                kind = np.float64
                 continue
             dual = dual + space.duals[0]
             left, reached = residual(dual)
@@ -193,7 +195,7 @@ class _Centred:
                 best, lowest = dual, reached
         return best, lowest
 
-    def products(self, kind: DTypeLike) -> tuple[Product, Product]:
+    def products(self, kind: ProductType) -> tuple[Product, Product]:
         """A v and A'u in one precision, as functions."""
         dense, sparse = self.X.dense.astype(kind, copy=False), self.X.sparse.astype(kind, copy=False)
         d, root, mean = dense.shape[1], self.root.astype(kind), self.mean.astype(kind)
@@ -217,22 +219,26 @@ class _Space(NamedTuple):
     largest: float  # eigenvalue of AA', about
 
 
-def _solve_in_space(products: tuple[Product, Product], b: NDArray[Any], shifts: Array, tolerance: float) -> _Space:
+def _solve_in_space(
+    products: tuple[Product, Product], b: Array, kind: ProductType, shifts: Array, tolerance: float
+) -> _Space:
     """Golub-Kahan bidiagonalisation from b, until the residual of every penalty is at most `tolerance` |A'b|.
 
     B has `across` on its diagonal and `down` below it. The elimination of B B' + shift I, which is tridiagonal with
     `coupling` off its diagonal, goes on with every step; the last entry of its solution z gives the residual.
 
     Args:
-        products: A v and A'u, in the precision of b.
+        products: A v and A'u, of vectors of one precision.
         b: right-hand side, (n,).
+        kind: that precision.
         shifts: penalties, (n_alphas,).
         tolerance: of the residuals.
     """
-    times, transposed = products
-    size, rounding = float(np.linalg.norm(b)), float(np.finfo(b.dtype).eps)
-    basis = np.empty((min(STEPS, len(b)), len(b)), dtype=b.dtype)
-    u, down, across, longest, start = b / (size or 1.0), 0.0, 0.0, 0.0, 0.0
+    times, transposed = products  # here of b / |b|
+    size, rounding = float(np.linalg.norm(b)), float(np.finfo(kind).eps)
+    basis: Any = np.empty((min(STEPS, len(b)), len(b)), dtype=kind)
+    down, across, longest, start = 0.0, 0.0, 0.0, 0.0
+    u: Any = (b / (size or 1.0)).astype(kind)
     v: Any = 0.0
     couplings: list[float] = []
     pivots: list[Array] = []
@@ -241,9 +247,9 @@ def _solve_in_space(products: tuple[Product, Product], b: NDArray[Any], shifts: 
     for step in range(len(basis)):
         v = transposed(u) - down * v
         coupling, across = down * across, float(np.linalg.norm(v))
-        pivot, right = across**2 + down**2 + shifts, np.full(len(shifts), size)
+        pivot, right = across**2 + down**2 + shifts, np.ones(len(shifts))
         if step == 0:
-            start = across * size or 1.0  # |A'b|
+            start = across or 1.0  # |A'b| / |b|
         else:
             last = rights[-1] / pivots[-1]
             residuals = coupling * np.abs(last) * np.hypot(across, down) / start
@@ -268,8 +274,8 @@ def _solve_in_space(products: tuple[Product, Product], b: NDArray[Any], shifts: 
     solutions = [rights[-1] / pivots[-1]]
     for coupling, pivot, right in zip(couplings[::-1], pivots[-2::-1], rights[-2::-1], strict=True):
         solutions.append((right - coupling * solutions[-1]) / pivot)
-    z = np.stack(solutions[::-1], axis=1).astype(b.dtype)  # (n_alphas, steps)
-    return _Space((z @ basis[: len(pivots)]).astype(np.float64), residuals, longest**2)
+    z = np.stack(solutions[::-1], axis=1).astype(kind)  # (n_alphas, steps)
+    return _Space(size * (z @ basis[: len(pivots)]).astype(np.float64), residuals, longest**2)
 
 
 def used_columns(X: MixedRows) -> tuple[MixedRows, NDArray[np.intp]]:
