@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dspy_qvl.ridge.line import LeaveOneOut, Linear, left_out
+from dspy_qvl.ridge.line import LeaveOneOut, Linear, fold_errors, left_out
 from dspy_qvl.ridge.moments import Folds, kind_of_products
 from dspy_qvl.ridge.solve import beyond_float32, factored, inverse_root, solve_path
 from dspy_qvl.vectors import Array, Matrix, MixedRows, slices
@@ -66,17 +66,12 @@ class Dual:
 
     def fold_errors(self, alphas: Sequence[float], folds: Folds) -> Array:
         """Weighted mean squared error of each penalty on each fold, (n_alphas, n_folds, k), in squared units of y."""
-        squares = (self.out_of_fold(alphas, folds) - self.y) ** 2
-        weights = self.sample_weight
-        errors = [
-            np.average(squares[:, fold], axis=1, weights=None if weights is None else weights[fold]) for fold in folds
-        ]
-        return np.stack(errors, axis=1)
+        return fold_errors(self.out_of_fold(alphas, folds), self.y, folds, self.sample_weight)
 
     def out_of_fold(self, alphas: Sequence[float], folds: Folds) -> Array:
         """The value every row gets from models that did not see its fold, (n_alphas, n, k), in the units of y."""
         y, n = self.y, len(self.y)
-        single = isinstance(self.X, np.ndarray) and kind_of_products(self.X, n, n) is np.float32
+        single = kind_of_products(self.X, n, n) is np.float32
         out = np.empty((len(alphas), n, y.shape[1]))
         for fold in folds:
             seen = np.setdiff1d(np.arange(n), fold)

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dspy_qvl.vectors import Array, Rows, dot_rows
+from dspy_qvl.ridge.moments import Folds
+from dspy_qvl.vectors import Array, Matrix, dot_rows
 
 
 class Linear(NamedTuple):
@@ -16,6 +17,10 @@ class Linear(NamedTuple):
     def single(self) -> "Linear":
         """The line of the only target: coef (d,) and a float."""
         return Linear(self.coef[:, 0], float(self.intercept[0]))
+
+    def columns(self) -> "Linear":
+        """The same with targets as columns: coef (d, k) and intercept (k,)."""
+        return self if self.coef.ndim > 1 else Linear(self.coef[:, None], np.array([self.intercept]))
 
 
 class LeaveOneOut(NamedTuple):
@@ -35,7 +40,16 @@ def left_out(residual: Array, left: Array) -> LeaveOneOut:
     return LeaveOneOut(residual / usable[:, None], np.clip(1 - left, 0.0, 1.0))
 
 
-def predict(X: Rows, line: Linear) -> Array:
+def predict(X: Matrix, line: Linear) -> Array:
     """Values of rows, (n, d) -> (n,), the same bits for a row in any batch."""
     values: Array = dot_rows(X, line.coef) + line.intercept
     return values
+
+
+def fold_errors(values: Array, y: Array, folds: Folds, sample_weight: Array | None) -> Array:
+    """Weighted mean squared error on each fold, (n_alphas, n_folds, k), of values (n_alphas, n, k), targets (n, k)."""
+    squares, weights = (values - y) ** 2, sample_weight
+    errors = [
+        np.average(squares[:, fold], axis=1, weights=None if weights is None else weights[fold]) for fold in folds
+    ]
+    return np.stack(errors, axis=1)

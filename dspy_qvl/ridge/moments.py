@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy_qvl.errors import InputError
-from dspy_qvl.vectors import BLOCK, Array, Rows, slices
+from dspy_qvl.vectors import BLOCK, Array, Matrix, MixedRows, Rows, slices
 
 Source = Rows | Iterable[Rows]  # or anything whose iteration gives consecutive blocks of rows, anew every time
 ProductType = type[np.float32] | type[np.float64]
@@ -155,7 +155,9 @@ def fold_numbers(folds: Folds, n: int) -> NDArray[np.intp]:
 
 def rough_mean(X: Source, y: Array) -> Array:
     """About the mean of x and y, (d + k,): x from a sample, in float32 so that subtracting it from rows is exact."""
-    sample = X[:: max(1, len(X) // SAMPLE)] if isinstance(X, np.ndarray) else _first_rows(X, len(y))[:SAMPLE]
+    sample = (
+        X[:: max(1, len(X) // SAMPLE)] if isinstance(X, np.ndarray) else next(row_blocks(X, len(y), None))[1][:SAMPLE]
+    )
     x_mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32).astype(np.float64)
     return np.concatenate([x_mean, y.mean(axis=0)])
 
@@ -187,16 +189,16 @@ def row_blocks(X: Source, n: int, d: int | None, size: int = BLOCK) -> Iterator[
         raise InputError(f"the source of rows gave {start} rows, but there are targets for {n}.")
 
 
-def kind_of_products(X: Source, n: int, d: int) -> ProductType:
+def kind_of_products(X: Source | MixedRows, n: int, d: int) -> ProductType:
     """The type of products: float32 where rows are float32 and so many that float64 would be felt."""
     return np.float32 if n * d * d > CHEAP and _first_rows(X, n).dtype == np.float32 else np.float64
 
 
-def n_features(X: Source, n: int) -> int:
+def n_features(X: Source | MixedRows, n: int) -> int:
     """Columns of the rows."""
     return int(_first_rows(X, n).shape[1])
 
 
-def _first_rows(X: Source, n: int) -> Rows:
+def _first_rows(X: Source | MixedRows, n: int) -> Matrix:
     """All rows of an array, or the first block of a source."""
-    return X if isinstance(X, np.ndarray) else next(row_blocks(X, n, None))[1]
+    return X if isinstance(X, np.ndarray | MixedRows) else next(row_blocks(X, n, None))[1]
