@@ -71,7 +71,7 @@ class Dual:
     def out_of_fold(self, alphas: Sequence[float], folds: Folds) -> Array:
         """The value every row gets from models that did not see its fold, (n_alphas, n, k), in the units of y."""
         y, n = self.y, len(self.y)
-        single = isinstance(self.X, np.ndarray) and kind_of_products(self.X, n, n) is np.float32
+        single = kind_of_products(self.X, n, n) is np.float32
         out = np.empty((len(alphas), n, y.shape[1]))
         for fold in folds:
             seen = np.setdiff1d(np.arange(n), fold)
