@@ -60,6 +60,22 @@ def rated(n: int, seed: int = 0) -> list[tuple[str, float]]:
     return rows
 
 
+def weighed_columns(learner: Qwen3EmbeddingValueLearner, texts: list[str] | None = None) -> np.ndarray:
+    """The columns of texts, or of all rated ones, as the fit sees them: every column times its factor, (n, d)."""
+    fit = learner.ridge.fitted
+    items = [example.item for example in learner.ridge.examples] if texts is None else texts
+    X = fit.fitted.weighed(learner._columns(fit)(items).X)
+    return (X if isinstance(X, np.ndarray) else X.toarray()).astype(np.float64)
+
+
+def ridge_by_hand(X: np.ndarray, y: list[float] | np.ndarray, alpha: float) -> tuple[np.ndarray, float]:
+    """Coefficients and intercept of a ridge fit, by the kernel of its rows in float64."""
+    x_mean, y_mean = X.mean(axis=0), float(np.mean(y))
+    centred = X - x_mean
+    coef = centred.T @ np.linalg.solve(centred @ centred.T + alpha * np.eye(len(X)), np.asarray(y) - y_mean)
+    return coef, y_mean - float(x_mean @ coef)
+
+
 @pytest.fixture
 def model() -> CountingModel:
     return CountingModel()

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from dspy_qvl import FeatureError, InputError, Qwen3EmbeddingValueLearner, StateError
-from dspy_qvl.features import Features
-from dspy_qvl.features.built_in import LEXICAL_COLUMNS
+from dspy_qvl.features import LEXICAL, WIDTHS, Features
 from dspy_qvl.features.table import Blocks, Table
-from tests.conftest import BAD, GOOD, CountingModel, rated
+from tests.conftest import BAD, GOOD, CountingModel, rated, ridge_by_hand, weighed_columns
 
 NEW = [text for text, _ in rated(20, seed=8)]
 
@@ -108,11 +107,11 @@ def test_values_are_an_inner_product_with_the_columns_side_by_side():
     metrics = learner.train()
     fitted = learner.ridge.fitted.fitted
     assert fitted.blocks.names == ("embedding", "lexical", "length", "judge")
-    assert fitted.blocks.widths == (16, LEXICAL_COLUMNS, 1, 2)
+    assert fitted.blocks.widths == (16, WIDTHS[LEXICAL], 1, 2)
     assert set(metrics["blocks"]) == set(fitted.blocks.names)
-    columns = learner._columns(learner.ridge.fitted)(NEW).X.astype(np.float64)
+    columns = learner._columns(learner.ridge.fitted)(NEW).X.toarray().astype(np.float64)
     lengths = np.log1p([len(text) for text in learner.training_texts])
-    columns[:, -3] = np.clip(columns[:, -3], np.float32(lengths.min()), np.float32(lengths.max()))
+    columns[:, 16] = np.clip(columns[:, 16], np.float32(lengths.min()), np.float32(lengths.max()))
     by_hand = columns @ learner.ridge.coef_ + learner.ridge.intercept_
     np.testing.assert_allclose(learner.predict_many(NEW), by_hand, rtol=1e-9)
     assert [learner.predict(text) for text in NEW] == learner.predict_many(NEW).tolist()
@@ -194,7 +193,7 @@ def test_a_table_of_some_blocks_keeps_their_order():
 
 def test_blank_texts_are_one_text_to_every_block():
     features = Features("length", beside_lexical=False)
-    table = features(["", "  \n"], np.zeros((2, 3), np.float32), ["length"])
+    table = features(["", "  \n"], np.zeros((2, 3), np.float32), ["embedding", "length"])
     np.testing.assert_array_equal(table.X, np.zeros((2, 4)))
 
 
@@ -285,14 +284,11 @@ def test_an_update_is_a_fit_from_scratch_and_forgetting_takes_it_back(features, 
 
 
 def assert_fitted_from_scratch(learner):
-    from sklearn.linear_model import Ridge
-
     fit = learner.ridge.fitted
-    X = fit.fitted.weighed(learner._columns(fit)(learner.training_texts).X).astype(np.float64)
-    peer = Ridge(alpha=fit.alpha, solver="svd").fit(X, learner.training_scores)
-    want = peer.coef_ * np.repeat(fit.fitted.factors, fit.fitted.blocks.widths)
+    coef, intercept = ridge_by_hand(weighed_columns(learner), learner.training_scores, fit.alpha)
+    want = coef * fit.fitted.column_factors
     assert np.linalg.norm(learner.ridge.coef_ - want) <= 1e-9 * np.linalg.norm(want)
-    assert learner.ridge.intercept_ == pytest.approx(peer.intercept_, rel=1e-9)
+    assert learner.ridge.intercept_ == pytest.approx(intercept, rel=1e-9)
 
 
 def test_a_copy_made_between_updates_goes_its_own_way():

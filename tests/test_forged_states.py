@@ -32,6 +32,12 @@ NASTY = [
     *("", " ", "a", "lexical", "length", "embedding", "judge", "\ud800", "{", "{text", "9" * 5000, "\0", b"bytes"),
     *([], {}, [[]], [None], {"a": 1}, {"": {}}, {"\ud800": 1}, deep(90), deep(2000), [1e308] * 21, ["a"] * 9),
 ]
+
+
+def limits(array):
+    return np.finfo(array.dtype) if array.dtype.kind == "f" else np.iinfo(array.dtype)
+
+
 ARRAYS = [
     lambda array: np.zeros_like(array),
     lambda array: np.ones_like(array),
@@ -39,16 +45,23 @@ ARRAYS = [
     lambda array: array[::-1],
     lambda array: array * np.float32(1e-38),
     lambda array: array * np.float32(1e19),
-    lambda array: np.full_like(array, np.finfo(array.dtype).max),
-    lambda array: np.full_like(array, -np.finfo(array.dtype).max),
-    lambda array: np.full_like(array, np.finfo(array.dtype).smallest_subnormal),
-    lambda array: np.full_like(array, np.nan),
+    lambda array: np.full_like(array, limits(array).max),
+    lambda array: np.full_like(array, limits(array).min),
+    lambda array: np.full_like(array, getattr(limits(array), "smallest_subnormal", 1)),
+    lambda array: np.full_like(array, np.nan if array.dtype.kind == "f" else -1),
     lambda array: array[:0],
     lambda array: np.concatenate([array, array]),
     lambda array: array.astype(np.float64 if array.dtype == np.float32 else np.float32),
     lambda array: array.reshape(-1),
     lambda array: array[..., None],
 ]
+
+
+def tags(texts):
+    """A sparse block of one's own."""
+    from scipy.sparse import csr_array
+
+    return csr_array([[len(word) for word in f"{text} a b c".split()[:3]] + [0.0] for text in texts])
 
 
 def is_array(node):
@@ -153,6 +166,7 @@ KINDS = {
     "of texts": lambda: make([judge, "length"]),
     "of pairs": lambda: make(["cosine", "overlap", "product", wide], paired=True),
     "with words": lambda: make(["lexical"]),
+    "with tags": lambda: make([tags, "length"]),
     "without its texts": lambda: make([judge, "length"], keep_examples=False),
 }
 ONE_OF = 17  # forgeries is tried, another one at every place; 1 tries all 20,000, which takes two minutes
@@ -254,7 +268,11 @@ def at(content, *where):
             r"'intercept' in .* must lie between -1e\+140 and 1e\+140, but is -1e\+308",
         ),
         (("identity", "model"), "\ud800", "'model' of 'identity' in the saved fit holds a lone surrogate"),
-        (("blocks", 1, "name"), "lexical", "'lexical' has 2 columns, but what is called so has 8192"),
+        (
+            ("blocks", 1, "name"),
+            "lexical",
+            "'lexical' has 2 columns, but what is called so has 262144|built-in block as sparse",
+        ),
         (("blocks", 0, "width"), 7, "has 10 columns of blocks, but 11 coefficients"),
         (("blocks", 1, "factor"), 1e308, r"'factor' in a saved block must lie between .* and 1e\+37"),
         (

@@ -19,17 +19,11 @@ from sklearn.linear_model import Ridge
 
 from dspy_qvl import EmbeddingError, QVLWarning, Qwen3EmbeddingValueLearner, RankingExample, measures
 from dspy_qvl.fitting.folds import copies, hold_out, make_folds, members_of
-from tests.conftest import CountingModel, rated
+from tests.conftest import CountingModel, rated, ridge_by_hand, weighed_columns
 
 
 def embedded(learner, texts):
     return learner._embedding(texts).astype(np.float64)
-
-
-def weighed(learner, texts):
-    """The columns of texts as the fit saw them: every block times its factor."""
-    fit = learner.ridge.fitted
-    return fit.fitted.weighed(learner._columns(fit)(texts).X).astype(np.float64)
 
 
 @pytest.mark.parametrize("features", [None, "auto", ["lexical", "length"]])
@@ -37,13 +31,12 @@ def test_the_kept_model_is_a_ridge_fit_on_every_rated_text(features):
     trained = Qwen3EmbeddingValueLearner(embedder=CountingModel(), cache_dir=None, features=features)
     trained.add_training_examples(rated(60))
     trained.train()
-    peer = Ridge(alpha=1.0, solver="svd").fit(weighed(trained, trained.training_texts), trained.training_scores)
-    fitted = trained.ridge.fitted.fitted
-    factors = np.repeat(fitted.factors, fitted.blocks.widths)
-    np.testing.assert_allclose(trained.ridge.coef_, peer.coef_ * factors, rtol=1e-7, atol=1e-10)
-    np.testing.assert_allclose(trained.ridge.intercept_, peer.intercept_, rtol=1e-9)
+    coef, intercept = ridge_by_hand(weighed_columns(trained), trained.training_scores, 1.0)
+    factors = trained.ridge.fitted.fitted.column_factors
+    np.testing.assert_allclose(trained.ridge.coef_, coef * factors, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(trained.ridge.intercept_, intercept, rtol=1e-9)
     new = [text for text, _ in rated(5, seed=9)]
-    np.testing.assert_allclose(trained.predict_many(new), peer.predict(weighed(trained, new)), rtol=1e-6)
+    np.testing.assert_allclose(trained.predict_many(new), weighed_columns(trained, new) @ coef + intercept, rtol=1e-6)
 
 
 def test_training_figures_come_from_a_model_that_never_saw_the_validation_part():
@@ -383,8 +376,8 @@ def test_rating_training_and_valuing_at_once_never_mixes_anything_up(trained):
         list(pool.map(lambda job: job[0](job[1]), [(value, 0), (learn, 1), (value, 0), (learn, 2)] * 6))
     assert failures == []
     trained.train()
-    peer = Ridge(alpha=1.0, solver="svd").fit(weighed(trained, trained.training_texts), trained.training_scores)
-    np.testing.assert_allclose(trained.predict_many(texts), peer.predict(weighed(trained, texts)), rtol=1e-6)
+    peer = Ridge(alpha=1.0, solver="svd").fit(weighed_columns(trained), trained.training_scores)
+    np.testing.assert_allclose(trained.predict_many(texts), peer.predict(weighed_columns(trained, texts)), rtol=1e-6)
 
 
 def test_groups_that_share_a_text_stay_apart_and_the_text_stays_whole():

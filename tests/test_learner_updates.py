@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
 
 from dspy_qvl import Qwen3EmbeddingValueLearner
-from tests.conftest import BAD, GOOD, PLAIN, CountingModel, rated
+from tests.conftest import BAD, GOOD, PLAIN, CountingModel, rated, ridge_by_hand, weighed_columns
 
 
 def shouting(texts):
@@ -25,10 +24,9 @@ def some_text(rng: random.Random, number: int) -> tuple[str, float]:
 def refit_error(learner) -> float:
     """How far the coefficients are from scikit-learn's on the same columns, relative to their length."""
     fit = learner.ridge.fitted
-    X = fit.fitted.weighed(learner._columns(fit)([example.item for example in learner.ridge.examples]).X)
-    peer = Ridge(alpha=fit.alpha, solver="svd").fit(X.astype(np.float64), learner.training_scores)
-    want = peer.coef_ * np.repeat(fit.fitted.factors, fit.fitted.blocks.widths)
-    assert learner.ridge.intercept_ == pytest.approx(peer.intercept_, rel=1e-9)
+    coef, intercept = ridge_by_hand(weighed_columns(learner), learner.training_scores, fit.alpha)
+    want = coef * fit.fitted.column_factors
+    assert learner.ridge.intercept_ == pytest.approx(intercept, rel=1e-9)
     return float(np.linalg.norm(learner.ridge.coef_ - want) / np.linalg.norm(want))
 
 

@@ -226,7 +226,7 @@ def test_figures_carry_their_standard_error_and_those_of_all_rows_stand_beside()
 def test_shuffled_ratings_of_people_are_told_from_their_own():
     rows = rows_of("vader_amazon", "train")
     learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=None)
-    columns = Columns(learner._vectorizer, ("length",), paired=False)
+    columns = Columns(learner._vectorizer, ("lexical", "length"), paired=False)
     untold, told = 0, 0
     for draw in range(50):
         rng = np.random.default_rng(draw)

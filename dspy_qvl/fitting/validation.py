@@ -24,6 +24,7 @@ ENOUGH = 1000  # rows: a value function that cannot be told from noise by so man
 BEYOND = (10.0, 100.0)  # times the end of a range of penalties: where a better one is looked for
 LEFT_OUT_FOLDS = 5
 WORTH_SAYING = 0.01  # share of the error that a penalty beyond the range must take away
+WORTH_SEEING = 0.002  # and share of the variance of the scores
 
 
 def validate(
@@ -149,7 +150,10 @@ def _of_all_rows(
 
 
 def _better_beyond(table: Table, y: Array, alphas: Sequence[float], folds: Folds, tuned: Tuned) -> float | None:
-    """A penalty beyond the range that takes away a hundredth of the error or more, if the best one ends the range."""
+    """A penalty beyond the range that takes away enough of the error, if the best one ends the range.
+
+    That is a hundredth of it, and what can be seen: two thousandths of the variance of the scores.
+    """
     if len(alphas) < 2 or tuned.alpha not in (alphas[0], alphas[-1]):
         return None
     further = [tuned.alpha * factor if tuned.alpha == alphas[-1] else tuned.alpha / factor for factor in BEYOND]
@@ -159,7 +163,8 @@ def _better_beyond(table: Table, y: Array, alphas: Sequence[float], folds: Folds
     beyond = tune(table, y, further, folds, weights=tuned.weights)
     errors = {alpha: float(row.mean()) for alpha, row in beyond.errors.items()}
     best = min(errors, key=errors.__getitem__)
-    return best if errors[best] < (1 - WORTH_SAYING) * float(tuned.errors[tuned.alpha].mean()) else None
+    error = float(tuned.errors[tuned.alpha].mean())
+    return best if error - errors[best] > max(WORTH_SAYING * error, WORTH_SEEING * float(y.var())) else None
 
 
 def _figures(prefix: str, y: Array, guessed: Array, groups: Sequence[Hashable]) -> dict[str, float]:

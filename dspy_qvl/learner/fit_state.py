@@ -280,6 +280,7 @@ def _fit(saved: Mapping[str, Any], examples: Sequence[RankingExample]) -> Fit:
         InputError: the rated texts have equal scores.
     """
     blocks, factors, bounds = _blocks(saved["blocks"])
+    coef = _coef(saved, blocks)
     vectors, own, queried, paired = (saved[name] for name in ("vectors", "own", "queried", "paired"))
     frequencies, names = saved["frequencies"], blocks.names
     d, n_texts = saved["probe"].vectors.shape[1], saved["n_texts"]
@@ -324,7 +325,7 @@ def _fit(saved: Mapping[str, Any], examples: Sequence[RankingExample]) -> Fit:
             _check_factor(name, factor, known)
     alike = ("identity", "probe", "alpha", "quantiles", "vectors", "queried", "paired", "permutation_p")
     return Fit(
-        Fitted(ridge.Linear(_coef(saved, blocks), saved["intercept"]), blocks, factors, bounds, frequencies),
+        Fitted(ridge.Linear(coef, saved["intercept"]), blocks, factors, bounds, frequencies),
         rated=rated,
         own=rows,
         **{name: saved[name] for name in alike},

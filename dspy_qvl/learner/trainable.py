@@ -143,7 +143,8 @@ class TrainableValueFunction(ValueFunction):
             best_alpha, best_mse: the penalty with the lowest mean error over the folds, and that error.
             results: for each alpha, mse_mean and mse_std over the folds.
             cv_folds: the folds used.
-            better_alpha: a penalty beyond the range, only where it takes away a hundredth of the error or more.
+            better_alpha: a penalty beyond the range, only where it takes away a hundredth of the error or more, and of
+                the scores' variance two thousandths.
             permutation_p, oof_mse, …: as `train`; the penalty was chosen on the same rows.
             blocks: as `train`; the weights are chosen together with alpha.
             usage: as `train`.
