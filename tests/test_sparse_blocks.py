@@ -220,6 +220,7 @@ def odd(answer):
     ("answer", "message"),
     [
         (lambda n: csr_matrix((n + 1, 3)), r"gave an array of shape \(\d+, 3\); it must be"),
+        (lambda n: csr_matrix((n, 2**24 + 1)), "have 16,777,217 columns; they may have 16,777,216 at most"),
         (lambda n: csr_matrix((n, 0)), r"it must be \(\d+, k\) with k > 0"),
         (lambda n: csr_matrix(np.full((n, 2), np.nan)), "gave NaN or infinity for text 0"),
         (lambda n: csr_matrix(np.full((n, 2), 1e300)), "gave NaN or infinity for text 0"),
@@ -256,9 +257,9 @@ def test_a_block_is_always_sparse_or_never(tmp_path):
         (("columns",), encode_array(np.int32([5, 3])), "'columns' in the saved fit must ascend"),
         (("columns",), None, "must have coefficients of some of its"),
         (("columns",), encode_array(np.int32([-1])), "'columns' in the saved fit must ascend from 0"),
-        (("blocks", 1, "sparse"), False, "the columns of 'counted' is not an array"),
-        (("blocks", 2, "sparse"), False, "has a built-in block as sparse that is not, or is"),
+        (("blocks", 1, "sparse"), False, "38 columns of blocks, but 16 coefficients"),
         (("own", "counted", "columns"), encode_array(np.int32([999])), "must be int32|must lie within|must be float32"),
+        (("blocks", 1, "width"), 2**31, "sparse ones may have 16,777,216 at most"),
         (("frequencies",), {"n_texts": 0}, "'n_texts' in the saved frequencies"),
     ],
 )

@@ -29,4 +29,4 @@ from dspy_qvl.features.built_in import (
 )
 from dspy_qvl.features.features import OF_VECTORS, Features
 from dspy_qvl.features.packing import packed, unpacked
-from dspy_qvl.features.table import AUTO, EMBEDDING, Blocks, Queries, Table
+from dspy_qvl.features.table import AUTO, EMBEDDING, WIDEST, Blocks, Queries, Table

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dspy_qvl.errors import FeatureError
 from dspy_qvl.vectors import Array, Matrix, MixedRows, Vectors
 
 EMBEDDING, AUTO = "embedding", "auto"
+WIDEST = 2**24  # columns of all sparse blocks: a fit has a coefficient for each in memory
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,20 @@ class Table:
 
     @classmethod
     def of(cls, columns: Mapping[str, Any]) -> "Table":
-        """A table of blocks: (n, width) each, float32 arrays or scipy `csr_array`s, by name."""
+        """A table of blocks: (n, width) each, float32 arrays or scipy `csr_array`s, by name.
+
+        Raises:
+            FeatureError: more sparse columns than `WIDEST`.
+        """
         sparse = [name for name, block in columns.items() if not isinstance(block, np.ndarray)]
         blocks = Blocks(tuple(columns), tuple(block.shape[1] for block in columns.values()), frozenset(sparse))
         parts = [block for name, block in columns.items() if name not in sparse]
+        n_sparse = sum(columns[name].shape[1] for name in sparse)
+        if n_sparse > WIDEST:
+            raise FeatureError(
+                f"the sparse blocks {', '.join(map(repr, sparse))} have {n_sparse:,} columns; they may have {WIDEST:,} "
+                "at most."
+            )
         if not sparse:
             return cls(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), blocks)
         from scipy.sparse import hstack

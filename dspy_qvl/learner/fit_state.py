@@ -34,7 +34,18 @@ from numpy.typing import NDArray
 from dspy_qvl import ridge, state
 from dspy_qvl.embedding import IDENTITY, PROBE, dumped_probe
 from dspy_qvl.errors import LARGEST_SCORE, StateError, shown
-from dspy_qvl.features import EMBEDDING, LEXICAL, LEXICAL_8192, PAIRED, PRODUCT, SPARSE, WIDTHS, Blocks, unpacked
+from dspy_qvl.features import (
+    EMBEDDING,
+    LEXICAL,
+    LEXICAL_8192,
+    PAIRED,
+    PRODUCT,
+    SPARSE,
+    WIDEST,
+    WIDTHS,
+    Blocks,
+    unpacked,
+)
 from dspy_qvl.fitting import Fitted, Frequencies, Weights, check_alpha, check_scores_differ
 from dspy_qvl.learner.fit import TWENTIETHS, Fit
 from dspy_qvl.learner.learned import Examples, Learned
@@ -51,7 +62,6 @@ LARGEST_FACTOR = 1e37  # float32 must hold it
 LARGEST_COLUMN = 1e15  # times its factor: float32 must hold the square
 # Fits give blocks the variance of the embedding, which is below 1: more, and a penalty is lost beside their squares.
 LARGEST_SPAN = 1e8
-LONGEST_ROW = 2**31 - 1  # columns of a sparse block
 FIRST = (EMBEDDING, LEXICAL)  # blocks that others are weighed against
 
 
@@ -120,7 +130,7 @@ def _stacked(rows: Iterable[Vectors]) -> dict[str, Any]:
 
 
 def _stacked_sparse(rows: Sequence[Vectors]) -> dict[str, Any]:
-    matrix = unpacked(rows, LONGEST_ROW)
+    matrix = unpacked(rows, WIDEST)
     return {
         "ends": encode_array(matrix.indptr.astype(np.int64)),
         "columns": encode_array(matrix.indices.astype(np.int32)),
@@ -342,6 +352,10 @@ def _blocks(saved: Sequence[Mapping[str, Any]]) -> tuple[Blocks, tuple[float, ..
         (name, is_sparse, width) == (LEXICAL, False, old)
         for name, is_sparse, width in zip(names, sparse, widths, strict=True)
     )
+    if sum(width for width, is_sparse in zip(widths, sparse, strict=True) if is_sparse) > WIDEST:
+        raise StateError(
+            f"the saved fit has {shown(widths)} columns of blocks; sparse ones may have {WIDEST:,} at most."
+        )
     names = tuple(LEXICAL_8192 if is_old else name for is_old, name in zip(dense, names, strict=True))
     return Blocks(names, widths, frozenset(np.array(names)[list(sparse)].tolist())), factors, bounds
 
