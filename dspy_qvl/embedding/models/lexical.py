@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.embedding.models.hashing import Hashes, Numbers, Table, pair_hashes, runs, vocabulary
+from dspy_qvl.embedding.models.hashing import Numbers, Table, pair_hashes, runs, vocabulary
 from dspy_qvl.embedding.models.words import Kind
 from dspy_qvl.errors import check_count
 
@@ -103,15 +103,15 @@ class LexicalModel:
     def _rows_of_slice(self, texts: Sequence[str]) -> Sparse:
         keys = self._keys(texts)
         keys.sort()
-        counts = np.array([1.0, self.FUNCTION_WORD_COUNT, -0.5, 0.0], dtype=np.float32)[keys & 3]
+        counts, units, weights = _constants(self.FUNCTION_WORD_COUNT, self.UNITS, self.word_weight, self.bigram_weight)
+        counts = counts[keys & 3]
         keys >>= 2
         firsts = _firsts(keys)
         keys, values = keys[firsts], np.sqrt(np.add.reduceat(counts, firsts))
         parts, cells = keys & 3, keys >> 2
         rows = (cells // self.n_features).astype(np.intp)
-        values = _unit(values, 4 * rows + np.array(self.UNITS)[parts])
-        rest = (1 - self.word_weight**2 - self.bigram_weight**2) ** 0.5
-        values *= np.array([self.word_weight, self.bigram_weight, rest], dtype=np.float32)[parts]
+        values = _unit(values, 4 * rows + units[parts])
+        values *= weights[parts]
         firsts = _firsts(cells)
         cells, rows, values = cells[firsts], rows[firsts], np.add.reduceat(values, firsts)
         indptr = np.zeros(len(texts) + 1, dtype=np.int32)
@@ -127,37 +127,43 @@ class LexicalModel:
         origins = np.arange(len(texts), dtype=dtype) * self.n_features * 16
         origins = origins.repeat(list(map(len, split)))  # the key of row and column 0, for each token
         lengths = table.n_ngrams.array[numbers]
-        hashes = table.ngrams.array[runs(table.first_ngram.array[numbers], lengths)]
-        counts = table.function.array[numbers]  # FUNCTION or FULL
-        ngrams = self._columns(hashes, (origins + counts).repeat(lengths), NGRAMS)
-        return np.concatenate([ngrams, *self._word_keys(table, numbers, origins)])
+        ngrams = table.ngrams.array[runs(table.first_ngram.array[numbers], lengths)]
+        of_ngrams = (origins + (table.function.array[numbers] + 4 * NGRAMS)).repeat(lengths)  # FUNCTION or FULL
+        words = self._words(table, numbers, origins)
+        keys = np.concatenate([ngrams, *words[::2]]).astype(dtype, copy=False) % self.n_features
+        keys *= 16
+        keys += np.concatenate([of_ngrams, *words[1::2]])
+        return keys
 
-    def _word_keys(self, table: Table, numbers: Numbers, origins: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """The keys of words, of words negated, and of word 2-grams."""
+    def _words(self, table: Table, numbers: Numbers, origins: NDArray[Any]) -> list[NDArray[Any]]:
+        """Hashes and the keys that column 0 would have, of words, of word 2-grams, and of words negated, in turn."""
         lengths = table.n_words.array[numbers]
         at = runs(table.first_word.array[numbers], lengths)
         kinds, words, origins = table.kinds.array[at], table.words.array[at], origins.repeat(lengths)
-        keys = self._columns(words, origins, WORDS)
-        yield keys + (kinds & Kind.FUNCTION)
-        negated = _negated(kinds, origins, self.NEGATION_SPAN)
-        if len(negated):
-            yield keys[negated] + NEGATED
-            yield self._columns(table.negated.array[at[negated]], origins[negated], WORDS)
+        found = [words, origins + (kinds & Kind.FUNCTION)]  # of part 0
         if self.bigram_weight:
             kept = (kinds & self.BIGRAM_WORDS).nonzero()[0]
-            words, origins = words[kept], origins[kept]
-            of_one_text = origins[1:] == origins[:-1]
-            hashes = pair_hashes(words[:-1], words[1:])
-            yield self._columns(hashes[of_one_text], origins[1:][of_one_text], BIGRAMS)
+            some, theirs = words[kept], origins[kept]
+            hashes, theirs, before = pair_hashes(some[:-1], some[1:]), theirs[1:], theirs[:-1]
+            if len(numbers) and origins[-1] != origins[0]:  # the words of several texts
+                of_one_text = theirs == before
+                hashes, theirs = hashes[of_one_text], theirs[of_one_text]
+            found += [hashes, theirs + 4 * BIGRAMS]
+        negated = _negated(kinds, origins, self.NEGATION_SPAN)
+        if len(negated):
+            theirs = origins[negated]
+            found += [words[negated], theirs + NEGATED, table.negated.array[at[negated]], theirs]
+        return found
 
-    def _columns(self, hashes: Hashes, origins: NDArray[Any], part: int) -> NDArray[Any]:
-        """Keys from hashes and the keys of column 0."""
-        keys = hashes.astype(origins.dtype, copy=False) % self.n_features
-        keys *= 16
-        keys += origins
-        if part:
-            keys += 4 * part
-        return keys
+
+@cache
+def _constants(
+    function_word_count: float, units: tuple[int, ...], word_weight: float, bigram_weight: float
+) -> tuple[NDArray[np.float32], Numbers, NDArray[np.float32]]:
+    """The counts that FULL, FUNCTION and NEGATED stand for, and of each part of a vector its unit and its weight."""
+    rest = (1 - word_weight**2 - bigram_weight**2) ** 0.5
+    counts = np.array([1.0, function_word_count, -0.5, 0.0], dtype=np.float32)
+    return counts, np.array(units), np.array([word_weight, bigram_weight, rest], dtype=np.float32)
 
 
 @cache
