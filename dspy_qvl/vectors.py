@@ -63,9 +63,10 @@ class MixedRows:
 
     def times(self, factors: Array) -> "MixedRows":
         """Every column times its factor, (d + m,)."""
-        d, sparse = self.dense.shape[1], self.sparse.copy()
-        sparse.data *= factors[d:][sparse.indices].astype(sparse.dtype)
-        return MixedRows((self.dense * factors[:d]).astype(self.dtype), sparse)
+        d, sparse = self.dense.shape[1], self.sparse
+        data = sparse.data * factors[d:].astype(sparse.dtype)[sparse.indices]
+        weighed = type(sparse)((data, sparse.indices, sparse.indptr), shape=sparse.shape)
+        return MixedRows(self.dense * factors[:d].astype(self.dtype), weighed)
 
     def column_means(self) -> Array:
         """The mean of each column, (d + m,), in float64."""

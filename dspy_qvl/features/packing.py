@@ -20,6 +20,7 @@ def as_csr(matrix: Any) -> Any:
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         array = csr_array(matrix, dtype=np.float32, copy=True)
     array.sum_duplicates()
+    array.eliminate_zeros()
     return array
 
 

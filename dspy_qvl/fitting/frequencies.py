@@ -40,6 +40,9 @@ class Frequencies:
         counts.setflags(write=False)
         return cls(rows.shape[0], counts)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: part for name, part in self.__dict__.items() if name != "factors"}
+
     @cached_property
     def factors(self) -> Array:
         """idf^power of each column, (width,)."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from dspy_qvl import ridge
 from dspy_qvl.fitting.folds import make_folds
 from dspy_qvl.measures import numbered
-from dspy_qvl.vectors import Array, Rows
+from dspy_qvl.vectors import Array, Matrix
 
 N_SHUFFLES = 199
 LEVEL = 0.05  # p above which a value function cannot be told from noise
@@ -47,7 +47,7 @@ class PermutationTest:
 
 
 def permutation_test(
-    X: Rows,
+    X: Matrix,
     y: Array,
     alphas: Sequence[float],
     *,

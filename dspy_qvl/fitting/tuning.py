@@ -89,6 +89,15 @@ class Fitted:
         """A line over weighed columns as a line over the plain ones."""
         return ridge.Linear(line.coef * self.column_factors, float(line.intercept))
 
+    def with_line(self, line: ridge.Linear) -> "Fitted":
+        """The same with another line over the plain columns; what follows from the factors is kept."""
+        twin = replace(self, line=line)
+        twin.__dict__["column_factors"] = self.column_factors
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: part for name, part in self.__dict__.items() if name != "column_factors"}
+
     def weighed_line(self) -> ridge.Linear:
         """The line over weighed columns."""
         return ridge.Linear(self.line.coef / self.column_factors, self.line.intercept)
@@ -192,11 +201,11 @@ class _Used:
         blocks, slices = self.table.blocks, self.table.blocks.slices
         used = LEXICAL in slices and weights.power > 0
         self.frequencies = replace(_frequencies(self.table), power=weights.power) if used else None
-        plain, alike = self.table.X, np.ones(len(slices))
+        scales = np.ones(len(slices))
         if len(slices) > 1:
-            plain = times(plain, _column_factors(blocks, alike, self.frequencies))
-            alike = block_scales(plain, list(slices.values()))
-        scaled = zip(slices, alike, strict=True)
+            idf = _column_factors(blocks, scales, self.frequencies)
+            scales = block_scales(self.table.X, list(slices.values()), idf)
+        scaled = zip(slices, scales, strict=True)
         self.factors = tuple(weights.blocks[name] * float(scale) for name, scale in scaled)
         self.X = times(self.table.X, _column_factors(blocks, self.factors, self.frequencies))
 
@@ -232,7 +241,7 @@ def block_report(tuned: Tuned) -> dict[str, dict[str, float]]:
     weights, adds, report = tuned.weights.blocks, tuned.adds, {}
     for name in dict.fromkeys([*weights, *adds]):
         report[name] = {"weight": weights.get(name, 0.0)} | ({"adds": adds[name]} if name in adds else {})
-        if name == LEXICAL:
+        if name == LEXICAL and weights.get(name):
             report[name]["idf_power"] = tuned.weights.power
     return report
 

@@ -325,12 +325,10 @@ def _fit(saved: Mapping[str, Any], examples: Sequence[RankingExample]) -> Fit:
     rows = {name: _own_rows(kept, name, n_texts, callers[name], name in blocks.sparse) for name, kept in own.items()}
     for name, factor, bound in zip(names, factors, bounds, strict=True):
         known = [] if bound is None else [bound]
-        if name in rows:
-            known.append(
-                np.concatenate([row[1] for row in rows[name]])[:, None]
-                if name in blocks.sparse
-                else np.stack(rows[name])
-            )
+        if name in blocks.sparse and name in rows:
+            known.append(np.concatenate([np.zeros(1, np.float32), *(row[1] for row in rows[name])])[:, None])
+        elif name in rows:
+            known.append(np.stack(rows[name]))
         if known or name not in callers:  # else the texts were not kept, so nothing will be learned on from them
             _check_factor(name, factor, known)
     alike = ("identity", "probe", "alpha", "quantiles", "vectors", "queried", "paired", "permutation_p")

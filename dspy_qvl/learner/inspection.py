@@ -65,8 +65,11 @@ class Inspection:
     def posterior(self) -> Posterior:
         """The posterior of the coefficients and of the noise; the first call works it out."""
         fit = self.fit
-        line = fit.fitted.weighed_line()
-        return fit.memo.once("posterior", lambda: posterior_of(self._weighed(fit.items), fit.scores, fit.alpha, line))
+
+        def make() -> Posterior:
+            return posterior_of(self._weighed(fit.items), fit.scores, fit.alpha, fit.fitted.weighed_line())
+
+        return fit.memo.once("posterior", make)
 
     def fit_variance(self, item: Item) -> float:
         """How unlike the rated texts a text is, as `Posterior.fit_variance`."""

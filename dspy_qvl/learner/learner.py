@@ -61,8 +61,8 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             litellm route such as "openrouter/qwen/qwen3-embedding-8b" (hosted), or "lexical" (built in). Default:
             Qwen/Qwen3-Embedding-0.6B.
         embedding_dim: columns of the vectors to keep. Default: 768 for Qwen3 models, the model's own size elsewhere.
-            The lexical model hashes words to so many columns, and values are learned from them; by default its vectors
-            have 4,096 columns, and values are learned from 2^18 sparse ones.
+            The lexical model hashes words to so many columns, from which values are learned; with its own number,
+            4,096, they are learned from 2^18 sparse columns in place of its vectors.
         ridge_alpha: penalty, > 0; larger for noisier ratings. `optimize_hyperparameters` chooses it.
         cache_dir: folder where vectors are kept between runs; None for memory only. A relative one is meant from the
             folder in which the process is when the learner is made.

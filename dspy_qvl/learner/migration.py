@@ -134,10 +134,11 @@ def saved_values(fit: Fit) -> Array:
     """
     blocks, made_here = fit.fitted.blocks, [name for name in fit.blocks if name not in fit.own]
     features = Features(None, beside_lexical=True)
-    vectors, queries = _saved_vectors(fit) if fit.paired or set(made_here) & set(OF_VECTORS) else (None, None)
+    needs_model = fit.paired or bool(set(made_here) & set(OF_VECTORS))
+    vectors, queries = _saved_vectors(fit) if needs_model else (None, None)
     width = dict(zip(blocks.names, blocks.widths, strict=True))
-    known = {EMBEDDING: -1 if vectors is None else vectors.shape[1]}
-    if features.missing(made_here) or any(width[name] != known[name] for name in made_here if name in known):
+    lacks_vectors = needs_model and (vectors is None or vectors.shape[1] != width.get(EMBEDDING, vectors.shape[1]))
+    if lacks_vectors or features.missing(made_here):
         return np.full(fit.n_texts, np.nan)
     columns = features(fit.texts, vectors, made_here, queries).columns
     for name, rows in fit.own.items():

@@ -65,7 +65,7 @@ def changed(
     line.coef.setflags(write=False)
     arrived = own_rows(columns([example.item for example in coming])) if fit.own and coming else {}
     own = {name: (*_without(rows, leaving), *arrived.get(name, ())) for name, rows in fit.own.items()}
-    fitted = replace(fit.fitted, line=line)
+    fitted = fit.fitted.with_line(line)
     after = replace(fit, fitted=fitted, rated=rated, vectors=vectors, own=own, queried=queried, memo=Memo())
     return replace(after, quantiles=quantiles(scores)), solver
 

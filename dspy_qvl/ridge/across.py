@@ -70,5 +70,6 @@ class MixedLeft:
 
 def squared_lengths(X: MixedRows) -> Array:
     """Squared length of each row, (m,), the same bits in any batch."""
-    squares = X.sparse.astype(np.float64).power(2) @ np.ones(X.sparse.shape[1])
+    rows = np.repeat(np.arange(len(X)), np.diff(X.sparse.indptr))
+    squares = np.bincount(rows, X.sparse.data.astype(np.float64) ** 2, minlength=len(X))
     return np.asarray(dot_rows(X.dense, X.dense) + squares)

@@ -33,13 +33,14 @@ from dspy_qvl.ridge.moments import Folds, ProductType
 from dspy_qvl.ridge.solve import FLOAT32_REACH
 from dspy_qvl.vectors import Array, MixedRows
 
-Product = Callable[[NDArray[Any]], NDArray[Any]]
+Product = Callable[[NDArray[Any]], NDArray[Any]]  # v -> A v, or u -> A'u
 
 EXACT = 4000  # rows up to which a kernel of all rows gives leave-one-out residuals
 SEARCHED = 1e-4  # residual of the normal equations relative to |A'b|: errors of folds are then right to 4 digits
 VALUED = 1e-6  # the same, for the values that one penalty gives
 FITTED = 1e-9  # the same, of the fit that is kept
 INNER = 1e-5  # the same, of one correction in float32
+FAR = 10.0  # standard deviations from 0
 STEPS = 256  # vectors in a space; where it has not converged, stopping early acts as a larger penalty
 ROUNDS = 50  # corrections at most
 PROGRESS, IDLE = 0.9, 5  # so many corrections in a row that leave more of the lowest residual are the last
@@ -55,10 +56,8 @@ class Krylov:
     """
 
     def __init__(self, X: MixedRows, y: Array, sample_weight: Array | None = None) -> None:
-        self.y, self.sample_weight = y, sample_weight
+        self.X, self.y, self.sample_weight = X, y, sample_weight
         self._weights = np.ones(len(y)) if sample_weight is None else sample_weight
-        self._X, self._columns = used_columns(X)
-        self._d = X.shape[1]
 
     def fit(self, alpha: float, start: Linear | None = None) -> tuple[Linear, Callable[[], LeaveOneOut]]:
         """The fit with one penalty, to `FITTED` or with a warning, and a function that refuses leave-one-out.
@@ -67,15 +66,15 @@ class Krylov:
             alpha: penalty, > 0.
             start: the fit, coef (d, k), of nearly these rows with nearly this penalty: it saves steps.
         """
-        rows = _Centred(self._X, self._weights)
+        rows = _Centred(self.X, np.arange(len(self.y)), self._weights)
         y_mean, targets = rows.centred(self.y)
-        coef, worst = np.zeros((self._d, len(targets))), 0.0
+        coef, worst = np.zeros((len(targets), self.X.shape[1])), 0.0
         for number, b in enumerate(targets):
             guess = np.zeros(len(b))
             if start is not None:  # of a solution, A'a = w with a = (b - A w) / alpha
-                guess = (b - rows.times(start.coef[self._columns, number])) / alpha
+                guess = (b - rows.times(start.coef[rows.columns, number])) / alpha
             dual, reached = rows.refined(guess, b, alpha, FITTED)
-            coef[self._columns, number] = rows.transposed(dual)
+            coef[number, rows.columns] = rows.transposed(dual)
             worst = max(worst, reached)
         if worst > FITTED:
             warn(
@@ -84,8 +83,7 @@ class Krylov:
                 "coefficients are inexact. Values of texts like the rated ones are sound; for sound coefficients, "
                 "raise alpha."
             )
-        line = Linear(coef, y_mean - rows.mean @ coef[self._columns])
-        return line, lambda: refuse_leave_one_out(len(self.y))
+        return rows.line(coef.T, y_mean), lambda: refuse_leave_one_out(len(self.y))
 
     def fold_errors(self, alphas: Sequence[float], folds: Folds) -> Array:
         """Weighted mean squared error of each penalty on each fold, (n_alphas, n_folds, k), in squared units of y."""
@@ -108,7 +106,7 @@ class Krylov:
         out, worst = np.empty((len(alphas), *self.y.shape)), np.zeros(len(alphas))
         for fold in folds:
             seen = np.setdiff1d(np.arange(len(self.y)), fold)
-            rows, left_out = _Centred(self._X[seen], self._weights[seen]), self._X[fold]
+            rows, left_out = _Centred(self.X, seen, self._weights[seen]), self.X[fold]
             y_mean, targets = rows.centred(self.y[seen])
             for number, b in enumerate(targets):
                 if len(alphas) == 1:
@@ -116,8 +114,10 @@ class Krylov:
                     duals, reaches = dual[None], np.array([reached])
                 else:
                     duals, reaches = rows.path(b, alphas)
-                coefs = rows.transposed(duals.T)  # (d, n_alphas)
-                out[:, fold, number] = (left_out @ coefs - rows.mean @ coefs + y_mean[number]).T
+                coefs = np.zeros((self.X.shape[1], len(alphas)))
+                coefs[rows.columns] = rows.transposed(duals.T)
+                coefs, intercepts = rows.line(coefs, y_mean[number])
+                out[:, fold, number] = (left_out @ coefs + intercepts).T
                 worst = np.maximum(worst, reaches)
         return out, worst
 
@@ -125,14 +125,33 @@ class Krylov:
 class _Centred:
     """Weighted rows around their mean: the operator A.
 
+    The rows are copied without their empty sparse columns, and dense columns far from 0 around about their mean: what
+    differs is then held by float32, and next to nothing is rounded away.
+
     Args:
         X: rows, (n, d).
-        weights: weight of each row, (n,), above 0.
+        chosen: the rows that count, (m,).
+        weights: their weights, (m,), above 0.
+
+    Attributes:
+        columns: the number that each column has in X, (d',).
     """
 
-    def __init__(self, X: MixedRows, weights: Array) -> None:
-        self.X, self.weights, self.root = X, weights, np.sqrt(weights)
-        self.mean: Array = X.T @ (weights / weights.sum())
+    def __init__(self, X: MixedRows, chosen: NDArray[np.intp], weights: Array) -> None:
+        dense = X.dense[chosen]
+        self._shift = dense.mean(axis=0, dtype=np.float64).astype(dense.dtype)
+        self._shift[np.abs(self._shift) < FAR * dense.std(axis=0, dtype=np.float64)] = 0.0
+        dense -= self._shift
+        sparse, used = without_empty(X.sparse[chosen])
+        self.X, self.weights, self.root = MixedRows(dense, sparse), weights, np.sqrt(weights)
+        self.columns = np.concatenate([np.arange(dense.shape[1]), dense.shape[1] + used])
+        self.mean: Array = self.X.T @ (weights / weights.sum())
+
+    def line(self, coef: Array, y_mean: Any) -> Linear:
+        """The line over the columns of X, coef (d, k), that gives the mean row the mean target, (k,) or a number."""
+        mean = self.mean.copy()
+        mean[: len(self._shift)] += self._shift
+        return Linear(coef, y_mean - mean @ coef[self.columns])
 
     def centred(self, y: Array) -> tuple[Array, Array]:
         """Weighted means of targets, (k,), and right-hand sides b, (k, n), from targets (n, k)."""
@@ -278,22 +297,20 @@ def _solve_in_space(
     return _Space(size * (z @ basis[: len(pivots)]).astype(np.float64), residuals, longest**2)
 
 
-def used_columns(X: MixedRows) -> tuple[MixedRows, NDArray[np.intp]]:
-    """The rows without their empty sparse columns, and the number that each column left had.
+def without_empty(sparse: Any) -> tuple[Any, NDArray[np.intp]]:
+    """A scipy CSR matrix without its empty columns, and the number that each column left had; it is used up.
 
-    The most frequent sparse columns come first: their entries of a vector then lie together, which saves a tenth of
-    the time of a product.
+    The most frequent columns come first: their entries of a vector then lie together, which saves a tenth of the time
+    of a product.
     """
-    from scipy.sparse import csr_array
-
-    d, sparse = X.dense.shape[1], X.sparse
     counts = np.bincount(sparse.indices, minlength=sparse.shape[1])
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     number = np.zeros(sparse.shape[1], dtype=sparse.indices.dtype)
     number[order] = np.arange(len(order))
-    renumbered = csr_array((sparse.data.copy(), number[sparse.indices], sparse.indptr), shape=(len(X), len(order)))
+    np.take(number, sparse.indices, out=sparse.indices)
+    renumbered = type(sparse)((sparse.data, sparse.indices, sparse.indptr), shape=(sparse.shape[0], len(order)))
     renumbered.sort_indices()
-    return MixedRows(X.dense, renumbered), np.concatenate([np.arange(d), d + order])
+    return renumbered, order
 
 
 def refuse_leave_one_out(n: int) -> NoReturn:

@@ -159,7 +159,7 @@ def _problem(
     if isinstance(X, MixedRows):
         if leave_one_out and not has_leave_one_out(X):
             refuse_leave_one_out(n)
-        kernel = n <= min(EXACT, EXACT if leave_one_out else FEW * targets.shape[1])
+        kernel = n <= (EXACT if leave_one_out else min(EXACT, FEW * targets.shape[1]))
         return Dual(X, targets, sample_weight) if kernel else Krylov(X, targets, sample_weight)
     d = n_features(X, n)
     if n > d:

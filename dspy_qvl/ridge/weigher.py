@@ -31,7 +31,7 @@ WHOLE = 1e-5  # relative length of a Krylov vector below which its space is whol
 NO_SPREAD = 1e-60  # of the first block's variance
 PIECE = 1 << 22  # numbers of a sparse block that become float64 at once
 
-Product = Callable[[Vectors], Vectors]
+Kernel = Callable[[Vectors], Vectors]  # V -> K V
 
 
 class Weigher:
@@ -136,7 +136,7 @@ class Weigher:
         return out
 
 
-def _kernel(columns: Any, scale: float) -> Product:
+def _kernel(columns: Any, scale: float) -> Kernel:
     """Products with the kernel of a block's rows, its columns times `scale`: (n, q) -> (n, q).
 
     Products are centred over the rows of each fold by the caller. Columns with large means are centred before, since
@@ -174,12 +174,13 @@ def sparse_kernel(S: Any) -> Vectors:
     return kernel
 
 
-def block_scales(X: Matrix, blocks: Sequence[slice]) -> Array:
+def block_scales(X: Matrix, blocks: Sequence[slice], factors: Array | None = None) -> Array:
     """The factor that gives each block the total variance of the first one, (n_blocks,).
 
-    1 where either has none, or next to none: float32 must hold the factor.
+    1 where either has none, or next to none: float32 must hold the factor. `factors`, (d,), are of the columns: the
+    variances are of columns times their factors.
     """
-    spreads = _spreads(X, blocks)
+    spreads = _spreads(X, blocks, factors)
     usable = (spreads > NO_SPREAD * spreads[0]) & (spreads[0] > 0)
     scales: Array = np.ones(len(blocks))
     scales[usable] = np.sqrt(spreads[0] / spreads[usable])
@@ -197,25 +198,26 @@ def _columns(X: Matrix, block: slice) -> Any:
     return X.sparse if everything else X.sparse[:, block.start - d : block.stop - d]
 
 
-def _spreads(X: Matrix, blocks: Sequence[slice]) -> Array:
-    """The total variance of every block, (n_blocks,)."""
-    return np.array([_spread(_columns(X, block)) for block in blocks])
+def _spreads(X: Matrix, blocks: Sequence[slice], factors: Array | None = None) -> Array:
+    """The total variance of every block, (n_blocks,), each column times its factor, (d,)."""
+    factors = np.ones(X.shape[1]) if factors is None else factors
+    return np.array([_spread(_columns(X, block), factors[block]) for block in blocks])
 
 
-def _spread(columns: Any) -> float:
-    """The variance of every column, summed: of sparse ones as mean |x|^2 - |mean|^2."""
+def _spread(columns: Any, factors: Array) -> float:
+    """The variance of every column times its factor, summed: of sparse ones as mean |x|^2 - |mean|^2."""
     if isinstance(columns, np.ndarray):
-        return float(columns.var(axis=0, dtype=np.float64).sum())
+        return float((columns.var(axis=0, dtype=np.float64) * factors**2).sum())
     n, m = columns.shape
     squares, sums = 0.0, np.zeros(m)
     for part in slices(columns.nnz, PIECE):
-        numbers = columns.data[part].astype(np.float64)
+        numbers = columns.data[part] * factors[columns.indices[part]]
         squares += float(numbers @ numbers)
         sums += np.bincount(columns.indices[part], numbers, minlength=m)
     return float(max(squares / n - sums @ sums / n**2, 0.0))
 
 
-def krylov_path(apply: Product, b: Array, alphas: Sequence[float], steps: Sequence[int] = STEPS) -> Iterator[Array]:
+def krylov_path(apply: Kernel, b: Array, alphas: Sequence[float], steps: Sequence[int] = STEPS) -> Iterator[Array]:
     """Solutions of (A_j + alpha I) x = b_j for every column j and every alpha, by Lanczos in float32.
 
     Args:

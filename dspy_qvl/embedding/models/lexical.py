@@ -130,7 +130,7 @@ class LexicalModel:
         ngrams = table.ngrams.array[runs(table.first_ngram.array[numbers], lengths)]
         of_ngrams = (origins + (table.function.array[numbers] + 4 * NGRAMS)).repeat(lengths)  # FUNCTION or FULL
         words = self._words(table, numbers, origins)
-        keys = np.concatenate([ngrams, *words[::2]]).astype(dtype, copy=False) % self.n_features
+        keys: NDArray[Any] = np.concatenate([ngrams, *words[::2]]).astype(dtype, copy=False) % self.n_features
         keys *= 16
         keys += np.concatenate([of_ngrams, *words[1::2]])
         return keys
@@ -145,7 +145,7 @@ class LexicalModel:
             kept = (kinds & self.BIGRAM_WORDS).nonzero()[0]
             some, theirs = words[kept], origins[kept]
             hashes, theirs, before = pair_hashes(some[:-1], some[1:]), theirs[1:], theirs[:-1]
-            if len(numbers) and origins[-1] != origins[0]:  # the words of several texts
+            if len(origins) and origins[-1] != origins[0]:  # the words of several texts
                 of_one_text = theirs == before
                 hashes, theirs = hashes[of_one_text], theirs[of_one_text]
             found += [hashes, theirs + 4 * BIGRAMS]
