@@ -12,7 +12,7 @@ bidiagonal B, with A'U = V B'. The span of U serves every penalty:
 It grows until the residual of the normal equations, A'b - (A'A + alpha I) w, is small for each of them, at most to
 256 vectors: penalties too small for that act as larger ones, and a warning says so where one of them is the best. Only
 U is kept, (steps, n), and each of its vectors is made orthogonal to all before. The products are in float32, or in
-float64 where the smallest penalty is below 1e-6 of the largest eigenvalue of A'A.
+float64 where the smallest penalty is below 2e-7 of the largest eigenvalue of A'A.
 
 The fit that is kept is refined: its residual is computed in float64, and the same method solves for the correction,
 until the residual is at most 1e-9 of |A'b|.
@@ -36,6 +36,7 @@ from dspy_qvl.vectors import Array, MixedRows
 Product = Callable[[NDArray[Any]], NDArray[Any]]  # v -> A v, or u -> A'u
 
 EXACT = 4000  # rows up to which a kernel of all rows gives leave-one-out residuals
+SINGLE = 2e-7  # of the largest eigenvalue: errors of folds with smaller penalties are not right to 3 digits in float32
 SEARCHED = 1e-4  # residual of the normal equations relative to |A'b|: errors of folds are then right to 4 digits
 VALUED = 1e-6  # the same, for the values that one penalty gives
 FITTED = 1e-9  # the same, of the fit that is kept
