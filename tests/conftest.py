@@ -70,10 +70,11 @@ def weighed_columns(learner: Qwen3EmbeddingValueLearner, texts: list[str] | None
 
 def ridge_by_hand(X: np.ndarray, y: list[float] | np.ndarray, alpha: float) -> tuple[np.ndarray, float]:
     """Coefficients and intercept of a ridge fit, by the kernel of its rows in float64."""
-    x_mean, y_mean = X.mean(axis=0), float(np.mean(y))
-    centred = X - x_mean
-    coef = centred.T @ np.linalg.solve(centred @ centred.T + alpha * np.eye(len(X)), np.asarray(y) - y_mean)
-    return coef, y_mean - float(x_mean @ coef)
+    used = np.flatnonzero(X.any(axis=0))
+    X, coef, y_mean = X[:, used], np.zeros(X.shape[1]), float(np.mean(y))
+    centred = X - X.mean(axis=0)
+    coef[used] = centred.T @ np.linalg.solve(centred @ centred.T + alpha * np.eye(len(X)), np.asarray(y) - y_mean)
+    return coef, y_mean - float(X.mean(axis=0) @ coef[used])
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def at(content, *where):
         (
             ("blocks", 1, "name"),
             "lexical",
-            "'lexical' has 2 columns, but what is called so has 262144|built-in block as sparse",
+            "has a built-in block as sparse that is not, or is",
         ),
         (("blocks", 0, "width"), 7, "has 10 columns of blocks, but 11 coefficients"),
         (("blocks", 1, "factor"), 1e308, r"'factor' in a saved block must lie between .* and 1e\+37"),

@@ -22,7 +22,7 @@ def some_text(rng: random.Random, number: int) -> tuple[str, float]:
 
 
 def refit_error(learner) -> float:
-    """How far the coefficients are from scikit-learn's on the same columns, relative to their length."""
+    """How far the coefficients are from those of a fit from scratch, relative to their length."""
     fit = learner.ridge.fitted
     coef, intercept = ridge_by_hand(weighed_columns(learner), learner.training_scores, fit.alpha)
     want = coef * fit.fitted.column_factors

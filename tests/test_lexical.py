@@ -16,6 +16,7 @@ from sklearn.utils import murmurhash3_32
 
 from dspy_qvl.embedding.models import hashing
 from dspy_qvl.embedding.models.lexical import LexicalModel
+from dspy_qvl.features.built_in import HASHED
 from tests.conftest import rated
 
 TRICKY = [
@@ -62,6 +63,12 @@ def bits(model: LexicalModel, texts: list[str]) -> str:
 @pytest.mark.parametrize("arguments", BITS)
 def test_a_vector_never_changes(arguments):
     assert bits(LexicalModel(*arguments), TRICKY) == BITS[arguments]
+
+
+def test_the_block_of_hashed_words_never_changes():
+    assert (
+        bits(HASHED, TRICKY) == "9d7e376d6c05475ec724db8a69c2c9f3"
+    )  # saved coefficients are of its columns: another hash needs another name
 
 
 def test_the_sparse_and_the_dense_form_are_one_vector():

@@ -1,7 +1,5 @@
 """Rows that come and go against fits from scratch."""
 
-import inspect
-
 import numpy as np
 import pytest
 
@@ -152,8 +150,7 @@ def mixed_rows(n: int, d: int, m: int = 300) -> tuple[MixedRows, np.ndarray]:
     return X, (X @ rng.normal(size=d + m) + rng.normal(size=n))[:, None]
 
 
-iterated = pytest.mark.skipif("start" not in inspect.signature(ridge.fit).parameters, reason="no iterated fit yet")
-both = pytest.mark.parametrize("solver", [RecursiveKernelRidge, pytest.param(WarmStartedRidge, marks=iterated)])
+both = pytest.mark.parametrize("solver", [RecursiveKernelRidge, WarmStartedRidge])
 
 
 def at(X: MixedRows, row: int) -> MixedRows:
@@ -213,7 +210,6 @@ def test_a_mixed_row_with_another_target_is_not_there(solver):
     assert fit.worn
 
 
-@iterated
 def test_changes_since_the_last_line_cost_one_fit_which_starts_from_it(monkeypatch):
     starts, fit_from = [], updates.fit
     monkeypatch.setattr(
@@ -235,7 +231,6 @@ def test_changes_since_the_last_line_cost_one_fit_which_starts_from_it(monkeypat
     assert len(starts) == 2
 
 
-@iterated
 def test_more_mixed_rows_than_a_kernel_is_kept_for_are_solved_to_the_tolerance_of_a_fit():
     X, y = mixed_rows(4200, 3, m=60)
     fit = updates.begin(X[:4150], y[:4150], 1.0)

@@ -9,10 +9,11 @@ from scipy.sparse import csr_matrix, random_array
 
 from dspy_qvl import FeatureError, Qwen3EmbeddingValueLearner, StateError
 from dspy_qvl.features import LEXICAL, WIDTHS, Blocks, Table, packed, unpacked
-from dspy_qvl.fitting import Frequencies, Weights
-from dspy_qvl.state import encode_array
+from dspy_qvl.fitting import Frequencies, Weights, copies, make_folds
+from dspy_qvl.ridge import regression, updates
+from dspy_qvl.state import decode_array, encode_array
 from dspy_qvl.vectors import MixedRows
-from tests.conftest import BAD, GOOD, CountingModel, rated
+from tests.conftest import BAD, GOOD, CountingModel, rated, ridge_by_hand, weighed_columns
 
 NEW = [text for text, _ in rated(20, seed=8)]
 WORDS = [*GOOD, *BAD, "lamp", "unseen"]
@@ -44,10 +45,16 @@ def lexical(folder=None, n=60):
     return learner
 
 
+def nothing(texts):
+    """A block that no text has anything in."""
+    return csr_matrix((len(texts), 3))
+
+
 MAKERS = {
     "words beside": lambda folder=None: make(["lexical", "length"], folder),
     "words alone": lexical,
     "own": lambda folder=None: make([counted, "length"], folder),
+    "own, empty": lambda folder=None: make([nothing], folder),
     "own and words": lambda folder=None: make([counted, "lexical"], folder),
 }
 
@@ -170,7 +177,7 @@ def test_it_survives_copies_pickles_and_both_ways_of_saving(trained, kind, tmp_p
         other = MAKERS[kind]()
         if way == "copy":
             other = copy.deepcopy(trained)
-        elif way == "pickle" and "own" not in kind:  # a callable of this file is pickled by name all the same
+        elif way == "pickle":
             other = pickle.loads(pickle.dumps(trained))
         elif way == "file":
             other.load_model(tmp_path / "value.qvl")
@@ -186,6 +193,48 @@ def test_it_survives_copies_pickles_and_both_ways_of_saving(trained, kind, tmp_p
 def test_a_file_grows_with_the_columns_in_use(trained, tmp_path):
     trained.save_model(tmp_path / "value.qvl")
     assert (tmp_path / "value.qvl").stat().st_size < 250_000
+
+
+# Beyond 4,000 rated texts
+
+
+@pytest.mark.parametrize("kind", ["words beside", "words alone"])
+def test_many_texts_are_left_out_by_folds_and_updated_from_the_last_fit(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr(regression, "EXACT", 40)
+    monkeypatch.setattr(regression, "FEW", 40)
+    monkeypatch.setattr(updates, "KERNEL_AT_MOST", 40)
+    learner = MAKERS[kind]()
+    learner.ridge_alpha = 0.3
+    learner.train()
+    learner.save_model(tmp_path / "value.qvl")
+    learner = MAKERS[kind]()
+    learner.load_model(tmp_path / "value.qvl")
+    y, left = np.array(learner.training_scores), learner.leave_one_out()
+    assert not left.exact
+    X = weighed_columns(learner)
+    X = X[:, X.any(axis=0)]
+    for fold in make_folds(copies(learner.training_texts), 5, np.random.default_rng(0)):
+        seen = np.setdiff1d(np.arange(60), fold)
+        coef, intercept = ridge_by_hand(X[seen], y[seen], 0.3)
+        np.testing.assert_allclose(left.values[fold], X[fold] @ coef + intercept, rtol=1e-5)
+    assert ((left.leverages > 0) & (left.leverages < 1)).all()
+    assert np.isfinite(left.std).all()
+    assert [learner.predict_std(text) for text in NEW] == learner.predict_std_many(NEW).tolist()
+    exact = MAKERS[kind]()
+    exact.load_model(tmp_path / "value.qvl")
+    monkeypatch.setattr(regression, "EXACT", 4000)
+    assert (learner.predict_std_many(NEW) >= exact.predict_std_many(NEW)).all()
+    assert exact.leave_one_out().exact
+    starts = []
+    fit = updates.fit
+    monkeypatch.setattr(updates, "fit", lambda *args, start=None: starts.append(start) or fit(*args, start=start))
+    learner.update("quick bright lamp, a delightful thing", 9.5)
+    learner.forget(learner.training_texts[3])
+    coef, _ = ridge_by_hand(weighed_columns(learner), learner.training_scores, 0.3)
+    coef *= learner.ridge.fitted.fitted.column_factors
+    assert np.linalg.norm(learner.ridge.coef_ - coef) <= 1e-7 * np.linalg.norm(coef)
+    assert len(starts) == 2
+    assert all(start is not None and start.coef.any() for start in starts)
 
 
 def test_updates_give_the_fit_that_training_on_all_would_give(kind, trained):
@@ -251,6 +300,13 @@ def test_a_block_is_always_sparse_or_never(tmp_path):
         fresh.predict("another text")
 
 
+def swapped(entry):
+    """The columns of a sparse block, those of the first text the other way round."""
+    columns = decode_array(entry, "columns", "int32", (None,)).copy()
+    columns[:2] = columns[1::-1]
+    return encode_array(columns)
+
+
 @pytest.mark.parametrize(
     ("where", "forged", "message"),
     [
@@ -258,7 +314,8 @@ def test_a_block_is_always_sparse_or_never(tmp_path):
         (("columns",), None, "must have coefficients of some of its"),
         (("columns",), encode_array(np.int32([-1])), "'columns' in the saved fit must ascend from 0"),
         (("blocks", 1, "sparse"), False, "38 columns of blocks, but 16 coefficients"),
-        (("own", "counted", "columns"), encode_array(np.int32([999])), "must be int32|must lie within|must be float32"),
+        (("own", "counted", "columns"), swapped, "must lie within 22, of each text ascending"),
+        (("own", "counted", "columns"), encode_array(np.int32([999])), "must be float32 of shape"),
         (("blocks", 1, "width"), 2**31, "sparse ones may have 16,777,216 at most"),
         (("frequencies",), {"n_texts": 0}, "'n_texts' in the saved frequencies"),
     ],
@@ -270,7 +327,7 @@ def test_forged_sparse_parts_are_refused(where, forged, message):
     parent = state["fit"]
     for key in where[:-1]:
         parent = parent[key]
-    parent[where[-1]] = forged
+    parent[where[-1]] = forged(parent[where[-1]]) if callable(forged) else forged
     before = learner.ridge.dump_state()
     with pytest.raises(StateError, match=message):
         learner.ridge.load_state(state)
