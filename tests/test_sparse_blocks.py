@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix, random_array
 
-from dspy_qvl import FeatureError, Qwen3EmbeddingValueLearner, StateError
+from dspy_qvl import FeatureError, InputError, Qwen3EmbeddingValueLearner, StateError
 from dspy_qvl.features import LEXICAL, WIDTHS, Blocks, Table, packed, unpacked
 from dspy_qvl.fitting import Frequencies, Weights, copies, make_folds
 from dspy_qvl.ridge import regression, updates
@@ -47,7 +47,7 @@ def lexical(folder=None, n=60):
 
 def nothing(texts):
     """A block that no text has anything in."""
-    return csr_matrix((len(texts), 3))
+    return csr_matrix((len(texts), 30))
 
 
 MAKERS = {
@@ -258,6 +258,13 @@ def test_updates_give_the_fit_that_training_on_all_would_give(kind, trained):
 # Refused
 
 
+def outside(n, column):
+    """A sparse matrix with a position that it does not have; scipy does not look."""
+    made = csr_matrix(np.ones((n, 20)))
+    made.indices[3] = column
+    return made
+
+
 def odd(answer):
     def own(texts):
         return answer(len(texts))
@@ -268,11 +275,13 @@ def odd(answer):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda n: csr_matrix((n + 1, 3)), r"gave an array of shape \(\d+, 3\); it must be"),
+        (lambda n: csr_matrix((n + 1, 30)), r"gave an array of shape \(\d+, 30\); it must be"),
+        (lambda n: outside(n, 99), "something that is not a table of numbers"),
+        (lambda n: outside(n, -1), "something that is not a table of numbers"),
         (lambda n: csr_matrix((n, 2**24 + 1)), "have 16,777,217 columns; they may have 16,777,216 at most"),
         (lambda n: csr_matrix((n, 0)), r"it must be \(\d+, k\) with k > 0"),
-        (lambda n: csr_matrix(np.full((n, 2), np.nan)), "gave NaN or infinity for text 0"),
-        (lambda n: csr_matrix(np.full((n, 2), 1e300)), "gave NaN or infinity for text 0"),
+        (lambda n: csr_matrix(np.full((n, 20), np.nan)), "gave NaN or infinity for text 0"),
+        (lambda n: csr_matrix(np.full((n, 20), 1e300)), "gave NaN or infinity for text 0"),
     ],
 )
 def test_sparse_rows_that_cannot_be_used_are_refused(answer, message):
@@ -298,6 +307,39 @@ def test_a_block_is_always_sparse_or_never(tmp_path):
     fresh.load_model(tmp_path / "value.qvl")
     with pytest.raises(FeatureError, match="gave a sparse table before and a dense one now"):
         fresh.predict("another text")
+    used = make([own])
+    used.train()  # with dense rows
+    before = used.predict_many(NEW).tolist()
+    used.load_model(tmp_path / "value.qvl")
+    with pytest.raises(InputError, match=r"'own' 22\) than the value function was fitted on \(.*'own' 22 sparse\)"):
+        used.predict("another text")
+    with pytest.raises(InputError, match="the blocks have other columns here"):
+        used.update("another text", 3.0)
+    assert len(before) == len(NEW)
+
+
+def test_a_narrow_block_is_dense_and_bounded_however_it_comes():
+    def own(texts):
+        return csr_matrix([[float(len(text))] for text in texts])
+
+    learner = make([own])
+    learner.train()
+    assert not learner.ridge.fitted.fitted.blocks.sparse
+    longest = max(learner.training_texts, key=len)
+    far = learner._columns(learner.ridge.fitted)(["q" * 100_000])
+    assert learner.ridge.fitted.fitted.within(far.X)[0, -1] == len(longest)
+
+
+def test_a_row_that_a_saved_fit_could_not_hold_is_refused_when_it_comes():
+    def own(texts):
+        return csr_matrix([[1e12 if "far" in text else float(text.count(word)) for word in WORDS] for text in texts])
+
+    learner = make([own])
+    learner.train()
+    before = learner.ridge.dump_state()
+    with pytest.raises(InputError, match="too far from the others"):
+        learner.update("a far text", 3.0)
+    assert learner.ridge.dump_state() == before
 
 
 def swapped(entry):
@@ -316,6 +358,7 @@ def swapped(entry):
         (("blocks", 1, "sparse"), False, "38 columns of blocks, but 16 coefficients"),
         (("own", "counted", "columns"), swapped, "must lie within 22, of each text ascending"),
         (("own", "counted", "columns"), encode_array(np.int32([999])), "must be float32 of shape"),
+        (("blocks", 1, "bounds"), encode_array(np.zeros((2, 22), np.float32)), "has bounds of a sparse block"),
         (("blocks", 1, "width"), 2**31, "sparse ones may have 16,777,216 at most"),
         (("frequencies",), {"n_texts": 0}, "'n_texts' in the saved frequencies"),
     ],

@@ -11,7 +11,7 @@ import numpy as np
 from dspy_qvl.embedding import Embedding, MemoryCache, result_of
 from dspy_qvl.errors import FeatureError, InputError, check_text, is_list, shown
 from dspy_qvl.features.built_in import BUILT_IN, COSINE, LENGTH, LEXICAL, OVERLAP, PAIRED, PRODUCT, RETIRED, Make
-from dspy_qvl.features.packing import as_csr, packed, unpacked
+from dspy_qvl.features.packing import NARROW, as_csr, packed, unpacked
 from dspy_qvl.features.table import AUTO, EMBEDDING, Blocks, Queries, Table
 from dspy_qvl.vectors import Vectors, as_float32
 
@@ -184,6 +184,8 @@ class Features:
             raise FeatureError(f"{what} failed: {type(error).__name__}: {error}") from error
         is_sparse = "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(made)
         try:
+            if is_sparse and made.ndim == 2 and made.shape[1] < NARROW:
+                made, is_sparse = as_csr(made).toarray(), False
             array = as_csr(made) if is_sparse else as_float32(made)
         except (TypeError, ValueError) as error:
             raise FeatureError(f"{what} gave something that is not a table of numbers ({error}).") from None

@@ -8,17 +8,20 @@ import numpy as np
 
 from dspy_qvl.vectors import Vectors
 
+NARROW = 16  # columns below which a block is dense however it comes: those of narrow blocks are bounded
+
 
 def as_csr(matrix: Any) -> Any:
     """A scipy sparse matrix as a `csr_array` of float32: of a row each column once, ascending.
 
     Raises:
-        TypeError, ValueError: its numbers are no numbers.
+        TypeError, ValueError: its numbers are no numbers, or its positions lie outside it.
     """
     from scipy.sparse import csr_array
 
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         array = csr_array(matrix, dtype=np.float32, copy=True)
+    array.check_format(full_check=True)
     array.sum_duplicates()
     array.eliminate_zeros()
     return array

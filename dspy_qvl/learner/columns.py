@@ -16,7 +16,7 @@ import numpy as np
 
 from dspy_qvl.embedding import Embedding, Encoder, Probe
 from dspy_qvl.errors import EmbeddingError, InputError, QVLError, check_text, check_texts
-from dspy_qvl.features import OF_VECTORS, Queries, Table
+from dspy_qvl.features import OF_VECTORS, Blocks, Queries, Table
 from dspy_qvl.learner.vectorizer import Vectorizer
 from dspy_qvl.text import Item, Pair, text_of
 from dspy_qvl.vectors import Vectors
@@ -34,6 +34,7 @@ class Columns:
         names: the blocks of X.
         paired: True if the items are pairs; the instruction then stands before the query, else before the text.
         expect: the probe that the model must give, checked the first time it is really asked; None for any model.
+        blocks: those that a fit has, which the columns must have too; None for any.
         owner: the learner, if it has a `_get_embedding_vector` of its own; else None.
     """
 
@@ -42,6 +43,7 @@ class Columns:
     paired: bool
     expect: Probe | None = None
     owner: Any = None
+    blocks: Blocks | None = None
 
     def __call__(self, items: Sequence[Item]) -> Table:
         """All columns of items, (n, d).
@@ -55,7 +57,10 @@ class Columns:
             asked = [item.query for item in items if isinstance(item, Pair)]
             queries = Queries(asked, self.queries(asked))
         vectors = self.vectors(texts) if self._asks_model else None
-        return self.vectorizer.blocks(texts, vectors, self.names, queries)
+        table = self.vectorizer.blocks(texts, vectors, self.names, queries)
+        if self.blocks is not None and table.blocks != self.blocks:
+            raise _other_blocks(table.blocks, self.blocks)
+        return table
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
         """The columns of the embedding, (n, dim) float32: unit vectors, or what the owner makes of texts."""
@@ -80,6 +85,22 @@ class Columns:
 
     def _encoder(self, *, instruct: bool) -> Encoder:
         return self.vectorizer.embedding.encoder(self.expect, instruct=instruct)
+
+
+def _other_blocks(here: Blocks, fitted: Blocks) -> InputError:
+    """The error that says that a text has other columns here than a fit was made of."""
+    n_here, n_fitted = sum(here.widths), sum(fitted.widths)
+    what = f"the text has {n_here} features, but the value function was fitted on {n_fitted}"
+    if n_here == n_fitted:
+        told = [
+            ", ".join(
+                f"{name!r} {width}{' sparse' if name in blocks.sparse else ''}"
+                for name, width in zip(blocks.names, blocks.widths, strict=True)
+            )
+            for blocks in (here, fitted)
+        ]
+        what = f"the blocks have other columns here ({told[0]}) than the value function was fitted on ({told[1]})"
+    return InputError(f"{what}; use the embedding model and features it was fitted with, or train again.")
 
 
 def _owned(owner: Any, texts: Sequence[str], encoder: Encoder) -> Vectors:

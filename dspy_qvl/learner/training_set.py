@@ -17,7 +17,7 @@ from dspy_qvl.fitting import Fitted, choose_alpha, copies, members_of, refit, va
 from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit, own_rows, quantiles
 from dspy_qvl.learner.learned import Learned
-from dspy_qvl.learner.updating import queried_vectors
+from dspy_qvl.learner.updating import queried_vectors, refuse_far_columns
 from dspy_qvl.vectors import Array
 
 logger = logging.getLogger("dspy_qvl")
@@ -83,6 +83,8 @@ class TrainingSet:
             vectors = self.table.columns[EMBEDDING].copy()
             vectors.setflags(write=False)
         queried = queried_vectors(rated, self.columns)
+        own = own_rows(self.table.only(fitted.blocks.names))
+        refuse_far_columns(fitted, own)
         return Fit(
             fitted,
             identity,
@@ -91,7 +93,7 @@ class TrainingSet:
             rated,
             quantiles(self.y),
             None if vectors is None else tuple(vectors),
-            own_rows(self.table.only(fitted.blocks.names)),
+            own,
             queried,
             queried is not None,
             permutation_p,

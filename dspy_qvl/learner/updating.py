@@ -6,14 +6,17 @@ The penalty, the factors of blocks and the bounds of narrow ones stay those of t
 place, so it belongs to one head, and to no fit while rows go in.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from dspy_qvl import ridge
+from dspy_qvl.errors import InputError, StateError
+from dspy_qvl.fitting import Fitted
 from dspy_qvl.learner.columns import Columns
+from dspy_qvl.learner.columns_state import check_factors
 from dspy_qvl.learner.fit import Fit, own_rows, quantiles
 from dspy_qvl.learner.head import RidgeHead, Solver
 from dspy_qvl.learner.memo import Memo
@@ -66,6 +69,7 @@ def changed(
     arrived = own_rows(columns([example.item for example in coming])) if fit.own and coming else {}
     own = {name: (*_without(rows, leaving), *arrived.get(name, ())) for name, rows in fit.own.items()}
     fitted = fit.fitted.with_line(line)
+    refuse_far_columns(fitted, own)
     after = replace(fit, fitted=fitted, rated=rated, vectors=vectors, own=own, queried=queried, memo=Memo())
     return replace(after, quantiles=quantiles(scores)), solver
 
@@ -83,6 +87,18 @@ def _moved(
         change = solver.add if row < len(coming) else solver.remove
         change(moving[row : row + 1], np.array([example.score]))
     return None if solver.worn else solver
+
+
+def refuse_far_columns(fitted: Fitted, own: Mapping[str, tuple[Vectors, ...]]) -> None:
+    """Refuse columns of the caller's own that are so large that a saved fit on them could not be read.
+
+    Raises:
+        InputError: names the block.
+    """
+    try:
+        check_factors(fitted, own)
+    except StateError as error:
+        raise InputError(f"a column of a block of features is too far from the others: {error}") from None
 
 
 def queried_vectors(examples: Iterable[RankingExample], columns: Columns) -> dict[str, Vectors] | None:

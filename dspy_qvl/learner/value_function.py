@@ -249,7 +249,8 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     def _columns(self, fit: Fit) -> Columns:
         """Items -> the columns that a fit values them by, also after another one was loaded."""
-        return Columns(fit.vectorizer or self._vectorizer, fit.blocks, fit.paired, fit.probe, self._owner)
+        blocks = fit.fitted.blocks
+        return Columns(fit.vectorizer or self._vectorizer, fit.blocks, fit.paired, fit.probe, self._owner, blocks)
 
     def _training_columns(self, before: Learned) -> Columns:
         """Items -> all columns that may be learned from, of a fit's own model while there is one."""
