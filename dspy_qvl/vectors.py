@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+AT_ONCE = 16384  # rows whose sparse numbers are in memory in float64
 BLOCK = 8192  # rows a product: large enough for full speed, small beside the Gram matrix
 
 SAME_COSINE = 0.999  # at least that of two vectors of one model for one text, on any machine and in any batch
@@ -51,10 +52,12 @@ class MixedRows:
     def __matmul__(self, V: Rows) -> Array:
         """X V, (d + m,) -> (n,) or (d + m, k) -> (n, k)."""
         d = self.dense.shape[1]
-        dense = (
+        out = (
             np.stack([dot_rows(self.dense, v) for v in V[:d].T], axis=1) if V.ndim > 1 else dot_rows(self.dense, V[:d])
         )
-        return np.asarray(dense + self.sparse @ V[d:])
+        for rows in slices(len(self), AT_ONCE):
+            out[rows] += (self.sparse if len(self) <= AT_ONCE else self.sparse[rows]) @ V[d:]
+        return np.asarray(out)
 
     @property
     def T(self) -> "_Transposed":
@@ -66,7 +69,8 @@ class MixedRows:
         d, sparse = self.dense.shape[1], self.sparse
         data = sparse.data * factors[d:].astype(sparse.dtype)[sparse.indices]
         weighed = type(sparse)((data, sparse.indices, sparse.indptr), shape=sparse.shape)
-        return MixedRows(self.dense * factors[:d].astype(self.dtype), weighed)
+        dense = self.dense if (factors[:d] == 1).all() else self.dense * factors[:d].astype(self.dtype)
+        return MixedRows(dense, weighed)
 
     def column_means(self) -> Array:
         """The mean of each column, (d + m,), in float64."""
@@ -86,10 +90,13 @@ class _Transposed:
 
     def __matmul__(self, U: Array) -> Array:
         """X' U, (n,) -> (d + m,) or (n, k) -> (d + m, k)."""
-        X, parts = self.rows, np.zeros((self.rows.dense.shape[1], *U.shape[1:]))
+        X, d = self.rows, self.rows.dense.shape[1]
+        out = np.zeros((X.shape[1], *U.shape[1:]))
         for rows in slices(len(X), 1024):
-            parts += X.dense[rows].T.astype(np.float64) @ U[rows]
-        return np.concatenate([parts, X.sparse.T @ U])
+            out[:d] += X.dense[rows].T.astype(np.float64) @ U[rows]
+        for rows in slices(len(X), AT_ONCE):
+            out[d:] += (X.sparse if len(X) <= AT_ONCE else X.sparse[rows]).T @ U[rows]
+        return out
 
 
 Matrix = Rows | MixedRows  # (n, d)

@@ -118,8 +118,9 @@ class Table:
         from scipy.sparse import hstack
 
         behind = columns[sparse[0]] if len(sparse) == 1 else hstack([columns[name] for name in sparse], format="csr")
-        none = np.empty((behind.shape[0], 0), dtype=np.float32)
-        return cls(MixedRows(np.concatenate([none, *parts], axis=1), behind), blocks)
+        parts = parts or [np.empty((behind.shape[0], 0), dtype=np.float32)]
+        dense = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        return cls(MixedRows(dense, behind), blocks)
 
     @property
     def columns(self) -> dict[str, Any]:

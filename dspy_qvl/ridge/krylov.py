@@ -106,21 +106,29 @@ class Krylov:
         """The values that `out_of_fold` gives, and the largest residual of each penalty relative to |A'b|."""
         out, worst = np.empty((len(alphas), *self.y.shape)), np.zeros(len(alphas))
         for fold in folds:
-            seen = np.setdiff1d(np.arange(len(self.y)), fold)
-            rows, left_out = _Centred(self.X, seen, self._weights[seen]), self.X[fold]
-            y_mean, targets = rows.centred(self.y[seen])
-            for number, b in enumerate(targets):
-                if len(alphas) == 1:
-                    dual, reached = rows.refined(np.zeros(len(b)), b, alphas[0], VALUED)
-                    duals, reaches = dual[None], np.array([reached])
-                else:
-                    duals, reaches = rows.path(b, alphas)
-                coefs = np.zeros((self.X.shape[1], len(alphas)))
-                coefs[rows.columns] = rows.transposed(duals.T)
-                coefs, intercepts = rows.line(coefs, y_mean[number])
-                out[:, fold, number] = (left_out @ coefs + intercepts).T
+            for number, (coefs, intercepts, reaches) in enumerate(self._lines_without(fold, alphas)):
+                out[:, fold, number] = (self.X[fold] @ coefs + intercepts).T
                 worst = np.maximum(worst, reaches)
         return out, worst
+
+    def _lines_without(self, fold: NDArray[np.intp], alphas: Sequence[float]) -> list[tuple[Array, Array, Array]]:
+        """The lines that never saw a fold, of each target: coefs (d, n_alphas), intercepts, and what residuals remain.
+
+        The copy of the other rows is freed before the next fold has its own.
+        """
+        seen = np.setdiff1d(np.arange(len(self.y)), fold)
+        rows, lines = _Centred(self.X, seen, self._weights[seen]), []
+        y_mean, targets = rows.centred(self.y[seen])
+        for number, b in enumerate(targets):
+            if len(alphas) == 1:
+                dual, reached = rows.refined(np.zeros(len(b)), b, alphas[0], VALUED)
+                duals, reaches = dual[None], np.array([reached])
+            else:
+                duals, reaches = rows.path(b, alphas)
+            coefs = np.zeros((self.X.shape[1], len(alphas)))
+            coefs[rows.columns] = rows.transposed(duals.T)
+            lines.append((*rows.line(coefs, y_mean[number]), reaches))
+        return lines
 
 
 class _Centred:

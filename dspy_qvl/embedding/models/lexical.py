@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.embedding.models.hashing import Numbers, Table, pair_hashes, runs, vocabulary
+from dspy_qvl.embedding.models.hashing import Column, Numbers, Table, pair_hashes, runs, vocabulary
 from dspy_qvl.embedding.models.words import Kind
 from dspy_qvl.errors import check_count
 
@@ -90,15 +90,16 @@ class LexicalModel:
 
     def rows(self, texts: Sequence[str]) -> Sparse:
         """The same as the arrays of a sparse matrix."""
-        parts = [self._rows_of_slice(part) for part in _slices(texts)]
-        if len(parts) == 1:
-            return parts[0]
-        lengths = [np.diff(part.indptr) for part in parts]
-        return Sparse(
-            np.concatenate([np.zeros(0, np.float32), *(part.data for part in parts)]),
-            np.concatenate([np.zeros(0, np.int32), *(part.indices for part in parts)]),
-            np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int32),
-        )
+        parts = map(self._rows_of_slice, _slices(texts))
+        if len(texts) == 1:
+            return next(parts)
+        data, indices, lengths = Column(np.float32), Column(np.int32), [np.zeros(1, dtype=np.int64)]
+        for part in parts:
+            data.extend(part.data)
+            indices.extend(part.indices)
+            lengths.append(np.diff(part.indptr))
+        indptr = np.cumsum(np.concatenate(lengths), dtype=np.int32)
+        return Sparse(data.array[: data.length], indices.array[: data.length], indptr)
 
     def _rows_of_slice(self, texts: Sequence[str]) -> Sparse:
         keys = self._keys(texts)
