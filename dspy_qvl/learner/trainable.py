@@ -185,8 +185,9 @@ class TrainableValueFunction(ValueFunction):
     ) -> None:
         """Learn one more rated text at once: the fit that training on all of them would give, without training.
 
-        Rated texts that were added since the last fit are learned with it. The penalty, the factors of blocks and document
-        frequencies stay until the next `train()` or `optimize_hyperparameters()`. Copies made before are not changed.
+        Rated texts that were added since the last fit are learned with it. The penalty, the factors of blocks and
+        document frequencies stay until the next `train()` or `optimize_hyperparameters()`. Copies made before are not
+        changed.
 
         Args:
             text: the text.
