@@ -124,7 +124,7 @@ def run(ratings: list[tuple[str, float]], model: str, folder: Path, *, new_texts
         ranked = [(text, value, None) for text, value in learner.rank_texts(new_texts)]
     else:
         is_noise = chosen["permutation_p"] > NOISE  # the mean of the others is the lower the higher the text is rated
-        how = "by a fit to all, which means nothing as yet" if is_noise else "each valued by a fit to the others"
+        how = "by a fit to all, which means nothing as yet" if is_noise else "each valued by a fit that never saw it"
         print(f"\nyour texts, best first, {how}:\n   value   rated")
         texts = [text for text, _ in ratings]
         values = (learner.predict_many(texts) if is_noise else learner.leave_one_out().values).tolist()

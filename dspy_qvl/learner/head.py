@@ -83,7 +83,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
 
     @property
     def coef_(self) -> Array:
-        """Coefficients, (n_features,), read-only.
+        """Coefficients of the plain columns, those of dense blocks, then of sparse ones, (n_features,), read-only.
 
         Raises:
             NotFittedError: nothing was fitted.

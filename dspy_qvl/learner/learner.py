@@ -81,7 +81,8 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
         features: columns beside the embedding (`dspy_qvl.features`). "auto": hashed words and the length of a text, and
             of texts for queries their cosine and overlap, each where cross-validation finds that it helps. None for
             none. "lexical", "length", for queries "cosine", "overlap", "product", a callable from a list of texts to
-            (n, k), or a list of these: blocks that are always used; cross-validation chooses their weights.
+            (n, k), an array or a scipy sparse matrix, or a list of these: blocks that are always used; cross-validation
+            chooses their weights.
         device: of a model in process: "cuda", "cuda:1", "mps" or "cpu". Default: the best that is there.
         precision: of a model in process: "bfloat16", "float16" or "float32". Default: that of a loaded value function,
             else "bfloat16" where the device is fast at it, else "float32". Vectors of two precisions are kept apart.

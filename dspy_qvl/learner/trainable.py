@@ -116,7 +116,8 @@ class TrainableValueFunction(ValueFunction):
             alpha_saw_validation: True if cross-validation over all rows chose alpha (and the weights of blocks), which
                 makes the validation figures a little too good.
             blocks: of the embedding and each block of features its "weight" and, where cross-validation measured it,
-                "adds": the share of the cross-validated error that it takes away.
+                "adds": the share of the cross-validated error that it takes away; of hashed words "idf_power" too, the
+                power of their inverse document frequencies.
             baselines: the same val_ figures of "mean", "length", "nearest" (5 nearest neighbours) and "words" (TF-IDF
                 of words and pairs of words with ridge regression, its penalty chosen on the same folds).
             usage: of a hosted model only: requests, texts, tokens and cost (US dollars, or None where litellm does not
@@ -184,8 +185,9 @@ class TrainableValueFunction(ValueFunction):
     ) -> None:
         """Learn one more rated text at once: the fit that training on all of them would give, without training.
 
-        Rated texts that were added since the last fit are learned with it. The penalty and the factors of blocks stay
-        until the next `train()` or `optimize_hyperparameters()`. Copies made before are not changed.
+        Rated texts that were added since the last fit are learned with it. The penalty, the factors of blocks and
+        document frequencies stay until the next `train()` or `optimize_hyperparameters()`. Copies made before are not
+        changed.
 
         Args:
             text: the text.
@@ -212,8 +214,8 @@ class TrainableValueFunction(ValueFunction):
     def forget(self, text: str, query: str | None = None) -> None:
         """Remove every rating of a text (for one query) and its effect: the fit that the others alone would give.
 
-        As in `update`, the penalty and the factors of blocks stay, and so do the bounds of narrow blocks: those of the
-        texts of the last training, this one among them if it was trained on.
+        As in `update`, the penalty, the factors of blocks and document frequencies stay, and so do the bounds of narrow
+        blocks: those of the texts of the last training, this one among them if it was trained on.
 
         Vectors of the text stay in the cache: they hold no rating. Where fewer than two different scores are left
         there is nothing to learn from: the value function is unfitted, and a warning says so.

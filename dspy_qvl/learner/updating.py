@@ -1,9 +1,9 @@
-"""Rated texts that come or go without training: exactly the fit that those which are there now would give.
+"""Rated texts that come or go without training: the fit that those which are there now would give.
 
     rows that come or go ─► the solver of the last update (`ridge.updates`), or a new one ─► line ─► Fit
 
-The penalty, the factors of blocks and the bounds of narrow ones stay those of the last training. A solver changes in
-place, so it belongs to one head, and to no fit while rows go in.
+The penalty, the factors of blocks, the bounds of narrow ones and document frequencies stay those of the last training.
+A solver changes in place, so it belongs to one head, and to no fit while rows go in.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

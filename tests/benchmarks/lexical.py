@@ -9,7 +9,7 @@ Counting English function words for a quarter is worth about .01 on short opinio
 document frequencies), marking negated words .007 on the reviews. The rest lies on a plateau, where what one set gains
 another loses: n-grams of four alone help news and reviews and cost arguments .02; pairs of characters pay only where
 length does, which a length feature tells better. Dropped punctuation costs something everywhere, and so did pairs of
-words.
+words in so few columns; among the 2^18 of the block "lexical" they gain .01 on reviews and news.
 """
 
 import argparse
