@@ -67,7 +67,8 @@ class MixedRows:
     def times(self, factors: Array) -> "MixedRows":
         """Every column times its factor, (d + m,)."""
         d, sparse = self.dense.shape[1], self.sparse
-        data = sparse.data * factors[d:].astype(sparse.dtype)[sparse.indices]
+        of_sparse = factors[d:].astype(sparse.dtype) if sparse.nnz > len(factors) else factors[d:]
+        data = sparse.data * of_sparse[sparse.indices].astype(sparse.dtype, copy=False)
         weighed = type(sparse)((data, sparse.indices, sparse.indptr), shape=sparse.shape)
         dense = self.dense if (factors[:d] == 1).all() else self.dense * factors[:d].astype(self.dtype)
         return MixedRows(dense, weighed)
@@ -103,10 +104,10 @@ Matrix = Rows | MixedRows  # (n, d)
 
 
 def times(X: Matrix, factors: Array) -> Any:
-    """X with every column times its factor, (d,); X itself where all of them are 1."""
-    if (factors == 1).all():
-        return X
-    return X.times(factors) if isinstance(X, MixedRows) else X * factors.astype(X.dtype)
+    """X with every column times its factor, (d,); dense rows themselves where all of them are 1."""
+    if isinstance(X, MixedRows):
+        return X.times(factors)
+    return X if (factors == 1).all() else X * factors.astype(X.dtype)
 
 
 def unit(vectors: Vectors) -> Vectors:

@@ -72,10 +72,14 @@ class Posterior:
             return 1 / n + float(np.einsum("i,i->", solved, solved))
         across, with_mean, squared = self._products(x)
         _, row_means, ones = self._kernel
-        mean_squared = float(np.einsum("j,j->", self._mean, self._mean))
+        mean_squared = self._mean_squared
         solved = dot_rows(self._root, across - row_means - with_mean * ones + mean_squared * ones)
         length = squared - 2 * with_mean + mean_squared
         return 1 / n + max(0.0, length - float(np.einsum("i,i->", solved, solved))) / self._alpha
+
+    @functools.cached_property
+    def _mean_squared(self) -> float:
+        return float(np.einsum("j,j->", self._mean, self._mean))
 
     def _products(self, x: Matrix) -> tuple[Array, float, float]:
         """The products of one row with the kernel's rows, (m,), with the mean, and with itself."""
