@@ -135,6 +135,12 @@ def as_float32(numbers: Any) -> Vectors:
         return np.asarray(numbers, dtype=np.float32, order="C")
 
 
+def column_variances(X: Rows) -> Array:
+    """The variance of each column, (n, d) -> (d,); numpy copies what it is given to float64, so a few at a time."""
+    parts = np.array_split(X, max(1, X.shape[1] // 32), axis=1)
+    return np.concatenate([part.var(axis=0, dtype=np.float64) for part in parts])
+
+
 def slices(n: int, size: int = BLOCK) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover range(n)."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))

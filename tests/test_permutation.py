@@ -110,7 +110,10 @@ def test_of_many_rows_about_as_many_as_wanted_decide_in_whole_groups():
     rows = sample(groups, 1000, np.random.default_rng(1))
     assert len(rows) == 1000
     assert len({groups[row] for row in rows}) == 100
-    assert len(sample([0] * 4990 + [1] * 10, 1000, np.random.default_rng(1))) == 5000  # two groups at least
+    genres = np.repeat(np.arange(7), [2000, 900, 700, 700, 600, 90, 10])
+    few = sample(genres.tolist(), 1000, np.random.default_rng(1))  # of large groups a share of each
+    assert np.bincount(genres[few]).tolist() == [400, 180, 140, 140, 120, 18, 2]
+    assert (np.diff(few) > 0).all()
     assert len(sample(groups, 5000, np.random.default_rng(1))) == 5000
 
 

@@ -13,6 +13,7 @@ from dspy_qvl.errors import LARGEST_SCORE, InputError, is_list, is_missing, warn
 from dspy_qvl.measures import numbered
 
 Members = Sequence[Hashable]  # the group of each row
+FEW_GROUPS = 20
 
 # What Unicode lets be ignored beside control and format characters: joiners, fillers, variation selectors.
 INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | frozenset(map(chr, range(0xFE00, 0xFE10)))
@@ -134,14 +135,23 @@ def hold_out(
 
 
 def sample(members: Members, at_most: int, rng: "np.random.Generator") -> NDArray[np.intp]:
-    """Rows of whole groups drawn at random, ascending: about `at_most`, of two groups at least; of fewer rows all."""
+    """Rows of whole groups drawn at random, ascending: about `at_most`; of fewer rows all.
+
+    Where groups are so large that fewer than 20 would be drawn, of each its share: two genres of seven say little.
+    """
     if len(members) <= at_most:
         return np.arange(len(members))
     groups = numbered(members)
-    order = rng.permutation(int(groups.max()) + 1)
-    reach = np.cumsum(np.bincount(groups)[order])
-    n_groups = max(2, int(np.searchsorted(reach, at_most, side="right")))
-    return np.flatnonzero(np.isin(groups, order[:n_groups]))
+    sizes = np.bincount(groups)
+    order = rng.permutation(len(sizes))
+    n_groups = int(np.searchsorted(np.cumsum(sizes[order]), at_most, side="right"))
+    if n_groups >= min(FEW_GROUPS, len(sizes)):
+        return np.flatnonzero(np.isin(groups, order[:n_groups]))
+    shuffled = rng.permutation(len(members))
+    by_group = shuffled[np.argsort(groups[shuffled], kind="stable")]
+    place = np.arange(len(members)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the group
+    wanted = np.maximum(2, np.round(sizes * (at_most / len(members))))
+    return np.sort(by_group[place < np.repeat(wanted, sizes)])
 
 
 def _group_rows(members: Members) -> list[list[int]]:

@@ -31,7 +31,7 @@ from dspy_qvl.errors import InputError, warn
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, fold_errors
 from dspy_qvl.ridge.moments import Folds, ProductType
 from dspy_qvl.ridge.solve import FLOAT32_REACH
-from dspy_qvl.vectors import Array, MixedRows
+from dspy_qvl.vectors import Array, MixedRows, column_variances
 
 Product = Callable[[NDArray[Any]], NDArray[Any]]  # v -> A v, or u -> A'u
 
@@ -149,7 +149,7 @@ class _Centred:
     def __init__(self, X: MixedRows, chosen: NDArray[np.intp], weights: Array) -> None:
         dense = X.dense[chosen]
         self._shift = dense.mean(axis=0, dtype=np.float64).astype(dense.dtype)
-        self._shift[np.abs(self._shift) < FAR * dense.std(axis=0, dtype=np.float64)] = 0.0
+        self._shift[np.abs(self._shift) < FAR * np.sqrt(column_variances(dense))] = 0.0
         dense -= self._shift
         sparse, used = without_empty(X.sparse[chosen])
         self.X, self.weights, self.root = MixedRows(dense, sparse), weights, np.sqrt(weights)

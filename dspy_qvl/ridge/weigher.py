@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dspy_qvl.ridge.moments import Folds, Moments, fold_numbers, gather, rough_mean
-from dspy_qvl.vectors import Array, Matrix, MixedRows, Vector, Vectors, slices
+from dspy_qvl.vectors import Array, Matrix, MixedRows, Vector, Vectors, column_variances, slices
 
 FREQUENT = 1024  # columns, those in most rows, that are multiplied as dense ones
 SIDE_BY_SIDE = 256  # at most about as many Krylov spaces at once
@@ -207,7 +207,7 @@ def _spreads(X: Matrix, blocks: Sequence[slice], factors: Array | None = None) -
 def _spread(columns: Any, factors: Array) -> float:
     """The variance of every column times its factor, summed: of sparse ones as mean |x|^2 - |mean|^2."""
     if isinstance(columns, np.ndarray):
-        return float((columns.var(axis=0, dtype=np.float64) * factors**2).sum())
+        return float((column_variances(columns) * factors**2).sum())
     n, m = columns.shape
     squares, sums = 0.0, np.zeros(m)
     for part in slices(columns.nnz, PIECE):
