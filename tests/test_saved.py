@@ -94,6 +94,17 @@ def test_hashed_words_of_schema_4_keep_their_columns_and_values(name, settings, 
     assert "lexical-8192" not in learner.ridge.fitted.blocks
 
 
+def test_a_file_with_sparse_words_gives_equal_values(tmp_path):
+    learner = Qwen3EmbeddingValueLearner(cache_dir=tmp_path)
+    learner.load_model(HERE / "schema_5_words.qvl")
+    wanted = json.loads((HERE / "schema_5_words.values.json").read_text(encoding="utf-8"))["words"]
+    assert learner.ridge.fitted.fitted.frequencies.power == 0.5
+    assert learner.predict_many(TEXTS).tolist() == close(wanted["value"])
+    assert learner.predict_std_many(TEXTS).tolist() == close(wanted["std"])
+    learner.update("leaking and noisy", 0.5)
+    assert learner.ridge.fitted.blocks == ("lexical", "length")
+
+
 def test_a_pickled_state_names_the_class_where_every_version_finds_it():
     assert pickle.loads(pickle.dumps(sealed({"a": 1}, "one entry"))) == sealed({"a": 1}, "one entry")
     assert pickle.dumps(sealed({"a": 1}, "one entry"), protocol=0).startswith(b"cdspy_qvl.state\nSealed")

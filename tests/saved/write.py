@@ -2,9 +2,10 @@
 
     python -m tests.saved.write
 
-Run it once, before the schema of the saved state is raised; what it wrote is committed and never written again. Two
-files a schema: `schema_N.qvl` (`save_model`) and `schema_N.json` (DSPy's `save` of a program with a value function of
-texts, one of texts for queries, and a reranker), and `schema_N.values.json`, the values each must give.
+Run it once, before the schema of the saved state is raised; what it wrote is committed and never written again. It
+writes `schema_N.qvl` (`save_model`), `schema_N.json` (DSPy's `save` of a program with a value function of texts, one of
+texts for queries, and a reranker), and `schema_N.values.json`, the values each must give; since schema 5 also
+`schema_N_words.qvl` of a value function on sparse words, and its values.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import dspy
 
 from dspy_qvl import FitValue, Qwen3EmbeddingValueLearner, Reranker
+from dspy_qvl.fitting import Weights
 from dspy_qvl.state.entries import SCHEMA
 from tests.conftest import rated
 
@@ -68,6 +70,16 @@ def fitted(cache_dir: Path) -> Program:
     return program
 
 
+def on_words(cache_dir: Path) -> Qwen3EmbeddingValueLearner:
+    """A value function of the lexical model, which learns from sparse words, and their document frequencies."""
+    learner = Qwen3EmbeddingValueLearner("lexical", cache_dir=cache_dir)
+    learner.add_training_examples(rated(40))
+    learner.ridge.weights = Weights({"lexical": 1.0, "length": 0.1}, 0.5)
+    learner.ridge_alpha = 0.3
+    learner.train()
+    return learner
+
+
 def main() -> None:
     """Write the files of this version's schema, unless they are there."""
     target = HERE / f"schema_{SCHEMA}.values.json"
@@ -78,6 +90,14 @@ def main() -> None:
         program.save(HERE / f"schema_{SCHEMA}.json")
         program.value.save_model(HERE / f"schema_{SCHEMA}.qvl")
         target.write_text(json.dumps(values(program), indent=1) + "\n", encoding="utf-8")
+        words = on_words(Path(folder))
+        words.save_model(HERE / f"schema_{SCHEMA}_words.qvl")
+        values_of_words = {
+            "value": [value.hex() for value in words.predict_many(TEXTS).tolist()],
+            "std": [std.hex() for std in words.predict_std_many(TEXTS).tolist()],
+        }
+        path = HERE / f"schema_{SCHEMA}_words.values.json"
+        path.write_text(json.dumps({"words": values_of_words}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
