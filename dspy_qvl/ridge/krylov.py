@@ -134,7 +134,7 @@ class Krylov:
 class _Centred:
     """Weighted rows around their mean: the operator A.
 
-    The rows are copied without their empty sparse columns, and dense columns far from 0 around about their mean: what
+    The rows lack their empty sparse columns, and dense columns far from 0 are taken around about their mean: what
     differs is then held by float32, and next to nothing is rounded away.
 
     Args:
@@ -147,10 +147,11 @@ class _Centred:
     """
 
     def __init__(self, X: MixedRows, chosen: NDArray[np.intp], weights: Array) -> None:
-        dense = X.dense[chosen]
+        dense = X.dense[chosen] if len(chosen) < len(X) else X.dense
         self._shift = dense.mean(axis=0, dtype=np.float64).astype(dense.dtype)
         self._shift[np.abs(self._shift) < FAR * np.sqrt(column_variances(dense))] = 0.0
-        dense -= self._shift
+        if self._shift.any():
+            dense = dense - self._shift
         sparse, used = without_empty(X.sparse[chosen])
         self.X, self.weights, self.root = MixedRows(dense, sparse), weights, np.sqrt(weights)
         self.columns = np.concatenate([np.arange(dense.shape[1]), dense.shape[1] + used])
@@ -316,7 +317,7 @@ def without_empty(sparse: Any) -> tuple[Any, NDArray[np.intp]]:
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     number = np.zeros(sparse.shape[1], dtype=sparse.indices.dtype)
     number[order] = np.arange(len(order))
-    np.take(number, sparse.indices, out=sparse.indices)
+    np.take(number, sparse.indices, out=sparse.indices, mode="clip")  # else numpy copies them first
     renumbered = type(sparse)((sparse.data, sparse.indices, sparse.indptr), shape=(sparse.shape[0], len(order)))
     renumbered.sort_indices()
     return renumbered, order
