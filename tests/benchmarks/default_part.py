@@ -73,16 +73,16 @@ def pairs(n: int, seed: int) -> np.ndarray:
 NEW = pairs(N_NEW + 2 * N_SINGLE, seed=1)
 
 
-def new_texts() -> list[str]:
-    """Texts as long as the rated ones: half of one, then half of another."""
-    words = [text.split() for text in rated().texts]
-    return [" ".join(words[a][: len(words[a]) // 2] + words[b][len(words[b]) // 2 :]) for a, b in NEW]
-
-
 def joined(of: np.ndarray) -> Rated:
-    """Two rated texts behind one another, and the mean of their scores."""
-    texts, scores = rated().texts, rated().scores
-    return Rated([f"{texts[a]} {texts[b]}" for a, b in of], [(scores[a] + scores[b]) / 2 for a, b in of], None)
+    """Texts as long as the rated ones, half of one, then half of another, and the mean of their scores."""
+    words, scores = [text.split() for text in rated().texts], rated().scores
+    texts = [" ".join(words[a][: len(words[a]) // 2] + words[b][len(words[b]) // 2 :]) for a, b in of]
+    return Rated(texts, [(scores[a] + scores[b]) / 2 for a, b in of], None)
+
+
+def new_texts() -> list[str]:
+    """Texts that no rated one is equal to."""
+    return joined(NEW).texts
 
 
 def on_disk(vectors: Path, name: str) -> dict[str, np.ndarray]:
