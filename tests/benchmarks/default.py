@@ -5,8 +5,8 @@
     python tests/benchmarks/default.py --vectors FOLDER tune std           some of them
 
 Rows: tune (`optimize_hyperparameters` of 9,000 texts of emobank, 7 penalties from .01 to 10), peer (scikit-learn's
-GridSearchCV on the same columns and folds), sizes (the same of 20,000 and more texts, each of two sentences joined at
-random), values (of new texts), std (standard deviations of new texts), quality (test Spearman, fitted and chosen on
+GridSearchCV on the same columns and folds), sizes (the same of 20,000 and more texts, each made of halves of two
+sentences), values (of new texts), std (standard deviations of new texts), quality (test Spearman, fitted and chosen on
 the train split), quickstart (`examples/quickstart.py`).
 
 MiniLM's vectors and features="auto" but for the lexical row of quality. CPU time on one BLAS thread; every figure is
