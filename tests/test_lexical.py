@@ -176,7 +176,7 @@ def test_threads_share_a_vocabulary_that_fills_up_and_grows(words_seen):
     np.testing.assert_array_equal(made, [*alone, *alone[::-1]])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is missing here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_child_hashes_though_its_parent_was_extending_the_vocabulary(words_seen):
     def extend_slowly():

@@ -70,8 +70,7 @@ class Features:
 
     def suits(self, embedding: Embedding) -> bool:
         """True if `beside` would make the same blocks for this embedding."""
-        other = self.beside(embedding, self.wanted)
-        return (self.beside_lexical, self.in_place) == (other.beside_lexical, other.in_place)
+        return (self.beside_lexical, self.in_place) == (embedding.is_lexical, embedding.is_sparse_lexical)
 
     def candidates(self, *, paired: bool, owned: bool = False) -> tuple[str, ...]:
         """The blocks to learn from, the first of them the embedding or what stands in its place.
@@ -186,16 +185,17 @@ class Features:
         try:
             if is_sparse and made.ndim == 2 and made.shape[1] < NARROW:
                 made, is_sparse = as_csr(made).toarray(), False
-            array = as_csr(made) if is_sparse else as_float32(made)
+            array: Any = as_csr(made) if is_sparse else as_float32(made)
         except (TypeError, ValueError) as error:
             raise FeatureError(f"{what} gave something that is not a table of numbers ({error}).") from None
         table = array[:, None] if array.ndim == 1 and not is_sparse else array
         if table.ndim != 2 or table.shape[0] != len(texts) or table.shape[1] == 0:
             raise FeatureError(f"{what} gave an array of shape {array.shape}; it must be ({len(texts)}, k) with k > 0.")
-        rows: Any = packed(table) if is_sparse else table
-        for number, row in enumerate(rows):
-            if not np.isfinite(row[1] if is_sparse else row).all():
-                raise FeatureError(f"{what} gave NaN or infinity for text {number} of {len(texts)}.")
+        finite = np.isfinite(table.data) if is_sparse else np.isfinite(table).all(axis=1)
+        if not finite.all():
+            first = int(np.argmin(finite))
+            number = int(np.searchsorted(table.indptr, first, side="right")) - 1 if is_sparse else first
+            raise FeatureError(f"{what} gave NaN or infinity for text {number} of {len(texts)}.")
         width = self._widths.setdefault(name, table.shape[1])
         if table.shape[1] != width:
             raise FeatureError(
@@ -206,7 +206,7 @@ class Features:
                 f"{what} gave a {'dense' if is_sparse else 'sparse'} table before and a "
                 f"{'sparse' if is_sparse else 'dense'} one now; it must always give the same kind."
             )
-        return rows
+        return packed(table) if is_sparse else table
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Features":
         return self

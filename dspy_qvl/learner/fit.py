@@ -9,7 +9,6 @@ import numpy as np
 
 from dspy_qvl import ridge
 from dspy_qvl.embedding import Probe
-from dspy_qvl.errors import InputError
 from dspy_qvl.features import BUILT_IN, EMBEDDING, Table, packed
 from dspy_qvl.fitting import LEVEL, Fitted
 from dspy_qvl.learner.memo import Memo
@@ -112,16 +111,7 @@ class Fit:
         self.vectorizer.blocks.remember(texts, own, blocks)
 
     def predict(self, X: Matrix) -> Array:
-        """Values of features, (n, n_features) -> (n,), on the scale of the scores.
-
-        Raises:
-            InputError: another number of features than the fit has.
-        """
-        if X.shape[1] != len(self.line.coef):
-            raise InputError(
-                f"the text has {X.shape[1]} features, but the value function was fitted on {len(self.line.coef)}; "
-                "use the embedding model and features it was fitted with, or train again."
-            )
+        """Values of features, (n, n_features) -> (n,), on the scale of the scores; `Columns` sees that they are its."""
         return ridge.predict(self.fitted.within(X), self.line)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fit":

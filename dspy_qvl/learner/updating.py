@@ -69,7 +69,8 @@ def changed(
     arrived = own_rows(columns([example.item for example in coming])) if fit.own and coming else {}
     own = {name: (*_without(rows, leaving), *arrived.get(name, ())) for name, rows in fit.own.items()}
     fitted = fit.fitted.with_line(line)
-    refuse_far_columns(fitted, own)
+    if coming:  # what goes takes no column further apart
+        refuse_far_columns(fitted, own)
     after = replace(fit, fitted=fitted, rated=rated, vectors=vectors, own=own, queried=queried, memo=Memo())
     return replace(after, quantiles=quantiles(scores)), solver
 

@@ -125,7 +125,7 @@ class Posterior:
 
 
 def posterior_of(X: Matrix, y: Array, alpha: float, line: Linear | None = None) -> Posterior:
-    """The posterior of the ridge fit of y on X: exact, but for rows with sparse columns beyond `EXACT` of them.
+    """The posterior of the ridge fit of y on X: exact, but for rows with sparse columns beyond 4,000 of them.
 
     Args:
         X: rows, (n, d), as the fit saw them.
