@@ -128,7 +128,7 @@ def make(features, paired=False, **settings):
     for number, (text, score) in enumerate(rated(9)):
         query = f"which {text.split()[number % 5]}" if paired else None
         learner.add_training_example(text, score, {"reason": f"because {number}", "more": [1, {"a": 2}]}, query)
-    learner.optimize_hyperparameters([0.1, 1.0], cv_folds=3)
+    learner.optimize_hyperparameters([0.1, 1.0], cv_folds=3, groups=None if paired else [0, 0, 1, 2, 3, 4, 5, 6, 7])
     return learner
 
 
@@ -302,7 +302,7 @@ def test_what_would_fail_later_is_refused_when_it_is_loaded(where, forged, messa
 def test_a_fit_of_one_text_is_refused_when_it_is_loaded():
     learner = make([judge, "length"])
     state = learner.ridge.content()
-    state["fit"].update(n_texts=1, vectors=None, own={})
+    state["fit"].update(n_texts=1, vectors=None, own={}, groups=None)
     with pytest.raises(StateError, match="at least 2 rated texts, but there are 1"):
         learner.ridge.load_state(state)
 

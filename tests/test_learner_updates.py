@@ -125,3 +125,32 @@ def test_columns_that_come_out_otherwise_when_a_text_leaves_do_no_harm(monkeypat
     current = learner.current_fit()
     current.remember()
     assert refit_error(learner) <= 1e-9
+
+
+def test_groups_follow_the_texts_that_come_and_go(tmp_path):
+    learner = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None)
+    for number, (text, score) in enumerate(rated(12)):
+        learner.add_training_example(text, score, {"product": f"p{number % 4}"})
+    learner.train(cv_folds=3, groups="product")
+    learner.update("a lamp of p2", 3.0, {"product": "p2"})
+    learner.update("a lamp of a product that is new", 4.0, {"product": "p9"})
+    learner.update("a lamp of no product", 5.0)
+    learner.update("another lamp of no product", 6.0)
+    for row in (1, 5, 9):  # all of p1
+        learner.forget(rated(12)[row][0])
+    learner.save_model(tmp_path / "saved.qvl")
+    again = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None)
+    again.load_model(tmp_path / "saved.qvl")
+    for one in (learner, again):
+        fit = one.ridge.fitted
+        assert fit.groups.by == "product"
+        assert fit.groups.numbers.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 1, 3, 4, 5]
+        assert fit.members.tolist() == fit.groups.numbers.tolist()
+
+
+def test_copies_of_a_text_are_left_out_together_where_no_groups_were_given():
+    learner = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None)
+    learner.add_training_examples([("One lamp", 1.0), ("a cup", 2.0), ("one  LAMP", 3.0), ("a chair", 2.5)])
+    learner.train(validation_split=0.0, cv_folds=2)
+    assert learner.ridge.fitted.groups is None
+    assert learner.ridge.fitted.members.tolist() == [0, 1, 0, 2]

@@ -130,14 +130,14 @@ def test_a_refused_file_leaves_the_learner_as_it_was(trained, tmp_path):
     good = (tmp_path / "good").read_bytes()
     (tmp_path / "cut").write_bytes(good[:-100])
     (tmp_path / "longer").write_bytes(good + b" ")
-    (tmp_path / "future").write_bytes(good.replace(b"dspy_qvl 5 ", b"dspy_qvl 9 ", 1))
+    (tmp_path / "future").write_bytes(good.replace(b"dspy_qvl 6 ", b"dspy_qvl 9 ", 1))
     for name, error, message in [
         ("pickle", StateError, "is a pickle; dspy_qvl never loads pickles"),
         ("text", StateError, "was not written by save_model"),
         ("empty", StateError, "was not written by save_model"),
         ("cut", StateError, "is truncated or was altered"),
         ("longer", StateError, "is truncated or was altered"),
-        ("future", StateError, "has schema 9, this version of dspy_qvl reads schemas 3 to 5"),
+        ("future", StateError, "has schema 9, this version of dspy_qvl reads schemas 3 to 6"),
         ("other", StateError, "saved with embedding_dim=64, but this learner was made with 512"),
         ("absent", InputError, "cannot be read"),
         ("", InputError, "cannot be read"),
@@ -556,7 +556,7 @@ def test_a_state_whose_parts_lie_open_is_read_as_well(trained):
 def test_a_state_that_cannot_be_used_leaves_the_head_as_it_was(trained):
     good = trained.ridge.dump_state()
     for change, message in [
-        ({"schema": 1}, "has schema 1, this version of dspy_qvl reads schemas 3 to 5"),
+        ({"schema": 1}, "has schema 1, this version of dspy_qvl reads schemas 3 to 6"),
         ({"alpha": -1.0}, "must be above 0"),
         ({"alpha_tuned": 1}, "'alpha_tuned' in .* has the wrong type"),
         (

@@ -18,7 +18,15 @@ Three words for the multiplier of a block of columns:
              inverse document frequencies (`frequencies.py`)
 """
 
-from dspy_qvl.fitting.folds import check_groups, check_scores_differ, copies, folded, make_folds, members_of
+from dspy_qvl.fitting.folds import (
+    Members,
+    check_groups,
+    check_scores_differ,
+    copies,
+    folded,
+    make_folds,
+    members_of,
+)
 from dspy_qvl.fitting.frequencies import Frequencies
 from dspy_qvl.fitting.permutation import LEVEL, noise_warning
 from dspy_qvl.fitting.tuning import ALPHA_RANGE, Fitted, Weights, check_alpha, check_alphas, refit

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dspy_qvl import ridge
 from dspy_qvl.embedding import Probe
 from dspy_qvl.features import BUILT_IN, EMBEDDING, Table, packed
 from dspy_qvl.fitting import LEVEL, Fitted
+from dspy_qvl.learner.groups import Groups, members
 from dspy_qvl.learner.memo import Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
+from dspy_qvl.measures import numbered
 from dspy_qvl.text import Item, RankingExample
 from dspy_qvl.vectors import Array, Matrix, Vectors
 
@@ -35,6 +38,7 @@ class Fit:
         queried: unit vectors of their queries, (dim,) each, by query; None if texts were rated by themselves.
         paired: whether a text is valued for a query.
         permutation_p: p-value of the permutation test when it was last trained; None without a test.
+        groups: those that training was given; None where every text is one of its own.
         memo: results computed from the fit; not saved.
         vectorizer: makes the columns of texts, once it is known that the fit belongs to it; not saved.
     """
@@ -50,6 +54,7 @@ class Fit:
     queried: Mapping[str, Vectors] | None = None
     paired: bool = False
     permutation_p: float | None = None
+    groups: Groups | None = None
     memo: Memo = field(default_factory=Memo)
     vectorizer: Vectorizer | None = None
 
@@ -72,6 +77,11 @@ class Fit:
     def scores(self) -> Array:
         """The scores of `rated`, (n_texts,)."""
         return np.array([example.score for example in self.rated], dtype=np.float64)
+
+    @property
+    def members(self) -> NDArray[np.intp]:
+        """The number of each rated text's group, (n_texts,), from 0: those of one are left out together."""
+        return self.memo.once("members", lambda: numbered(members(self.rated, self.vectors, self.groups)))
 
     @property
     def digest(self) -> str:

@@ -18,6 +18,7 @@ A state may come from anyone, so what is read is checked for what it will be use
     quantiles                 the scale of scores               ascending, within 1e75, not all the same
     vectors, own, queried     columns of rated texts            of n_texts; unit vectors, or zero for a blank text
     permutation_p             a warning                         above 0, at most 1
+    groups                    intervals, support, the verdict   a whole number from 0 for each of n_texts
 
 Values then are finite, and so are their scores and what is learned on from them: test_forged_states.py.
 """
@@ -28,6 +29,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dspy_qvl import state
 from dspy_qvl.embedding import IDENTITY, PROBE, dumped_probe
@@ -46,6 +48,7 @@ from dspy_qvl.learner.columns_state import (
     stacked,
 )
 from dspy_qvl.learner.fit import TWENTIETHS, Fit
+from dspy_qvl.learner.groups import Groups
 from dspy_qvl.learner.learned import Examples, Learned
 from dspy_qvl.state import encode_array
 from dspy_qvl.text import RankingExample, Rendering, check_metadata
@@ -94,7 +97,12 @@ def _dumped_fit(fit: Fit, keep_examples: bool) -> dict[str, Any]:
         "paired": fit.paired,
         "permutation_p": fit.permutation_p,
         "queried": {"texts": list(queried), "vectors": stacked(queried.values())} if queried else None,
+        "groups": _dumped_groups(fit.groups) if keep_examples else None,
     }
+
+
+def _dumped_groups(groups: Groups | None) -> dict[str, Any] | None:
+    return None if groups is None else {"by": groups.by, "numbers": encode_array(groups.numbers)}
 
 
 def read(saved: object) -> Learned:
@@ -110,6 +118,12 @@ def read(saved: object) -> Learned:
 def _template(side: str) -> Any:
     """Reader of how texts, or their queries, were rendered."""
     return state.optional(state.of(str, check=lambda template, _: Rendering(template, what=side).text))
+
+
+def _group_numbers(numbers: NDArray[np.int32], name: str) -> NDArray[np.int32]:
+    if numbers.min(initial=0) < 0 or numbers.max(initial=0) > len(numbers):
+        raise StateError(f"{name} holds a number below 0, or above the number of texts.")
+    return numbers
 
 
 def _unit_rows(vectors: Vectors, name: str) -> tuple[Vectors, ...]:
@@ -146,6 +160,10 @@ ALPHA = state.of(int, float, check=check_alpha)
 NAMED = state.named(state.number(*WEIGHT))
 WEIGHTS = state.Record("the saved weights", {"blocks": NAMED, "power": POWER}, Weights)
 QUERIED = {"texts": state.listed(state.STRING), "vectors": state.array("float32", "texts", "d", check=_unit_rows)}
+GROUPS = {
+    "by": state.optional(state.STRING),
+    "numbers": state.array("int32", "n_texts", check=_group_numbers),
+}
 FIT: Mapping[str, Any] = {
     **COLUMNS,
     "alpha": ALPHA,
@@ -159,8 +177,9 @@ FIT: Mapping[str, Any] = {
     "queried": state.optional(
         state.Record("the saved queries", QUERIED, lambda texts, vectors: dict(zip(texts, vectors, strict=True)))
     ),
+    "groups": state.optional(state.Record("the saved groups", GROUPS, Groups)),  # since schema 6
 }
-OLDER = {"permutation_p": None, **OLDER_COLUMNS}
+OLDER = {"permutation_p": None, "groups": None, **OLDER_COLUMNS}
 EXAMPLES = {
     "texts": state.listed(state.STRING),
     "scores": state.listed(state.number(-LARGEST_SCORE, LARGEST_SCORE)),
@@ -199,6 +218,7 @@ def _fit(saved: Mapping[str, Any], examples: Sequence[RankingExample]) -> Fit:
             f"{'needs' if paired else 'has no use for'} queries",
         ),
         (not paired and set(names) & set(PAIRED), "has blocks of a query and a text, but no queries"),
+        (not rated and saved["groups"] is not None, "has groups of texts without the texts"),
         (not paired and queried is not None, "has vectors of queries, but values texts by themselves"),
         (np.ptp(saved["quantiles"]) < 1 / LARGEST_SCORE, "has quantiles of scores that are all the same"),
     ):
@@ -206,7 +226,7 @@ def _fit(saved: Mapping[str, Any], examples: Sequence[RankingExample]) -> Fit:
             raise StateError(f"the saved fit {why}.")
     if rated:
         check_scores_differ([example.score for example in rated])
-    alike = ("identity", "probe", "alpha", "quantiles", "vectors", "queried", "paired", "permutation_p")
+    alike = ("identity", "probe", "alpha", "quantiles", "vectors", "queried", "paired", "permutation_p", "groups")
     return Fit(
         fitted,
         rated=rated,

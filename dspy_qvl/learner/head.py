@@ -183,7 +183,7 @@ class RidgeHead(Parameter):  # type: ignore[misc]  # dspy ships no types
         now = self.now
         if not self.keep_examples:
             fit = now.fitted
-            bare = None if fit is None else replace(fit, rated=(), vectors=None, own={}, queried=None)
+            bare = None if fit is None else replace(fit, rated=(), vectors=None, own={}, queried=None, groups=None)
             now = replace(now, examples=Examples(), fitted=bare)
         return {**self.__dict__, "now": now, "running": None}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from dspy_qvl.errors import InputError, check_count, check_flat, check_fraction, check_text, shown, warn
 from dspy_qvl.fitting import ALPHA_RANGE, LEVEL, check_alphas, check_groups, check_scores_differ, noise_warning
+from dspy_qvl.learner.groups import Groups
 from dspy_qvl.learner.learned import Examples, Learned
 from dspy_qvl.learner.training_set import TrainingSet, training_set, with_usage
 from dspy_qvl.learner.updating import changed
@@ -170,9 +171,9 @@ class TrainableValueFunction(ValueFunction):
         with self.ridge.changing.held:
             before, embedding = self.ridge.now, self._embedding
             usage = embedding.usage
-            groups = _checked_groups(before.examples, groups)
+            checked = _checked_groups(before.examples, groups)
             columns = self._training_columns(before)
-            report, after = learn(training_set(before, columns, groups, self.random_state))
+            report, after = learn(training_set(before, columns, checked, self.random_state))
             self.ridge.swap(before, self._with(columns.vectorizer, after))
         if report["permutation_p"] > LEVEL:
             warn(noise_warning(report["permutation_p"]))
@@ -257,8 +258,8 @@ class TrainableValueFunction(ValueFunction):
         self.ridge.unfit()
 
 
-def _checked_groups(examples: Sequence[RankingExample], groups: Sequence[Any] | str | None) -> Sequence[Any] | None:
-    """The group of each rated text, or None; refuses rated texts that nothing can be learned from.
+def _checked_groups(examples: Sequence[RankingExample], groups: Sequence[Any] | str | None) -> Groups | None:
+    """The groups of rated texts, or None; refuses rated texts that nothing can be learned from.
 
     Args:
         examples: the rated texts.
@@ -269,15 +270,18 @@ def _checked_groups(examples: Sequence[RankingExample], groups: Sequence[Any] | 
     """
     check_scores_differ([example.score for example in examples])
     _check_queries(examples, paired=examples[0].query is not None)
-    if isinstance(groups, str):
-        named = [(example.metadata or {}).get(groups) for example in examples]
+    by = groups if isinstance(groups, str) else None
+    if by is not None:
+        named = [(example.metadata or {}).get(by) for example in examples]
         if None in named:
             raise InputError(
-                f"groups={shown(groups)} names a metadata entry that text {named.index(None)} does not have; "
+                f"groups={shown(by)} names a metadata entry that text {named.index(None)} does not have; "
                 "give every rated text that entry, or pass a list."
             )
         groups = named
-    return None if groups is None else check_groups(groups, len(examples))
+    if groups is None:
+        return None
+    return Groups.of(check_groups(groups, len(examples)), by)
 
 
 def _check_queries(examples: Sequence[RankingExample], *, paired: bool, first: int = 0) -> None:

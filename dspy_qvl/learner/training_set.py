@@ -13,9 +13,10 @@ import numpy as np
 
 from dspy_qvl.embedding import Embedding, Usage
 from dspy_qvl.features import EMBEDDING, Table
-from dspy_qvl.fitting import Fitted, choose_alpha, copies, members_of, refit, validate
+from dspy_qvl.fitting import Fitted, choose_alpha, refit, validate
 from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit, own_rows, quantiles
+from dspy_qvl.learner.groups import Groups, Members, members
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.updating import queried_vectors, refuse_far_columns
 from dspy_qvl.vectors import Array
@@ -32,6 +33,7 @@ class TrainingSet:
         columns: items -> columns.
         table: the columns of the rated texts, (n_texts, d).
         y: their scores, (n_texts,).
+        groups: those that the caller gave, or None.
         members: the group of each; what is in one group is never split between training and validation.
         random_state: seed of every split and shuffle.
     """
@@ -40,7 +42,8 @@ class TrainingSet:
     columns: Columns
     table: Table
     y: Array
-    members: Sequence[Any]
+    groups: Groups | None
+    members: Members
     random_state: int
 
     def validated(self, validation_split: float, cv_folds: int) -> tuple[dict[str, Any], Learned]:
@@ -97,22 +100,18 @@ class TrainingSet:
             queried,
             queried is not None,
             permutation_p,
+            self.groups,
             vectorizer=vectorizer,
         )
 
 
-def training_set(before: Learned, columns: Columns, groups: Sequence[Any] | None, random_state: int) -> TrainingSet:
+def training_set(before: Learned, columns: Columns, groups: Groups | None, random_state: int) -> TrainingSet:
     """The columns, scores and groups of checked rated texts."""
     examples = before.examples[:]
     table = columns([example.item for example in examples])
-    queries = [example.query or "" for example in examples]
-    # Of texts for queries it is a query that never stands on two sides: an answer may be given to many of them.
-    by_query = len(set(queries)) > 1
-    texts = [example.text for example in examples]
-    copied = copies(queries) if by_query else copies(texts, table.columns.get(EMBEDDING))
     y = np.array([example.score for example in examples])
-    members = copied if groups is None else members_of(groups, copied)
-    return TrainingSet(before, columns, table, y, members, random_state)
+    grouped = members(examples, table.columns.get(EMBEDDING), groups)
+    return TrainingSet(before, columns, table, y, groups, grouped, random_state)
 
 
 def with_usage(report: Mapping[str, Any], embedding: Embedding, before: Usage | None) -> dict[str, Any]:

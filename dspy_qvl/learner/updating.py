@@ -71,8 +71,9 @@ def changed(
     fitted = fit.fitted.with_line(line)
     if coming:  # what goes takes no column further apart
         refuse_far_columns(fitted, own)
-    after = replace(fit, fitted=fitted, rated=rated, vectors=vectors, own=own, queried=queried, memo=Memo())
-    return replace(after, quantiles=quantiles(scores)), solver
+    groups = None if fit.groups is None else fit.groups.after(fit.rated, coming, leaving)
+    after = replace(fit, fitted=fitted, rated=rated, vectors=vectors, own=own, queried=queried, groups=groups)
+    return replace(after, quantiles=quantiles(scores), memo=Memo()), solver
 
 
 def _moved(

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from dspy_qvl.errors import StateError, shown
 from dspy_qvl.state.bounded_json import to_json
 
-SCHEMA = 5
-# 4: the p-value of the permutation test; parts of DSPy's state are `Sealed`. 5: sparse blocks, document frequencies
-READABLE = (3, 4, SCHEMA)
+SCHEMA = 6
+# 4: the p-value of the permutation test; parts of DSPy's state are `Sealed`. 5: sparse blocks, document frequencies.
+# 6: the groups of rated texts
+READABLE = (3, 4, 5, SCHEMA)
 LONGEST_SIDE = 2**31  # of an array; its bytes must be in the state, unless another side is 0
 
 
