@@ -16,12 +16,12 @@ LONGEST_FILE = 420  # lines
 
 # What each package holds, from the ground up: a module imports only from what stands before it.
 ORDER = {
-    "dspy_qvl": "errors vectors measures plots state text ridge embedding features fitting learner reranker metric "
-    "optimizer",
+    "dspy_qvl": "errors vectors measures plots state text ridge embedding features fitting certainty learner reranker "
+    "metric optimizer",
     "dspy_qvl.state": "bounded_json drafts entries fields files",
     "dspy_qvl.text": "quoting field_values metadata ratings reading rendering",
     "dspy_qvl.ridge": "moments line solve primal dual krylov regression kept_rows kernel_updates updates across bounds "
-    "projected posterior weigher banded",
+    "projected posterior groups weigher banded",
     "dspy_qvl.embedding": "loops instruction probe truncation tables cache models embedder callers batching source "
     "encoder embedding",
     "dspy_qvl.embedding.cache": "memory rows database connections sqlite_store store pruning exporting cache",
@@ -33,6 +33,7 @@ ORDER = {
     "dspy_qvl.embedding.models.static": "recognition table files doors static",
     "dspy_qvl.features": "table packing overlap built_in features",
     "dspy_qvl.fitting": "folds permutation frequencies tuning baselines validation",
+    "dspy_qvl.certainty": "intervals",
     "dspy_qvl.learner": "memo vectorizer groups fit learned columns_state fit_state columns head updating training_set "
     "inspection migration saving value_function trainable learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
@@ -49,10 +50,11 @@ ONLY = {
     "text": {"errors"},
     "ridge": {"errors", "vectors"},
     "fitting": {"errors", "vectors", "measures", "ridge", "features"},
+    "certainty": {"errors", "vectors", "measures", "ridge", "features", "fitting"},
     "features": {"errors", "vectors", "embedding"},
     "embedding": {"errors", "vectors", "state", "text"},
 }
-WITHOUT_DSPY = ("errors", "vectors", "measures", "plots", "state", "ridge", "fitting", "features")
+WITHOUT_DSPY = ("errors", "vectors", "measures", "plots", "state", "ridge", "fitting", "features", "certainty")
 
 
 def modules() -> dict[str, ast.Module]:

@@ -24,6 +24,7 @@ they are solved by the dual; more rows only by products with X and X', in a Kryl
     choose_weights  how much each block of columns counts (`banded.py`, `weigher.py`)
     begin           a fit that is kept up to date, row by row (`updates.py`, `kernel_updates.py`)
     posterior_of    how uncertain a value is (`posterior.py`, `bounds.py`, `projected.py`)
+    WithoutGroups   values and residuals under the fits that never saw a group of rows (`groups.py`)
 
 Rows are float32 at rest; every sum and every solve is float64. Products of many rows are float32, where that is
 good enough, and what a fit keeps is refined to rounding.
@@ -34,7 +35,9 @@ errors do not differ by more count as tied.
 """
 
 from dspy_qvl.ridge.banded import LEVELS, START_POWER, WIDE, choose_weights
+from dspy_qvl.ridge.groups import Shifts, WithoutGroups
 from dspy_qvl.ridge.kernel_updates import RecursiveKernelRidge
+from dspy_qvl.ridge.krylov import EXACT
 from dspy_qvl.ridge.line import LeaveOneOut, Linear, predict
 from dspy_qvl.ridge.moments import Folds
 from dspy_qvl.ridge.posterior import Posterior, posterior_of

@@ -1,14 +1,18 @@
 """Products of mixed rows with a wide matrix whose rows are the columns: x A, (m, d + s) and (d + s, k) -> (m, k).
 
-Every row's sums are made in one order, whatever the other rows.
+Every row's sums are made in one order, whatever the other rows; but for `Across.many`.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dspy_qvl.vectors import Array, MixedRows, Rows, Vectors, dot_rows
+
+FREQUENT = 256  # sparse columns with the most entries; most of the products are theirs, and BLAS is faster at them
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +45,38 @@ class Across:
         return np.asarray(dense + self._looked_up(x)[0])
 
     def many(self, X: MixedRows) -> Array:
-        """The products of many rows, (m, k); those of the dense columns come from BLAS."""
-        return np.asarray(X.dense.astype(np.float64) @ self.dense + self._looked_up(X))
+        """The products of many rows, (m, k); those of the dense and of frequent columns come from BLAS."""
+        products: Array = X.dense.astype(np.float64) @ self.dense
+        if self.table is not None:
+            return np.asarray(products + self._looked_up(X))
+        places, frequent, others = self._by_frequency
+        place = places[X.sparse.indices]
+        is_frequent = place < len(frequent)
+        products += _entries(X, place, is_frequent, len(frequent)).toarray() @ frequent
+        place -= len(frequent)
+        is_other = ~is_frequent & (place < others.shape[0])
+        products += (_entries(X, place, is_other, others.shape[0]) @ others).toarray()
+        return products
+
+    @functools.cached_property
+    def _by_frequency(self) -> tuple[NDArray[np.int32], Array, Any]:
+        """Where each sparse column stands in the order of frequency, and in that order the first ones, and the rest."""
+        counts = np.diff(self.sparse.indptr)
+        used = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        places = np.full(len(counts), len(used), dtype=np.int32)
+        places[used] = np.arange(len(used))
+        return places, self.sparse[used[:FREQUENT]].toarray(), self.sparse[used[FREQUENT:]]
 
     def _looked_up(self, X: MixedRows) -> Any:
         found = X.sparse.astype(np.float64) @ self.sparse
         return found.toarray() if self.table is None else found.astype(np.float32) @ self.table
+
+
+def _entries(X: MixedRows, place: NDArray[np.int32], chosen: NDArray[np.bool_], width: int) -> Any:
+    """Some of the entries of the sparse columns, at other places, (m, width)."""
+    at = np.flatnonzero(chosen)
+    ends = np.searchsorted(at, X.sparse.indptr).astype(place.dtype)
+    return type(X.sparse)((X.sparse.data[at].astype(np.float64), place[at], ends), shape=(len(X), width))
 
 
 class MixedLeft:

@@ -20,6 +20,7 @@ from dspy_qvl.vectors import Array, Matrix, MixedRows, Rows, slices
 
 FOLDED = 2**22  # numbers of a root times the learned rows up to which that is worth its memory
 AT_ONCE = 2**22  # numbers of a block of products
+TRIANGLE = 128  # columns of a product with a triangle that are made at once
 FILLED = 0.12  # share of rows in which a column is not zero, from which on it is cheaper taken whole
 ROUNDING = 2.0**-53  # u
 
@@ -33,6 +34,16 @@ class Kernel(NamedTuple):
     columns: Rows | Across  # L', (d, m): a text's words are few of the d
     row_means: Array  # L mean', (m,)
     ones: Array  # 1 for learned rows, 0 for combinations, (m,)
+
+
+class Solved(NamedTuple):
+    """Rows multiplied with the root, and what that says of their variances."""
+
+    s: Array  # (m, len(R))
+    off: Array  # how far s is at most from that of another order of summation, by its length, (m,)
+    unit: Array  # the same of a sum of so many products, relative to the sum of their magnitudes, (m,)
+    lowest: Array  # lower bounds on v, (m,)
+    highest: Array  # and upper ones, (m,)
 
 
 class Bounds:
@@ -52,6 +63,8 @@ class Bounds:
         self.n, self.root, self.mean = n, root, mean
         self.mean_squared = float(np.einsum("j,j->", mean, mean))
         self.kernel, self.alpha = kernel, alpha
+        parts = slices(len(root), TRIANGLE)
+        self.triangular = not any(root[part, part.stop :].any() for part in parts)  # then half of it is left out
         self.second = False  # True if a row is multiplied with the root after `columns`
         if kernel is None:
             self.columns: Any = root.T
@@ -74,16 +87,19 @@ class Bounds:
         out = np.empty((2, len(X)))
         wide = X.dense.shape[1] if isinstance(X, MixedRows) else X.shape[1]
         for rows in slices(len(X), max(64, AT_ONCE // max(wide, len(self.root)))):
-            some = X[rows]
-            out[:, rows] = self._of(MixedLeft(some) if isinstance(some, MixedRows) else SparseRows(some))
+            out[:, rows] = self.solved(X[rows])[-2:]
         return out[0], out[1]
 
-    def _of(self, X: "SparseRows | MixedLeft") -> tuple[Array, Array]:
+    def solved(self, rows: Matrix) -> Solved:
+        """The rows, (m, d), multiplied with the root, and the bounds."""
+        X = MixedLeft(rows) if isinstance(rows, MixedRows) else SparseRows(rows)
         with_mean = X @ self.mean[:, None]
         solved = X @ self.columns
         if self.second:
             solved = self._rooted(solved)
-        solved -= with_mean * self.ones + self.offset
+        solved -= self.offset
+        if self.kernel is not None:
+            solved -= with_mean * self.ones
         squares, lengths = np.einsum("ij,ij->i", solved, solved), np.sqrt(X.squares)
         # Every product passes through at most k additions on its way into s, and with k more into |s|^2.
         unit = 1.02 * ROUNDING * (len(self.root) + X.counts + 16)
@@ -95,14 +111,14 @@ class Bounds:
             v = 1 / self.n + np.maximum(0.0, squared - squares) / self.alpha
             doubt = (doubt + unit * (lengths + math.sqrt(self.mean_squared)) ** 2) / self.alpha
         doubt = 2 * doubt + 16 * ROUNDING * v  # this and the other way of working it out may both be off
-        return np.maximum(v - doubt, 0.0), v + doubt
+        return Solved(solved, off, unit, np.maximum(v - doubt, 0.0), v + doubt)
 
     def _rooted(self, Z: Array) -> Array:
         """Z R', (m, len(R)), in float64."""
         out = np.empty((len(Z), len(self.root)))
-        for part in slices(len(self.root), 512):
+        for part in slices(len(self.root), TRIANGLE):
             rows = self.root[part]
-            end = part.stop if not rows[:, part.stop :].any() else rows.shape[1]  # a triangular root has half
+            end = part.stop if self.triangular else rows.shape[1]
             out[:, part] = Z[:, :end] @ rows[:, :end].T.astype(np.float64)
         return out
 

@@ -19,20 +19,29 @@ class Dual:
         X: rows, (n, d), dense or with sparse columns; fast for n <= d.
         y: targets, (n, k).
         sample_weight: weight of each row, (n,), above 0; None for 1.
+
+    Attributes:
+        factor: the Cholesky factor of the system of the last fit, or None.
     """
+
+    factor: Array | None = None
 
     def __init__(self, X: Matrix, y: Array, sample_weight: Array | None = None) -> None:
         self.X, self.y, self.sample_weight = X, y, sample_weight
         self.kernel = gram_of_rows(X)
         self._weights = np.ones(len(y)) if sample_weight is None else sample_weight
 
-    def fit(self, alpha: float) -> tuple[Linear, Callable[[], LeaveOneOut]]:
-        """The fit with one penalty, and a function that gives every row under the fit of all others."""
+    def fit(self, alpha: float) -> tuple[Linear, Callable[..., LeaveOneOut]]:
+        """The fit with one penalty, and a function that gives every row under the fit of all others.
+
+        That function takes the root of the inverse of the system (`inverse_root`) where it is at hand, else makes it.
+        """
         X, y, weights = self.X, self.y, self._weights
         root, total = np.sqrt(weights), weights.sum()
         centred, _ = centred_kernel(self.kernel, weights)
         y_mean = np.average(y, axis=0, weights=weights)
-        solve, factor = factored(centred, alpha)
+        solve, self.factor = factored(centred, alpha)
+        factor = self.factor
         right = root[:, None] * (y - y_mean)
         dual = solve(right)  # (n, k)
         pull = root[:, None] * dual
@@ -43,15 +52,20 @@ class Dual:
             coef = np.concatenate([X[:, columns].T.astype(np.float64) @ pull for columns in slices(X.shape[1])])
             x_mean = np.average(X, axis=0, weights=weights).astype(np.float64)
         line = Linear(coef, y_mean - x_mean @ coef)
-        return line, lambda: self._left_out(centred, factor, alpha, right, dual)
 
-    def _left_out(self, centred: Array, factor: Array | None, alpha: float, right: Array, dual: Array) -> LeaveOneOut:
+        def make_loo(inverse: Array | None = None) -> LeaveOneOut:
+            if inverse is None and factor is not None:
+                inverse = inverse_root(centred, alpha, factor)
+            return self._left_out(centred, inverse if factor is not None else None, alpha, right, dual)
+
+        return line, make_loo
+
+    def _left_out(self, centred: Array, inverse: Array | None, alpha: float, right: Array, dual: Array) -> LeaveOneOut:
         """Every row under the fit of all others, from the system of all, its right-hand sides and its solutions."""
         root, total = np.sqrt(self._weights), self._weights.sum()
         # 1 - h = alpha (K + alpha I)^-1_ii - s_i / sum(s), and y - yhat = alpha a / root(s)
         missed, left = alpha * dual, np.zeros(len(dual))
-        if factor is not None:
-            inverse = inverse_root(centred, alpha, factor)
+        if inverse is not None:
             left = alpha * np.einsum("ij,ij->j", inverse, inverse) - self._weights / total
         if left.min() < CANCELLED:  # the two nearly cancel: leave out the direction of the intercept instead
             constant = root / np.sqrt(total)

@@ -31,7 +31,7 @@ from dspy_qvl.ridge.moments import gather, rough_mean
 from dspy_qvl.ridge.primal import Primal
 from dspy_qvl.ridge.projected import AT_ONCE, Projected, careful_noise, leverages, project
 from dspy_qvl.ridge.regression import fit, has_leave_one_out
-from dspy_qvl.ridge.solve import factored, inverse_root
+from dspy_qvl.ridge.solve import inverse_root
 from dspy_qvl.vectors import Array, Matrix, MixedRows, Rows, dot_rows, slices
 
 HALVED = 2048  # size of a root from which on it is kept in float32: 6e-7 of a standard deviation, half the memory
@@ -47,11 +47,13 @@ class Posterior:
         loo: every learned row under the fit of all others; None if not exact.
         fit_variances: h / (1 - h) of the learned rows, ascending, (n,): to compare a `fit_variance` with; if not
             exact, upper bounds for a sample of rows, (m,), as a `fit_variance` is an upper bound then.
+        line: the fit.
     """
 
     noise: float
     loo: LeaveOneOut | None
     fit_variances: Array
+    line: Linear
     _n: int
     _alpha: float
     _mean: Array  # (d,)
@@ -66,16 +68,20 @@ class Posterior:
 
     def fit_variance(self, x: Matrix) -> float:
         """The variance v of the value of one row, (d,) or mixed rows of length 1, > 0, in units of the noise's."""
+        return self.solved(x)[1]
+
+    def solved(self, x: Matrix) -> tuple[Array, float]:
+        """One row multiplied with the root, (len(R),), and its `fit_variance`; sums in one order."""
         n = self._n
         if self._kernel is None:
             solved = dot_rows(self._root, np.asarray(x, dtype=np.float64) - self._mean)
-            return 1 / n + float(np.einsum("i,i->", solved, solved))
+            return solved, 1 / n + float(np.einsum("i,i->", solved, solved))
         across, with_mean, squared = self._products(x)
         _, row_means, ones = self._kernel
         mean_squared = self._mean_squared
         solved = dot_rows(self._root, across - row_means - with_mean * ones + mean_squared * ones)
         length = squared - 2 * with_mean + mean_squared
-        return 1 / n + max(0.0, length - float(np.einsum("i,i->", solved, solved))) / self._alpha
+        return solved, 1 / n + max(0.0, length - float(np.einsum("i,i->", solved, solved))) / self._alpha
 
     @functools.cached_property
     def _mean_squared(self) -> float:
@@ -92,17 +98,54 @@ class Posterior:
         with_mean, squared = np.einsum("j,j->", self._mean[some], values), np.einsum("j,j->", values, values)
         return np.einsum("ji,j->i", used, values), float(with_mean), float(squared)
 
+    def shares_root(self, X: Matrix) -> Rows:
+        """A, (len(R), n), with s A + 1/n the shares of the learned rows' scores in a row's value (`groups.py`).
+
+        Args:
+            X: the learned rows, (n, d).
+        """
+        if self._kernel is not None:
+            return self._root
+        assert not isinstance(X, MixedRows)
+        from scipy.linalg import blas
+
+        root, rows = self._root.astype(np.float64, copy=False), (X - self._mean).T
+        return np.asarray(blas.dtrmm(1.0, root, rows, lower=1) if self.multiplied.triangular else root @ rows)
+
+    def left(self, A: Rows) -> Array:
+        """The part S_GG of I - H of some learned rows, (m, m), from their columns of `shares_root`, (len(R), m)."""
+        inner = A.T.astype(np.float64) @ A
+        return (self._alpha * inner if self._kernel is not None else np.eye(A.shape[1]) - inner) - 1 / self._n
+
     def leverages(self, X: MixedRows) -> Array:
         """Upper bounds on the leverages of the learned rows, (n, d) -> (n,); of a posterior that is not exact."""
         assert self._projected is not None
         return np.concatenate([leverages(X, self._projected, self._alpha, rows) for rows in slices(len(X), AT_ONCE)])
 
+    def hat_squares(self, X: Matrix) -> Array:
+        """The sum of the squares of each column of the hat matrix, which turns y into fitted values, (n, d) -> (n,).
+
+        H = 1/n + Xc (Xc'Xc + alpha I)^-1 Xc', from the kernel 1/n + I - alpha (Kc + alpha I)^-1; only where exact.
+        """
+        assert self.loo is not None
+        n, root, out = self._n, self._root, np.empty(self._n)
+        if self._kernel is None:
+            solved = (np.asarray(X, dtype=np.float64) - self._mean) @ root.T
+            np.einsum("ij,ij->i", solved @ (solved.T @ solved), solved, out=out)
+            return out + 1 / n
+        for rows in slices(n, AT_ONCE):
+            part = root[:, rows].T @ root  # (m, n)
+            part[np.arange(len(part)), np.arange(n)[rows]] = 0  # 1 - alpha times it loses digits
+            out[rows] = self._alpha**2 * np.einsum("ij,ij->i", part, part, dtype=np.float64)
+        return out + (self.loo.leverages - 1 / n) ** 2 + 1 / n
+
     def bounds(self, X: Matrix) -> tuple[Array, Array]:
         """Lower and upper bounds on the `fit_variance` of each row, (m, d) -> (m,) and (m,), about 1e-9 apart."""
-        return self._bounds(X)
+        return self.multiplied(X)
 
     @functools.cached_property
-    def _bounds(self) -> Bounds:
+    def multiplied(self) -> Bounds:
+        """The root as a factor of many rows."""
         return Bounds(self._n, self._root, self._mean, self._alpha, self._kernel)
 
     def std(self, fit_variance: float) -> float:
@@ -136,13 +179,15 @@ def posterior_of(X: Matrix, y: Array, alpha: float, line: Linear | None = None) 
     n, d = X.shape
     if isinstance(X, MixedRows) and not has_leave_one_out(X):
         known = project(X, alpha)
-        careful, highest = careful_noise(X, y, line or fit(X, y, alpha), known, alpha)
-        return Posterior(careful, None, highest, n, alpha, known.mean, known.root, known.kernel, known)
+        line = line or fit(X, y, alpha)
+        careful, highest = careful_noise(X, y, line, known, alpha)
+        return Posterior(careful, None, highest, line, n, alpha, known.mean, known.root, known.kernel, known)
     targets = y[:, None]
     kernel: Kernel | None = None
     problem: Dual | Primal
     if isinstance(X, MixedRows) or n <= d:
         problem = Dual(X, targets)
+        lines, make_loo = problem.fit(alpha)
         system, row_means = centred_kernel(problem.kernel, np.ones(n))
         if isinstance(X, MixedRows):
             columns: Any = Across.transposed(X)
@@ -152,17 +197,16 @@ def posterior_of(X: Matrix, y: Array, alpha: float, line: Linear | None = None) 
             mean = X.mean(axis=0, dtype=np.float64)
         kernel = Kernel(columns, row_means, np.ones(n))
     else:
-        (whole,) = gather(X, targets, rough_mean(X, targets))
-        problem = Primal(X, targets, whole=whole)
-        system, mean = whole.centred()[0], whole.means[0]
-    _, make_loo = problem.fit(alpha)
-    loo = make_loo().single()
-    _, factor = factored(system, alpha)
-    root = inverse_root(system, alpha, factor)
+        problem = Primal(X, targets, whole=gather(X, targets, rough_mean(X, targets))[0])
+        lines, make_loo = problem.fit(alpha)
+        assert problem.whole is not None
+        system, mean = problem.whole.centred()[0], problem.whole.means[0]
+    root: Rows = inverse_root(system, alpha, problem.factor)
+    loo = make_loo(root).single()
     if len(root) > HALVED:
         root = root.astype(np.float32)
     left = 1 - loo.leverages
     usable = np.isfinite(loo.residuals) & (left > 0)
     noise = np.sqrt(np.mean(loo.residuals[usable] ** 2 * left[usable])) if usable.any() else y.std()
     variances = np.sort(loo.leverages / np.maximum(left, np.finfo(np.float64).tiny))
-    return Posterior(float(noise), loo, variances, n, alpha, mean, root, kernel)
+    return Posterior(float(noise), loo, variances, lines.single(), n, alpha, mean, root, kernel)

@@ -36,6 +36,10 @@ class Primal:
         y: targets, (n, k).
         sample_weight: weight of each row, (n,), above 0; None for 1.
         whole: the moments of all rows, where they were gathered already.
+
+    Attributes:
+        whole: the moments that the last fit was solved with.
+        factor: the Cholesky factor of its system, or None.
     """
 
     def __init__(
@@ -44,10 +48,13 @@ class Primal:
         self.X, self.y, self.sample_weight = X, y, sample_weight
         self._n, self._d = len(y), n_features(X, len(y))
         self._kind = kind_of_products(X, self._n, self._d)
-        self._whole = whole
+        self._whole = self.whole = whole
+        self.factor: Array | None = None
 
-    def fit(self, alpha: float) -> tuple[Linear, Callable[[], LeaveOneOut]]:
+    def fit(self, alpha: float) -> tuple[Linear, Callable[..., LeaveOneOut]]:
         """The fit with one penalty, and a function that gives every row under the fit of all others.
+
+        That function takes the root of the inverse of the system (`inverse_root`) where it is at hand, else makes it.
 
         Sums of float32 products are right to about 1e-6. The fit from them is refined: the exact gradient of the
         objective over the rows, solved with the factor at hand, is the correction, and two or three of them bring the
@@ -74,9 +81,15 @@ class Primal:
             whole = None
         assert coef is not None
         line = Linear(coef, y_mean - x_mean @ coef)
-        return line, lambda: left_out(
-            y - self._values(line.coef) - line.intercept, 1 - self._leverages(x_mean, gram, alpha, factor)
-        )
+        self.whole, self.factor = whole, factor
+
+        def make_loo(root: Array | None = None) -> LeaveOneOut:
+            if root is None:
+                root = inverse_root(gram, alpha, factor)
+            leverages = self._leverages(x_mean, root, triangular=factor is not None)
+            return left_out(y - self._values(line.coef) - line.intercept, 1 - leverages)
+
+        return line, make_loo
 
     def fold_errors(self, alphas: Sequence[float], folds: Folds) -> Array:
         """Weighted mean squared error of each penalty on each fold, (n_alphas, n_folds, k), in squared units of y."""
@@ -134,15 +147,15 @@ class Primal:
                 return coef
         return None
 
-    def _leverages(self, x_mean: Array, gram: Array, alpha: float, factor: Array | None) -> Array:
+    def _leverages(self, x_mean: Array, root: Array, *, triangular: bool) -> Array:
         """Leverages s (1 / sum(s) + xc (Xc'Xc + alpha I)^-1 xc') of every row, s its weight, (n,).
 
         The product is the squared length of L^-1 xc', where L L' is the system.
         """
         from scipy.linalg import blas
 
-        kind, triangular = self._kind, factor is not None
-        inverse = np.asfortranarray(inverse_root(gram, alpha, factor), dtype=kind)
+        kind = self._kind
+        inverse = np.asfortranarray(root, dtype=kind)
         multiply = blas.strmm if kind is np.float32 else blas.dtrmm
         out = np.empty(self._n)
         for start, block in row_blocks(self.X, self._n, self._d, 2048):

@@ -1,0 +1,15 @@
+"""How far a value can be trusted, as functions on arrays and lists of texts.
+
+    of a new text     intervals   an interval that a rater's score lies in, with a stated confidence
+                      support     the share of rated texts that are as unlike the others as the text: a p-value
+    of all values     examine     figures out of fold beside baselines, length, the learning curve, and a verdict
+    of a rating       suspects    those most at odds with the others
+                      influence   how far values would move without it
+
+Contract: columns are those that the fit sees (weighed), dense or `vectors.MixedRows`. Rows of one group are never
+split. The penalty and the weights of blocks stay as they are; they were chosen on the same ratings, so figures out of
+fold are a little too good. Tests for noise use columns whose weights no rating chose. The same rows and seed give the
+same bits, whatever the batch, the order or the thread; but for the last digits of `jackknife_plus`.
+"""
+
+from dspy_qvl.certainty.intervals import Intervals, fewest, intervals_of, jackknife_plus
