@@ -13,3 +13,4 @@ same bits, whatever the batch, the order or the thread; but for the last digits 
 """
 
 from dspy_qvl.certainty.intervals import Intervals, fewest, intervals_of, jackknife_plus
+from dspy_qvl.certainty.support import SIGNALS, SUPPORTED, Support, Wording, left_out_distances, repeated_share
