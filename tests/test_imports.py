@@ -33,8 +33,9 @@ ORDER = {
     "dspy_qvl.embedding.models.static": "recognition table files doors static",
     "dspy_qvl.features": "table packing overlap built_in features",
     "dspy_qvl.fitting": "folds permutation frequencies tuning baselines validation",
-    "dspy_qvl.certainty": "intervals support",
+    "dspy_qvl.certainty": "intervals suspicion influences support verdict",
     "dspy_qvl.certainty.support": "nearest pairs wording support",
+    "dspy_qvl.certainty.verdict": "estimate rated_rows comparison length curve verdict examination",
     "dspy_qvl.learner": "memo vectorizer groups fit learned columns_state fit_state columns head updating training_set "
     "inspection migration saving value_function trainable learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",

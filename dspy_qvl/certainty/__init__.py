@@ -12,5 +12,22 @@ fold are a little too good. Tests for noise use columns whose weights no rating 
 same bits, whatever the batch, the order or the thread; but for the last digits of `jackknife_plus`.
 """
 
+from dspy_qvl.certainty.influences import Influence, influence
 from dspy_qvl.certainty.intervals import Intervals, fewest, intervals_of, jackknife_plus
 from dspy_qvl.certainty.support import SIGNALS, SUPPORTED, Support, Wording, left_out_distances, repeated_share
+from dspy_qvl.certainty.suspicion import Suspect, suspects
+from dspy_qvl.certainty.verdict import (
+    VERDICTS,
+    BeyondLength,
+    Comparison,
+    Estimate,
+    Examination,
+    LearningCurve,
+    RatedRows,
+    Verdict,
+    beyond_length,
+    compare,
+    examine,
+    judge,
+    learning_curve,
+)

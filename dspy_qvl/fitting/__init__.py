@@ -18,6 +18,7 @@ Three words for the multiplier of a block of columns:
              inverse document frequencies (`frequencies.py`)
 """
 
+from dspy_qvl.fitting.baselines import BASELINES
 from dspy_qvl.fitting.folds import (
     Members,
     check_groups,
@@ -26,8 +27,18 @@ from dspy_qvl.fitting.folds import (
     folded,
     make_folds,
     members_of,
+    sample,
 )
 from dspy_qvl.fitting.frequencies import Frequencies
-from dspy_qvl.fitting.permutation import LEVEL, noise_warning
-from dspy_qvl.fitting.tuning import ALPHA_RANGE, Fitted, Weights, check_alpha, check_alphas, refit
-from dspy_qvl.fitting.validation import choose_alpha, left_out, validate
+from dspy_qvl.fitting.permutation import LEVEL, noise_warning, permutation_test, variances_of, without_line
+from dspy_qvl.fitting.tuning import (
+    ALPHA_RANGE,
+    Fitted,
+    Weights,
+    check_alpha,
+    check_alphas,
+    prior_weights,
+    refit,
+    weighed,
+)
+from dspy_qvl.fitting.validation import ENOUGH, choose_alpha, left_out, validate

@@ -12,8 +12,12 @@ standard deviation that a mean of so many rows has, and what is left within each
 
     y_i = mean + t_g sd_g + r_i,      sd_g^2 = between + within / n_g
 
-Source: Ojala & Garriga (2010), Permutation tests for studying classifier performance; Winkler et al. (2015),
-Multi-level block permutation; Searle et al. (1992), Variance Components, 3.6, for between and within.
+Where something is `given`, such as the lengths of the texts, the test is of what else the columns say: a straight line
+through it is taken out of the ratings, what is left over is shuffled, and the line is taken out of every shuffle.
+
+Source: Ojala & Garriga (2010), Permutation tests for studying classifier performance; Freedman & Lane (1983), A
+nonstochastic interpretation of reported significance levels; Winkler et al. (2015), Multi-level block permutation;
+Searle et al. (1992), Variance Components, 3.6, for between and within.
 """
 
 from collections.abc import Hashable, Sequence
@@ -28,6 +32,7 @@ from dspy_qvl.measures import numbered
 from dspy_qvl.vectors import Array, Matrix
 
 N_SHUFFLES = 199
+ROUNDING = 1e-9  # of the standard deviation of the scores: what a line leaves over of scores that lie on it
 LEVEL = 0.05  # p above which a value function cannot be told from noise
 
 
@@ -52,6 +57,7 @@ def permutation_test(
     alphas: Sequence[float],
     *,
     members: Sequence[Hashable],
+    given: Array | None = None,
     n_folds: int = 5,
     n_shuffles: int = N_SHUFFLES,
     random_state: int = 0,
@@ -65,22 +71,34 @@ def permutation_test(
         y: scores, (n,); where all are equal, p is 1.
         alphas: penalties to choose from, each > 0.
         members: the group of each row, never split: (n,), at least two groups.
+        given: a number known of each row, (n,), to test what X says beyond it; None to test all that X says.
         n_folds: folds at most.
         n_shuffles: the number of shuffles; p is at least 1 / (1 + n_shuffles).
         random_state: seed of folds and shuffles.
     """
     rng = np.random.default_rng(random_state)
-    groups, spread = numbered(members), y.std()
-    if spread == 0:
+    left, before = y if given is None else without_line(y, given), y.std()
+    groups, spread = numbered(members), left.std()
+    if spread <= ROUNDING * before:
         return PermutationTest(1.0, 0.0, np.zeros(n_shuffles))
-    y = (y - y.mean()) / spread
+    y = (left - left.mean()) / spread
     folds = make_folds(groups.tolist(), min(n_folds, int(groups.max()) + 1), rng)
     scores = np.column_stack([y, *shuffles(y, groups, n_shuffles, rng)])  # (n, 1 + n_shuffles)
+    if given is not None:
+        scores = without_line(scores, given)
     values = ridge.out_of_fold(X, scores, alphas, folds)  # (n_alphas, n, 1 + n_shuffles)
     errors = ((values - scores) ** 2).mean(axis=1).min(axis=0)
     r2 = 1 - errors / np.maximum(scores.var(axis=0), np.finfo(np.float64).tiny)
     as_good = int((r2[1:] >= r2[0] - 1e-9).sum())  # what rounds otherwise elsewhere counts as a tie
     return PermutationTest((1 + as_good) / (1 + n_shuffles), float(r2[0]), r2[1:])
+
+
+def without_line(y: Array, given: Array) -> Array:
+    """Targets less their straight line through a given number of each row, and less their mean, (n,) or (n, k)."""
+    centred = given - given.mean()
+    left: Array = y - y.mean(axis=0)
+    spread = centred @ centred
+    return left - np.multiply.outer(centred, centred @ left / spread) if spread > 0 else left
 
 
 def shuffles(y: Array, groups: NDArray[np.intp], n_shuffles: int, rng: np.random.Generator) -> Array:
@@ -95,7 +113,7 @@ def shuffles(y: Array, groups: NDArray[np.intp], n_shuffles: int, rng: np.random
     sizes = np.bincount(groups)
     means = np.bincount(groups, weights=y) / sizes
     left = y - means[groups]
-    deviations = _deviations(y, groups, sizes, means, left)
+    deviations = _deviations(y, groups)
     standardised = (means - y.mean()) / deviations
     out = np.empty((n_shuffles, len(y)))
     by_group = np.argsort(groups, kind="stable")
@@ -106,16 +124,30 @@ def shuffles(y: Array, groups: NDArray[np.intp], n_shuffles: int, rng: np.random
     return out
 
 
-def _deviations(y: Array, groups: NDArray[np.intp], sizes: NDArray[np.intp], means: Array, left: Array) -> Array:
-    """The standard deviation of each group's mean, (n_groups,), by the analysis of variance of unequal groups."""
+def variances_of(y: Array, groups: NDArray[np.intp]) -> tuple[float, float]:
+    """The variance between groups and the variance within them, by the analysis of variance of unequal groups.
+
+    Args:
+        y: scores, (n,).
+        groups: the group of each row, numbered from 0, (n,); fewer groups than rows.
+    """
+    sizes = np.bincount(groups)
     n, n_groups = len(y), len(sizes)
-    if n == n_groups:
-        return np.ones(n_groups)
+    means = np.bincount(groups, weights=y) / sizes
+    left = y - means[groups]
     within = float(left @ left) / (n - n_groups)
     among = float(sizes @ (means - y.mean()) ** 2) / max(n_groups - 1, 1)
-    between = max(0.0, (among - within) * (n_groups - 1) / (n - float((sizes**2).sum()) / n))
+    return max(0.0, (among - within) * (n_groups - 1) / (n - float((sizes**2).sum()) / n)), within
+
+
+def _deviations(y: Array, groups: NDArray[np.intp]) -> Array:
+    """The standard deviation of each group's mean, (n_groups,)."""
+    sizes = np.bincount(groups)
+    if len(sizes) == len(y):
+        return np.ones(len(y))
+    between, within = variances_of(y, groups)
     variances = between + within / sizes
-    return np.sqrt(variances) if variances.min() > 0 else np.ones(n_groups)
+    return np.sqrt(variances) if variances.min() > 0 else np.ones(len(sizes))
 
 
 def noise_warning(p: float) -> str:
