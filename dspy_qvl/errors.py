@@ -295,6 +295,18 @@ def check_positive(number: object, what: str) -> float:
     return value
 
 
+def check_confidence(confidence: object) -> float:
+    """The share of cases that an interval is meant to hold, in (0, 1).
+
+    Raises:
+        InputError: not a number in (0, 1).
+    """
+    value = check_number(confidence, "confidence")
+    if not 0 < value < 1:
+        raise InputError(f"confidence must lie between 0 and 1, for instance .9, but got {value:g}.")
+    return value
+
+
 def check_fraction(fraction: object, what: str) -> float:
     """A fraction in [0, 1).
 

@@ -148,6 +148,11 @@ def use(learner, query, train):
     if kept:
         left = learner.leave_one_out()
         borne = left.leverages < 1 - 1e-12  # what no other text bears on has no value without itself
+        figures.append(learner.support(TEXT, **asked))
+        ends = learner.predict_interval(
+            TEXT, confidence=0.5, **asked
+        )  # infinite where all texts are one group, or copies
+        assert np.isfinite(ends).all() or ends == (-math.inf, math.inf)
         figures += [*left.values[borne], *left.std[borne], *(cosine for _, cosine in learner.nearest(TEXT, **asked))]
         learner.update(OTHER, 3.0, **asked)
         figures += [learner.predict(TEXT, **asked), *(learner.predict_std(text, **asked) for text in (TEXT, ""))]

@@ -37,7 +37,7 @@ ORDER = {
     "dspy_qvl.certainty.support": "nearest pairs wording support",
     "dspy_qvl.certainty.verdict": "estimate rated_rows comparison length curve verdict examination",
     "dspy_qvl.learner": "memo vectorizer groups fit learned columns_state fit_state columns head updating training_set "
-    "inspection migration saving value_function trainable learner",
+    "neighbors supporting inspection diagnosis migration saving value_function examined trainable learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
     "dspy_qvl.metric": "scale judgement feedback calls items objectives reward agreement filter scores metric",
     "dspy_qvl.optimizer": "modules readers optimizer",

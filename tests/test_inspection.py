@@ -247,16 +247,9 @@ def test_a_model_of_ones_own_is_as_sure_after_loading(tmp_path):
     assert not set(model.asked) & set(learner.training_texts)
 
 
-def test_the_nearest_other_text_is_found_for_each(trained):
-    vectors = trained.embed(trained.training_texts).astype(float)
-    cosines = vectors @ vectors.T
-    np.fill_diagonal(cosines, -1)
-    assert trained.inspection().nearest_other() == pytest.approx(np.sort(cosines.max(axis=1)), abs=1e-5)
-
-
-def test_of_many_rated_texts_some_tell_how_near_is_usual(tmp_path):
-    learner = make(tmp_path, examples=rated(2300), features=None)
-    vectors = learner.embed(learner.training_texts).astype(float)
-    cosines = vectors @ vectors.T
-    np.fill_diagonal(cosines, -1)
-    assert learner.inspection().nearest_other() == pytest.approx(np.sort(cosines.max(axis=1)[::3]), abs=1e-5)
+def test_left_out_values_cannot_be_written_into_the_fit(tmp_path):
+    learner = make(tmp_path)
+    with pytest.raises(ValueError, match="read-only"):
+        learner.leave_one_out().residuals[0] = 9.0
+    with pytest.raises(ValueError, match="read-only"):
+        learner.inspection().fit.members[0] = 9

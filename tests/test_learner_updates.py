@@ -154,3 +154,12 @@ def test_copies_of_a_text_are_left_out_together_where_no_groups_were_given():
     learner.train(validation_split=0.0, cv_folds=2)
     assert learner.ridge.fitted.groups is None
     assert learner.ridge.fitted.members.tolist() == [0, 1, 0, 2]
+
+
+def test_a_copy_that_is_learned_belongs_to_the_group_of_its_text():
+    learner = Qwen3EmbeddingValueLearner("lexical", 64, cache_dir=None)
+    learner.add_training_examples(rated(12))
+    learner.train(validation_split=0.0, cv_folds=3, groups=[number // 4 for number in range(12)])
+    learner.update(rated(12)[0][0].upper(), 3.0)
+    learner.update("something new", 3.0)
+    assert learner.ridge.fitted.members.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [0, 3]

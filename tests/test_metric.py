@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -517,7 +518,7 @@ def test_what_says_the_same_again_and_again_is_marked(metric):
 def test_what_is_unlike_anything_rated_is_marked(metric, trained):
     for text in ("zxq wvut kjhg qqqq", "今日は天気がいいですね", "1 + 1 = 2; 2 + 2 = 4"):
         assert "unlike" in metric.judge(text).marks
-        assert "nothing like it was rated" in metric(None, said(text), None, "x", None).feedback
+        assert "it is unlike the rated texts (it" in metric(None, said(text), None, "x", None).feedback
     marked = ["unlike" in metric.judge(text).marks for text, _ in rated(200, seed=11)]
     assert np.mean(marked) < 0.1
 
@@ -604,6 +605,17 @@ def test_what_is_kept_of_texts_counts_them_and_their_bytes():
     assert len(kept) == 1
 
 
+def test_what_is_kept_is_let_go_as_quickly_as_it_came():
+    kept, spent = KeptTexts(), []
+    for start in (0, KEPT_TEXTS, 2 * KEPT_TEXTS):
+        began = time.process_time()
+        for number in range(start, start + KEPT_TEXTS):
+            kept.keep(str(number), number)
+        spent.append(time.process_time() - began)
+    assert list(kept.values()) == list(range(2 * KEPT_TEXTS, 3 * KEPT_TEXTS))
+    assert sum(spent[1:]) < 10 * spent[0]
+
+
 def test_reasons_are_bounded_too(trained):
     def text(example, pred):
         raise MissingTextError(f"{pred.answer} " * 1000)
@@ -628,7 +640,7 @@ def test_many_texts_are_judged_as_each_of_them_alone(tmp_path):
     assert metric.log == [alone.judge(text) for text in texts]
     assert {"unlike", "copied", "repeated"} <= {mark for judged in metric.log for mark in judged.marks}
     for judged in metric.log:
-        cosines = learners[0].inspection().cosines(judged.text)
+        cosines = learners[0].inspection().neighbors.cosines(judged.text)
         assert judged.likeness == cosines.max()
         clear = [
             row

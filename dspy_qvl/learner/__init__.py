@@ -1,15 +1,18 @@
 """`Qwen3EmbeddingValueLearner`: a value function learned from rated texts, as a DSPy module.
 
     rated texts ─► Columns ─► training ─► Fit ─┬─► predict: a row of X times the coefficients
-                                               └─► Inspection: standard deviation, neighbours, left-out values
+                                               └─► Inspection: standard deviation, interval, support, neighbours
 
 Reading order:
 
-    learner, trainable, value_function   the public class: made and saved; learns; values texts
+    learner, trainable                   the public class: made and saved; learns
+    examined, value_function             how sure it is of a text; values of texts
     columns, vectorizer                  items -> rows of X, by an embedding model and blocks of features
     training_set, updating               a fit of all rated texts; the same fit after some came or went
     head, learned, fit, fit_state        the DSPy Parameter, all it has learned at one moment, one fit, its saved form
-    inspection, migration, saving        certainty; another embedding model; files
+    inspection, supporting, neighbors    how sure a fit is of a text; rated texts as support; the most alike
+    diagnosis, groups                    the report on a value function; rated texts that depend on each other
+    migration, saving                    another embedding model; files
     memo                                 a lock and a memo that survive deepcopy and pickle
 
 Contract: `Fit` and `Learned` never change. A reader takes `RidgeHead.now` once and answers by that, without waiting; a

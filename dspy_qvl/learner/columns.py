@@ -56,7 +56,7 @@ class Columns:
         if self.paired:
             asked = [item.query for item in items if isinstance(item, Pair)]
             queries = Queries(asked, self.queries(asked))
-        vectors = self.vectors(texts) if self._asks_model else None
+        vectors = self.vectors(texts) if self.asks_model else None
         table = self.vectorizer.blocks(texts, vectors, self.names, queries)
         if self.blocks is not None and table.blocks != self.blocks:
             raise _other_blocks(table.blocks, self.blocks)
@@ -73,13 +73,13 @@ class Columns:
 
     async def prepare(self, item: Item) -> None:
         """Embed an item without blocking the event loop, so that its columns cost little afterwards."""
-        if self.owner is None and self._asks_model:
+        if self.owner is None and self.asks_model:
             await self._encoder(instruct=not self.paired).acall([text_of(item)])
             if isinstance(item, Pair):
                 await self._encoder(instruct=True).acall([item.query])
 
     @property
-    def _asks_model(self) -> bool:
+    def asks_model(self) -> bool:
         """True if a block is made of vectors; the lexical model's value function has none."""
         return any(name in OF_VECTORS for name in self.names)
 

@@ -12,7 +12,7 @@ from dspy_qvl import ridge
 from dspy_qvl.embedding import Probe
 from dspy_qvl.features import BUILT_IN, EMBEDDING, Table, packed
 from dspy_qvl.fitting import LEVEL, Fitted
-from dspy_qvl.learner.groups import Groups, members
+from dspy_qvl.learner.groups import Groups, rated_members
 from dspy_qvl.learner.memo import Memo
 from dspy_qvl.learner.vectorizer import Vectorizer
 from dspy_qvl.measures import numbered
@@ -81,7 +81,13 @@ class Fit:
     @property
     def members(self) -> NDArray[np.intp]:
         """The number of each rated text's group, (n_texts,), from 0: those of one are left out together."""
-        return self.memo.once("members", lambda: numbered(members(self.rated, self.vectors, self.groups)))
+
+        def make() -> NDArray[np.intp]:
+            numbers = numbered(rated_members(self.rated, self.vectors, self.groups))
+            numbers.setflags(write=False)
+            return numbers
+
+        return self.memo.once("members", make)
 
     @property
     def digest(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.fitting import Members, copies, members_of
+from dspy_qvl.fitting import Members, copies, folded, members_of
 from dspy_qvl.measures import numbered
 from dspy_qvl.text import RankingExample
 
@@ -36,26 +36,28 @@ class Groups:
     ) -> "Groups":
         """The groups after some texts came or went.
 
-        A text that comes belongs to the group of a text with the same entry of metadata, else to one of its own.
+        A text that comes belongs to the group of a text with the same entry of metadata, else to that of a copy of it,
+        else to one of its own.
 
         Args:
             rated: the texts before.
             coming: those that are put behind them.
             leaving: the positions of those that go.
         """
-        known = {}
-        if self.by is not None:
-            known = {_entry(example, self.by): int(number) for example, number in zip(rated, self.numbers, strict=True)}
+        known: dict[Any, int] = {}
+        for example, number in zip(rated, self.numbers.tolist(), strict=True):
+            known |= {folded(example.text): number, ("entry", _entry(example, self.by)): number}
         new = int(self.numbers.max(initial=-1)) + 1
-        numbers = [int(number) for row, number in enumerate(self.numbers) if row not in leaving]
-        for row, example in enumerate(coming):
-            own = ("", row) if (entry := _entry(example, self.by)) is None else entry
-            numbers.append(known.setdefault(own, new))
-            new = max(new, numbers[-1] + 1)
+        numbers = [number for row, number in enumerate(self.numbers.tolist()) if row not in leaving]
+        for example in coming:
+            entry = _entry(example, self.by)
+            number = known.setdefault(folded(example.text) if entry is None else ("entry", entry), new)
+            numbers.append(number)
+            new = max(new, number + 1)
         return Groups.of(numbers, self.by)
 
 
-def members(rated: Sequence[RankingExample], vectors: Any, groups: Groups | None) -> Members:
+def rated_members(rated: Sequence[RankingExample], vectors: Any, groups: Groups | None) -> Members:
     """The group of each rated text, copies of a text in one; of texts for queries it is the query that counts.
 
     Args:

@@ -1,28 +1,27 @@
-"""How sure a fit is of a text, and which rated texts the text is like.
+"""How sure a fit is of a text.
 
-    text ─► its columns ─► posterior of the fit ─► standard deviation
-    text ─► its vector ─► cosines with the rated texts
+    text ─► its columns ─► posterior of the fit ─► standard deviation, interval
 
 All of it follows from the rated texts that the fit was learned from; results are kept in `Fit.memo`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dspy_qvl.certainty import Intervals, intervals_of
 from dspy_qvl.fitting import left_out
 from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit
+from dspy_qvl.learner.neighbors import Neighbors
+from dspy_qvl.learner.supporting import SupportingTexts
 from dspy_qvl.ridge import Posterior, posterior_of
-from dspy_qvl.text import Item, RankingExample, query_of, text_of
-from dspy_qvl.vectors import Array, MixedRows, Vectors, dot_rows, slices, unit
+from dspy_qvl.text import Item
+from dspy_qvl.vectors import Array, MixedRows, slices
 
 AT_ONCE = 4096  # texts whose columns are in memory
-SAMPLE = 1000  # rated texts whose nearest other rated text is looked up
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,15 @@ class Inspection:
         self._columns = columns
         self._keep = columns.owner is None  # a subclass may give other columns each time
 
-    # How sure
+    @property
+    def neighbors(self) -> Neighbors:
+        """The rated texts that a text is like."""
+        return Neighbors(self.fit, self._columns)
+
+    @property
+    def supporting(self) -> SupportingTexts:
+        """The rated texts as support of a value."""
+        return SupportingTexts(self.fit, self._columns)
 
     @property
     def posterior(self) -> Posterior:
@@ -67,7 +74,10 @@ class Inspection:
         fit = self.fit
 
         def make() -> Posterior:
-            return posterior_of(self._weighed(fit.items), fit.scores, fit.alpha, fit.fitted.weighed_line())
+            made = posterior_of(self._weighed(fit.items), fit.scores, fit.alpha, fit.fitted.weighed_line())
+            for array in made.loo or ():  # `LeftOut` hands them out
+                array.setflags(write=False)
+            return made
 
         return fit.memo.once("posterior", make)
 
@@ -91,27 +101,34 @@ class Inspection:
                 return lowest
         return self.posterior.std(self.fit_variance(item))
 
-    def exceeds(self, item: Item, limit: float) -> bool:
-        """True if the `fit_variance` of a text is above a limit."""
-        lowest, highest = (self.fit.memo.bounds.get(item) if self._keep else None) or (0.0, math.inf)
-        if lowest <= limit < highest:
-            return self.fit_variance(item) > limit
-        return lowest > limit
-
-    def foresee(self, items: Sequence[Item]) -> None:
-        """Compute and keep the values of texts and bounds of their variances, all by matrix products.
+    def foresee(self, items: Sequence[Item], confidence: float | None = None) -> None:
+        """Compute and keep the values of texts and bounds of their variances, all by matrix products; and intervals.
 
         Later calls for one of these texts give the same bits as without, but sooner.
+
+        Args:
+            items: the texts.
+            confidence: of their intervals; None for none.
         """
         memo = self.fit.memo
-        new = [item for item in dict.fromkeys(items) if not (item in memo.values and item in memo.bounds)]
+        new = [
+            item
+            for item in dict.fromkeys(items)
+            if not (item in memo.values and item in memo.bounds)
+            or (confidence is not None and _interval_key(item, confidence) not in memo.intervals)
+        ]
         for rows in slices(len(new) if self._keep else 0, AT_ONCE):
             X = self._columns(new[rows]).X
-            for item, value in zip(new[rows], self.fit.predict(X).tolist(), strict=True):
+            values = self.fit.predict(X)
+            for item, value in zip(new[rows], values.tolist(), strict=True):
                 memo.values.keep(item, value)
-            if self.fit.n_texts:
-                for item, *bounds in zip(new[rows], *self.posterior.bounds(self.fit.fitted.weighed(X)), strict=True):
-                    memo.bounds.keep(item, (float(bounds[0]), float(bounds[1])))
+            if not self.fit.n_texts:
+                continue
+            X = self.fit.fitted.weighed(X)
+            for item, *bounds in zip(new[rows], *self.posterior.bounds(X), strict=True):
+                memo.bounds.keep(item, (float(bounds[0]), float(bounds[1])))
+            if confidence is not None:
+                self._keep_intervals(new[rows], confidence, values[:, None] + self._intervals.offsets(X, confidence))
 
     def stds(self, items: Sequence[Item]) -> Array:
         """The `std` of each of many texts, bit for bit the same, (n_texts,), by matrix products."""
@@ -119,6 +136,40 @@ class Inspection:
         for rows in slices(len(items), AT_ONCE):
             std[rows] = self.posterior.stds(self._weighed(items[rows]))
         return std
+
+    # Intervals
+
+    def interval(self, item: Item, confidence: float) -> tuple[float, float]:
+        """The ends of the interval of one text, as `intervals`."""
+        known = self.fit.memo.intervals.get(_interval_key(item, confidence)) if self._keep else None
+        if known is not None:
+            return known
+        lower, upper = self.intervals([item], confidence)[0].tolist()
+        return lower, upper
+
+    def intervals(self, items: Sequence[Item], confidence: float) -> Array:
+        """The lower and the upper end of the interval of each text, (m, 2), the same bits in any batch."""
+        ends = np.empty((len(items), 2))
+        for rows in slices(len(items), AT_ONCE):
+            X = self._columns(items[rows]).X
+            offsets = self._intervals.offsets(self.fit.fitted.weighed(X), confidence)
+            ends[rows] = self.fit.predict(X)[:, None] + offsets
+            self._keep_intervals(items[rows], confidence, ends[rows])
+        return ends
+
+    @property
+    def _intervals(self) -> Intervals:
+        fit = self.fit
+
+        def make() -> Intervals:
+            X = self._weighed(fit.items)
+            return intervals_of(X, fit.scores, fit.alpha, groups=fit.members.tolist(), posterior=self.posterior)
+
+        return fit.memo.once("intervals", make)
+
+    def _keep_intervals(self, items: Sequence[Item], confidence: float, ends: Array) -> None:
+        for item, (lower, upper) in zip(items if self._keep else (), ends.tolist(), strict=False):
+            self.fit.memo.intervals.keep(_interval_key(item, confidence), (lower, upper))
 
     def leave_one_out(self) -> LeftOut:
         """Every rated text, valued by a fit that never saw it."""
@@ -139,73 +190,7 @@ class Inspection:
     def _weighed(self, items: Sequence[Item]) -> Any:
         return self.fit.fitted.weighed(self._columns(items).X)
 
-    # Which rated texts it is like
 
-    def cosines(self, item: Item, rows: Any = slice(None)) -> Array:
-        """The cosine of a text with rated texts, (n_rows,); of a pair, the mean of the texts' and the queries'."""
-        cosines = dot_rows(self._rated[rows], unit(self._columns.vectors([text_of(item)]))[0])
-        query = query_of(item)
-        if query is None:
-            return cosines
-        return (cosines + dot_rows(self._asked_vectors[rows], self._columns.queries([query])[0])) / 2
-
-    def rough_cosines(self, items: Sequence[Item]) -> Vectors:
-        """`cosines` of many texts with all rated texts, (m, n_texts), off by less than `roughness`."""
-        cosines = unit(self._columns.vectors([text_of(item) for item in items])) @ self._rated.T
-        queries = [query for item in items if (query := query_of(item)) is not None]
-        if queries:
-            cosines = (cosines + self._columns.queries(queries) @ self._asked_vectors.T) / 2
-        return cosines
-
-    @property
-    def roughness(self) -> float:
-        """The largest rounding error of an inner product of unit vectors in float32."""
-        return 2.0**-23 * float(self._rated.shape[1] + 4)
-
-    def highest(self, item: Item, rough: Vectors, rows: NDArray[np.intp], n: int) -> tuple[NDArray[np.intp], Array]:
-        """The rated texts among `rows` with the highest cosine, at most n, and that cosine, highest first.
-
-        Args:
-            item: the text.
-            rough: its `rough_cosines`, (n_texts,).
-            rows: the rated texts, ascending.
-            n: how many.
-        """
-        if n < len(rows):
-            least = np.partition(rough[rows], -n)[-n] - 2 * self.roughness
-            rows = rows[rough[rows] >= least]
-        cosines = self.cosines(item, rows)
-        order = np.argsort(-cosines, kind="stable")[:n]
-        return rows[order], cosines[order]
-
-    def nearest(self, item: Item, n_neighbors: int) -> list[tuple[RankingExample, float]]:
-        """The rated texts with the highest cosine, and that cosine, highest first."""
-        rows, cosines = self.highest(item, self.rough_cosines([item])[0], np.arange(self.fit.n_texts), n_neighbors)
-        return [(self.fit.rated[row], float(cosine)) for row, cosine in zip(rows, cosines, strict=True)]
-
-    def nearest_other(self) -> Array:
-        """Each sampled rated text's cosine with its nearest other rated text, (m,), ascending; m is at most 1,000."""
-
-        def make() -> Array:
-            rated = self._rated
-            chosen = np.arange(0, len(rated), -(-len(rated) // SAMPLE))
-            nearest = np.full(len(chosen), -np.inf, dtype=np.float32)
-            for rows in slices(len(rated), 1024):
-                cosines = rated[chosen] @ rated[rows].T
-                itself = np.flatnonzero((chosen >= rows.start) & (chosen < rows.stop))
-                cosines[itself, chosen[itself] - rows.start] = -np.inf
-                np.maximum(nearest, cosines.max(axis=1), out=nearest)
-            return np.sort(np.round(nearest.astype(np.float64), 5))  # the same digits with any BLAS
-
-        return self.fit.memo.once("nearest other", make)
-
-    @property
-    def _rated(self) -> Vectors:
-        """Unit vectors of the rated texts, (n_texts, dim)."""
-        return self.fit.memo.once("rated", lambda: unit(self._columns.vectors(self.fit.texts)))
-
-    @property
-    def _asked_vectors(self) -> Vectors:
-        """Unit vectors of the queries of the rated texts, (n_texts, dim)."""
-        queries = [example.query or "" for example in self.fit.rated]
-        return self.fit.memo.once("queries", lambda: self._columns.queries(queries))
+def _interval_key(item: Item, confidence: float) -> tuple[str, ...]:
+    """The name of an interval in the memo."""
+    return (repr(confidence), item) if isinstance(item, str) else (repr(confidence), *item)

@@ -1,10 +1,10 @@
 """`Qwen3EmbeddingValueLearner`: rated texts in, a value function out; a DSPy module.
 
-    model and features ─► Qwen3EmbeddingValueLearner ─► TrainableValueFunction ─► ValueFunction
-                          made, saved, loaded           learns                    values texts
+    model and features ─► Qwen3EmbeddingValueLearner ─► TrainableValueFunction ─► ExaminedValueFunction ─► ValueFunction
+                          made, saved, loaded           learns                    says how sure it is      values texts
 
-A single class would be 900 lines, so each concern is a class over the one to its right: what reads a fit takes no lock,
-what changes it holds one, and here are the settings and the files that both depend on.
+A single class would be 1,100 lines, so each concern is a class over the one to its right: what reads a fit takes no
+lock, what changes it holds one, and here are the settings and the files that both depend on.
 """
 
 import inspect
@@ -225,7 +225,7 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             path: a file of `save_model`. Default: the value function loaded here, for instance with a DSPy program.
             alpha_range: as in `optimize_hyperparameters`.
             cv_folds: as there.
-            groups: as there.
+            groups: as there. Default: those that the value function was saved with.
 
         Returns:
             A report on how values moved (`migration.py`): the correlation of old and new values, how either agree with
@@ -254,6 +254,8 @@ class Qwen3EmbeddingValueLearner(TrainableValueFunction):
             blocks = vectorizer.blocks
             kept = {name: own for name, own in fit.own.items() if name in blocks.names}
             blocks.remember(fit.texts, kept, fit.fitted.blocks.only(list(kept)))
+            if groups is None and fit.groups is not None:
+                groups = fit.groups.after(fit.rated, old.examples[fit.n_texts :], ())  # type: ignore[assignment]
             chosen = twin.optimize_hyperparameters(alpha_range, cv_folds, groups)
             values = twin.leave_one_out().values[: fit.n_texts]
             migration = compared(fit.rated, saved_values(fit), values, chosen)

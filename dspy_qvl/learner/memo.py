@@ -7,6 +7,7 @@ computed twice; a lock belongs to one object, and each copy gets a new one.
 import os
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
@@ -51,10 +52,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_free_after_fork)
 
 
-class KeptTexts(dict[Hashable, T]):
+class KeptTexts(OrderedDict[Hashable, T]):
     """A dict of results by text, of at most 50,000 texts and 128 MiB; the oldest leave first.
 
-    Read it as a dict; write with `keep` only.
+    Read it as a dict; write with `keep` only. A plain dict passes over all that have left to find its first entry.
     """
 
     def __init__(self) -> None:
@@ -68,8 +69,7 @@ class KeptTexts(dict[Hashable, T]):
             if item not in self:
                 self._n_bytes += _size(item)
                 while self and (len(self) >= KEPT_TEXTS or self._n_bytes > KEPT_BYTES):
-                    first = next(iter(self))
-                    del self[first]
+                    first, _ = self.popitem(last=False)
                     self._n_bytes -= _size(first)
             self[item] = known
         return known
@@ -91,6 +91,8 @@ class Memo:
         values: the values of texts, so that each text costs one inner product only once.
         variances: `Posterior.fit_variance` of texts, how unlike the rated texts they are.
         bounds: a lower and an upper bound of that, of texts that were examined together.
+        intervals: the ends of intervals, by confidence and text.
+        supports: the support of texts.
         accepted: by vectorizer, the same fit with that vectorizer, once it is known to belong to it.
     """
 
@@ -98,6 +100,8 @@ class Memo:
         self.values: KeptTexts[float] = KeptTexts()
         self.variances: KeptTexts[float] = KeptTexts()
         self.bounds: KeptTexts[tuple[float, float]] = KeptTexts()
+        self.intervals: KeptTexts[tuple[float, float]] = KeptTexts()
+        self.supports: KeptTexts[float] = KeptTexts()
         self.accepted: dict[Hashable, Any] = {}
         self._lock = Lock()
         self._known: dict[str, Any] = {}

@@ -14,24 +14,18 @@ from typing import Any
 
 from dspy_qvl.errors import InputError, check_count, check_flat, check_fraction, check_text, shown, warn
 from dspy_qvl.fitting import ALPHA_RANGE, LEVEL, check_alphas, check_groups, check_scores_differ, noise_warning
+from dspy_qvl.learner.examined import ExaminedValueFunction
 from dspy_qvl.learner.groups import Groups
 from dspy_qvl.learner.learned import Examples, Learned
 from dspy_qvl.learner.training_set import TrainingSet, training_set, with_usage
 from dspy_qvl.learner.updating import changed
-from dspy_qvl.learner.value_function import ValueFunction
 from dspy_qvl.text import RankingExample, rated_text
 
 logger = logging.getLogger("dspy_qvl")
 
 
-class TrainableValueFunction(ValueFunction):
-    """A value function that learns from rated texts; base class of `Qwen3EmbeddingValueLearner`, which makes it.
-
-    Attributes:
-        random_state: seed of every split and shuffle.
-    """
-
-    random_state: int
+class TrainableValueFunction(ExaminedValueFunction):
+    """A value function that learns from rated texts; base class of `Qwen3EmbeddingValueLearner`, which makes it."""
 
     # Rated texts
 
@@ -270,6 +264,8 @@ def _checked_groups(examples: Sequence[RankingExample], groups: Sequence[Any] | 
     """
     check_scores_differ([example.score for example in examples])
     _check_queries(examples, paired=examples[0].query is not None)
+    if isinstance(groups, Groups):  # of a value function that is migrated
+        return groups
     by = groups if isinstance(groups, str) else None
     if by is not None:
         named = [(example.metadata or {}).get(by) for example in examples]

@@ -16,7 +16,7 @@ from dspy_qvl.features import EMBEDDING, Table
 from dspy_qvl.fitting import Fitted, choose_alpha, refit, validate
 from dspy_qvl.learner.columns import Columns
 from dspy_qvl.learner.fit import Fit, own_rows, quantiles
-from dspy_qvl.learner.groups import Groups, Members, members
+from dspy_qvl.learner.groups import Groups, Members, rated_members
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.updating import queried_vectors, refuse_far_columns
 from dspy_qvl.vectors import Array
@@ -110,7 +110,7 @@ def training_set(before: Learned, columns: Columns, groups: Groups | None, rando
     examples = before.examples[:]
     table = columns([example.item for example in examples])
     y = np.array([example.score for example in examples])
-    grouped = members(examples, table.columns.get(EMBEDDING), groups)
+    grouped = rated_members(examples, table.columns.get(EMBEDDING), groups)
     return TrainingSet(before, columns, table, y, groups, grouped, random_state)
 
 

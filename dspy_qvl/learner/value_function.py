@@ -1,12 +1,10 @@
-"""The reading half of the learner: values of texts, how sure they are, and the embedding model.
+"""The reading half of the learner: values of texts, and the embedding model.
 
     text ─► item ─► kept value, or: Columns ─► row of X ─► Fit.predict ─► value
-                                                       └─► Inspection ─► standard deviation, neighbours
 
 Nothing here changes what is learned, so no call takes a lock: each reads `RidgeHead.now` once and answers by that fit.
 """
 
-import asyncio
 import contextlib
 import copy
 import logging
@@ -19,11 +17,8 @@ import numpy as np
 
 from dspy_qvl.embedding import Embedding, EmbeddingCache, Probe
 from dspy_qvl.errors import (
-    InputError,
     NotFittedError,
-    QVLError,
     StateError,
-    check_count,
     check_flag,
     check_text,
     check_texts,
@@ -32,17 +27,16 @@ from dspy_qvl.fitting import check_alpha
 from dspy_qvl.learner.columns import Columns, item_of, items_of, vector_of
 from dspy_qvl.learner.fit import Fit
 from dspy_qvl.learner.head import RidgeHead
-from dspy_qvl.learner.inspection import Inspection, LeftOut
 from dspy_qvl.learner.learned import Learned
 from dspy_qvl.learner.vectorizer import Vectorizer
-from dspy_qvl.text import Item, RankingExample, text_of
+from dspy_qvl.text import Item, text_of
 from dspy_qvl.vectors import Array, Vectors
 
 logger = logging.getLogger("dspy_qvl")
 
 
 class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
-    """A fit that values texts; base class of `TrainableValueFunction`, which makes one.
+    """A fit that values texts; base class of `ExaminedValueFunction`, which says how sure it is of them.
 
     Attributes:
         ridge: the rated texts and the fit, a DSPy Parameter.
@@ -91,101 +85,6 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         values = self._values(checked, query).tolist()
         return sorted(zip(checked, values, strict=True), key=lambda pair: -pair[1])
 
-    def forward(self, text: str, query: str | None = None) -> dspy.Prediction:
-        """The value of a text as `dspy.Prediction(score=…, std=…)`, both on the scale of the scores.
-
-        An empty text is valued too, and its value may be average (see `embedding/encoder.py`); `ValueMetric` takes an
-        empty answer for a failure. `std` is as `predict_std` gives it, or None where the rated texts were not kept.
-        """
-        text, fit = check_text(text), self.current_fit()
-        return self._answer(item_of(text, query, paired=fit.paired), fit)
-
-    def _answer(self, item: Item, fit: Fit) -> dspy.Prediction:
-        std = self._inspection(fit).std(item) if fit.n_texts else None
-        return dspy.Prediction(score=self._predict(item, fit), std=std)
-
-    async def aforward(self, text: str, query: str | None = None) -> dspy.Prediction:
-        """As `forward`, off the event loop; a hosted model is sent as many requests at once as it may be."""
-        text = check_text(text)
-        fit = self._known(self.ridge.now)
-        if fit is None:
-            fit = await asyncio.to_thread(self.current_fit)  # it may ask the model
-        item = item_of(text, query, paired=fit.paired)
-        await self._columns(fit).prepare(item)
-        return await asyncio.to_thread(self._answer, item, fit)
-
-    def batch(self, examples: Sequence[Any], *args: Any, **settings: Any) -> Any:
-        """As `dspy.Module.batch`: the same predictions, computed for all the texts together."""
-        examples = list(examples)
-        with contextlib.suppress(QVLError):  # whatever is wrong, the single calls will raise it
-            fit, items = self.current_fit(), []
-            for example in examples:
-                with contextlib.suppress(QVLError, KeyError):
-                    items.append(item_of(check_text(example["text"]), example.get("query"), paired=fit.paired))
-            self._inspection(fit).foresee(items)
-        return super().batch(examples, *args, **settings)
-
-    # How sure, and why
-
-    def predict_std(self, text: str, query: str | None = None) -> float:
-        """Standard deviation of a rater's score of a text, on the scale of the scores.
-
-        That of the posterior predictive of the ridge fit (`ridge/posterior.py`): the raters' own noise, and more where
-        nothing like the text was rated. The first call after learning or loading works out the posterior.
-
-        Raises:
-            InputError: not a text, or a value function saved without its texts.
-            NotFittedError, StateError: as `predict`.
-        """
-        text, inspection = check_text(text), self.inspection()
-        return inspection.std(item_of(text, query, paired=inspection.fit.paired))
-
-    def predict_std_many(self, texts: Sequence[str], queries: Sequence[str] | str | None = None) -> Array:
-        """The standard deviations of texts, (n_texts,), each what `predict_std` gives; `queries` as `predict_many`.
-
-        Raises:
-            InputError, NotFittedError, StateError: as `predict_std`.
-        """
-        checked, inspection = check_texts(texts), self.inspection()
-        return inspection.stds(items_of(checked, queries, paired=inspection.fit.paired))
-
-    def leave_one_out(self) -> LeftOut:
-        """Every rated text, valued by the fit of all the others: exact, without refitting.
-
-        Of more than 4,000 texts with hashed words among their columns, each is valued by the fit of four fifths of the
-        texts without it, and `LeftOut.exact` is False.
-
-        A text that was rated twice, or hardly differs from another, is then not really left out; and penalty and
-        weights, where cross-validation chose them, were chosen with it.
-
-        Raises:
-            InputError: a value function saved without its texts.
-            NotFittedError, StateError: as `predict`.
-        """
-        return self.inspection().leave_one_out()
-
-    def nearest(self, text: str, n_neighbors: int = 5, query: str | None = None) -> list[tuple[RankingExample, float]]:
-        """The rated texts whose embeddings are most like that of a text, and their cosine with it, nearest first.
-
-        Where texts were rated for queries, the mean of the texts' cosine and the queries'.
-
-        Raises:
-            InputError, NotFittedError, StateError: as `predict_std`.
-        """
-        text, n_neighbors, inspection = check_text(text), check_count(n_neighbors, "n_neighbors", 1), self.inspection()
-        return inspection.nearest(item_of(text, query, paired=inspection.fit.paired), n_neighbors)
-
-    def inspection(self) -> Inspection:
-        """The current fit, examined through the texts it was learned from.
-
-        Raises:
-            InputError, NotFittedError, StateError: as `predict_std`.
-        """
-        return self._inspection(self._with_examples())
-
-    def _inspection(self, fit: Fit) -> Inspection:
-        return Inspection(fit, self._columns(fit))
-
     # The current fit
 
     def current_fit(self) -> Fit:
@@ -210,21 +109,6 @@ class ValueFunction(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """The fit of a moment if it is known already that it belongs to this embedding model, else None."""
         fit, mine = now.fitted, now.vectorizer or self._made_with
         return fit if fit is None or fit.vectorizer is mine else fit.memo.accepted.get(mine)
-
-    def _with_examples(self) -> Fit:
-        """The current fit, its rated texts kept.
-
-        Raises:
-            NotFittedError, StateError: as `current_fit`.
-            InputError: they were not kept.
-        """
-        fit = self.current_fit()
-        if fit.n_texts == 0:
-            raise InputError(
-                "the texts this value function was learned from were not saved with it (keep_examples=False), so it "
-                "cannot be changed, and cannot say how sure it is; rate texts anew and train."
-            )
-        return fit
 
     def snapshot(self) -> "ValueFunction":
         """A copy of this moment, which later learning and loading do not reach; the rest is shared."""

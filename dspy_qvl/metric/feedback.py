@@ -22,27 +22,31 @@ def in_words(judgement: Judgement, scorer: Scorer, *, threshold: float, quote: i
         threshold: the score that is asked for.
         quote: characters to quote of a rated text at most.
     """
-    scale, fit, pessimism = scorer.scale, scorer.fit, scorer.pessimism
+    scale, fit = scorer.scale, scorer.fit
     width = scale.high - scale.low
     unsure = "" if judgement.std is None else f", give or take {judgement.std:.2g}"
     rated = f"the {fit.n_texts} rated texts" if fit.n_texts else "the rated texts"
     lines = [
         f"Value {_number(judgement.value, width)}{unsure}: higher than {100 * judgement.share_below:.0f} % of {rated}."
     ]
-    careful = f", {pessimism:g} times the uncertainty taken off" if pessimism else ""
+    careful = f", {scorer.pessimism:g} times the uncertainty taken off" if scorer.pessimism else ""
+    after = " after that" if careful else ""
+    if scorer.confidence is not None:
+        after = " as the lower end"
+        careful = f", the lower end of the {100 * scorer.confidence:g} % interval taken for the value"
     verdict = "passes" if judgement.score >= threshold else "falls short of"
     score, asked = _apart(judgement.score, threshold)
     asked_value = scale.value(threshold)
     as_value = ""
     if abs(asked_value - scale.low) < 3 * width:
-        as_value = f" (a value of {_number(asked_value, width)}{' after that' if pessimism else ''})"
+        as_value = f" (a value of {_number(asked_value, width)}{after})"
     lines.append(f"Score {score}{careful}; {verdict} the {asked} that is asked for{as_value}.")
     for side, examples in (("higher", judgement.above), ("lower", judgement.below)):
         lines += [_neighbor(example, side, quote, _number(example.score, width)) for example in examples]
     cautions = {
         REPEATED: f"it says the same again and again ({100 * judgement.repeated:.0f} % of it was said before); its "
         "value is not to be believed.",
-        UNLIKE: "nothing like it was rated, so its value is a guess.",
+        UNLIKE: f"it is unlike the rated texts ({judgement.unlike}), so its value is a guess.",
         BEYOND: "its value is above every rating; it looks written to please the value function.",
         COPIED: "it is one of the rated texts.",
         EMPTY: "it says nothing, so its score is the lowest there is, whatever its value.",

@@ -5,7 +5,7 @@ An optimizer looks for texts of high value, and finds those the value function i
     "empty"      there is nothing to judge: its score is 0, its value what raters gave to saying nothing, where they
                  did, else what the rated texts leave for a text without any feature
     "repeated"   it says the same thing over and over
-    "unlike"     nothing like it was rated: its value is a guess
+    "unlike"     its support is below .05: it is unlike the rated texts, and its value a guess
     "beyond"     its value is above all ratings, and above what any rated text is worth to the others
     "copied"     it is one of the rated texts, so its rating was seen in training
 """
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dspy_qvl.errors import InputError, check_count, check_number
+from dspy_qvl.certainty import SUPPORTED, fewest, repeated_share
+from dspy_qvl.errors import InputError, check_confidence, check_count, check_number
 from dspy_qvl.learner import Inspection, Qwen3EmbeddingValueLearner
 from dspy_qvl.metric.scale import check_scale, scale_of
 from dspy_qvl.text import Item, RankingExample, is_blank, query_of, text_of
@@ -28,10 +29,9 @@ EMPTY, REPEATED, UNLIKE, BEYOND, COPIED = "empty", "repeated", "unlike", "beyond
 
 # Of 15,000 sentences, tweets, arguments and news summaries one in 250 says more than .3 of itself twice, and most of
 # those are smileys and "yay yay yay"; of the answers of small language models that went in circles nearly all.
-PIECE, REPEATED_SHARE = 10, 0.3
+REPEATED_SHARE = 0.3
 COPY = 0.999  # cosine from which on a text is a rated one, but for blanks and letter case
 AT_ONCE = 256  # texts whose cosines with all rated texts are in memory
-RARE = 0.01  # share of the rated texts themselves that are as unlike the others as a text that is marked
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Judgement:
         text: the text.
         value: on the raters' scale.
         std: standard deviation of a rater's answer, or None where the rated texts were not kept.
-        score: in (0, 1), after `pessimism`; 0 of an empty text, whatever its value.
+        support: share of the rated texts that are as unlike the others, in (0, 1]; None where they were not kept.
+        score: in (0, 1), after `pessimism` or `confidence`; 0 of an empty text, whatever its value.
         share_below: share of the rated texts with a lower score, in [0, 1].
         repeated: share of the text that repeats what it said before, in [0, 1).
         likeness: cosine with the rated text that is most like it; None where they were not kept.
@@ -51,11 +52,13 @@ class Judgement:
             than `std`, where there are such.
         below: the same among those with a lower score.
         query: the query that the text is valued for, or None.
+        unlike: the respect in which it is most unlike the rated texts, where it is marked so; else None.
     """
 
     text: str
     value: float
     std: float | None
+    support: float | None
     score: float
     share_below: float
     repeated: float
@@ -64,6 +67,7 @@ class Judgement:
     above: tuple[RankingExample, ...]
     below: tuple[RankingExample, ...]
     query: str | None = None
+    unlike: str | None = None
 
 
 class Scorer:
@@ -73,6 +77,7 @@ class Scorer:
         learner: a fitted learner; a copy is kept.
         scale: (low, high), the values that become scores of .05 and .95; None for those of the rated texts.
         pessimism: standard deviations taken off a value before it becomes a score, >= 0.
+        confidence: the lower end of the interval of this confidence takes the value's place; None for the value.
         n_neighbors: rated texts that a judgement names on either side of a value.
 
     Attributes:
@@ -83,30 +88,55 @@ class Scorer:
     Raises:
         NotFittedError: nothing was learned yet.
         StateError: the fit belongs to another embedding model.
-        InputError: an argument that cannot be used, or pessimism about a value function that was saved without its
-            texts.
+        InputError: an argument that cannot be used, pessimism and confidence together, or either of them with a value
+            function that was saved without its texts.
     """
 
     def __init__(
-        self, learner: Qwen3EmbeddingValueLearner, scale: tuple[float, float] | None, pessimism: float, n_neighbors: int
+        self,
+        learner: Qwen3EmbeddingValueLearner,
+        scale: tuple[float, float] | None,
+        pessimism: float,
+        confidence: float | None,
+        n_neighbors: int,
     ) -> None:
         self.pessimism = check_number(pessimism, "pessimism")
         if self.pessimism < 0:
             raise InputError(f"pessimism must be at least 0, but got {self.pessimism:g}.")
+        self.confidence = None if confidence is None else check_confidence(confidence)
+        if pessimism and confidence is not None:
+            raise InputError(
+                "give pessimism, standard deviations to take off, or confidence, for the lower end of an interval; "
+                "not both."
+            )
         self.n_neighbors = check_count(n_neighbors, "n_neighbors", 1)
         self.learner = learner.deepcopy()
         self.fit = self.learner.current_fit()
         self.lowest = float(self.fit.quantiles[0])
         self.scale = scale_of(self.fit.quantiles.tolist()) if scale is None else check_scale(scale)
-        if pessimism and not self.fit.n_texts:
+        if self.confidence is not None and self.fit.n_texts and self.fit.members.max() == 0:
             raise InputError(
-                "pessimism needs the texts the value function was learned from, but it was saved without them "
-                "(keep_examples=False); give pessimism=0, or a value function that kept them."
+                "confidence needs rated texts of at least two groups, but all are of one (or copies of one text), so "
+                "that none can be left out; rate texts of another."
+            )
+        if self.confidence is not None and 0 < self.fit.n_texts < (needed := fewest(self.confidence)):
+            raise InputError(
+                f"confidence={self.confidence:g} needs at least {needed} rated texts, but there are "
+                f"{self.fit.n_texts}; give a lower confidence, or rate more."
+            )
+        careful = "pessimism" if pessimism else "confidence" if confidence is not None else None
+        if careful and not self.fit.n_texts:
+            raise InputError(
+                f"{careful} needs the texts the value function was learned from, but it was saved without them "
+                f"(keep_examples=False); leave {careful} out, or give a value function that kept them."
             )
 
     def value(self, item: Item) -> float:
-        """The value of a text, on the raters' scale, `pessimism` standard deviations lower."""
+        """The value of a text, on the raters' scale, `pessimism` standard deviations lower, or its lower end."""
         text, query = text_of(item), query_of(item)
+        if self.confidence is not None:
+            lower: float = self.learner.predict_interval(text, query, self.confidence)[0]
+            return lower
         value: float = self.learner.predict(text, query)
         return value - self.pessimism * self.learner.predict_std(text, query) if self.pessimism else value
 
@@ -114,6 +144,9 @@ class Scorer:
         """The values of many texts, (n_texts,), each what `value` gives."""
         texts = [text_of(item) for item in items]
         queries = [query for item in items if (query := query_of(item)) is not None] or None
+        if self.confidence is not None:
+            lower: Array = self.learner.predict_interval_many(texts, queries, self.confidence)[:, 0]
+            return lower
         values: Array = self.learner.predict_many(texts, queries)
         if self.pessimism:
             values = values - self.pessimism * self.learner.predict_std_many(texts, queries)
@@ -127,10 +160,10 @@ class Scorer:
         """The judgement of each text: the same as of one alone, at a fraction of the cost."""
         inspection = self.learner.inspection() if self.fit.n_texts else None
         if inspection is not None and len(items) > 1:
-            inspection.foresee(items)
+            inspection.foresee(items, self.confidence)
         for rows in slices(len(items), AT_ONCE):
             some = items[rows]
-            cosines = [None] * len(some) if inspection is None else inspection.rough_cosines(some)
+            cosines = [None] * len(some) if inspection is None else inspection.neighbors.rough_cosines(some)
             for item, rough in zip(some, cosines, strict=True):
                 yield self._judgement(item, inspection, rough)
 
@@ -141,55 +174,45 @@ class Scorer:
         marks = {EMPTY: blank, REPEATED: repeated > REPEATED_SHARE}
         ranked = memo.once("ranked", lambda: np.sort(self.fit.scores) if self.fit.n_texts else self.fit.quantiles)
         share_below = float(np.searchsorted(ranked, value) / len(ranked))
-        std = likeness = None
+        std = support = likeness = unlike = None
         above, below = (), ()
         if inspection is not None and rough is not None:
             usual = memo.once("usual", lambda: _Usual.of(inspection))
-            std = inspection.std(item)
-            (likeness,) = inspection.highest(item, rough, np.arange(len(rough)), 1)[1].tolist()
-            unlike = inspection.exceeds(item, usual.variance) or (query is None and likeness < usual.likeness)
-            marks |= {UNLIKE: unlike and not blank, COPIED: likeness > COPY, BEYOND: value > usual.value}
+            std, support = inspection.std(item), inspection.supporting(item, rough)
+            (likeness,) = inspection.neighbors.highest(item, rough, np.arange(len(rough)), 1)[1].tolist()
+            if support < SUPPORTED and not blank:
+                unlike = inspection.supporting.reason(item, rough)
+            marks |= {UNLIKE: unlike is not None, COPIED: likeness > COPY, BEYOND: value > usual.value}
             sides = (_clearly(usual.scores - value, std), _clearly(value - usual.scores, std))
-            nearest = [inspection.highest(item, rough, rows, self.n_neighbors)[0] for rows in sides]
+            nearest = [inspection.neighbors.highest(item, rough[rows], rows, self.n_neighbors)[0] for rows in sides]
             above, below = (tuple(self.fit.rated[row] for row in rows) for rows in nearest)
         doubts = tuple(mark for mark, holds in marks.items() if holds)
         score = self.score(item)
-        return Judgement(text, value, std, score, share_below, repeated, likeness, doubts, above, below, query)
+        return Judgement(
+            text, value, std, support, score, share_below, repeated, likeness, doubts, above, below, query, unlike
+        )
 
 
 @dataclass(frozen=True)
 class _Usual:
-    """Limits that few or none of the rated texts are beyond.
+    """The ratings, and the highest value that they bear out.
 
     Attributes:
         scores: the ratings, (n_texts,).
         value: the highest rating, or value that all other texts give a text.
-        variance: `fit_variance` that few rated texts are above.
-        likeness: cosine with the nearest other one that few rated texts are below.
     """
 
     scores: Array
     value: float
-    variance: float
-    likeness: float
 
     @staticmethod
     def of(inspection: Inspection) -> "_Usual":
-        """The limits of the rated texts of a fit."""
+        """Those of the rated texts of a fit."""
         scores = inspection.fit.scores
         value = max(float(scores.max()), float(np.nanmax(inspection.leave_one_out().values)))
-        variance = float(np.quantile(inspection.posterior.fit_variances, 1 - RARE))
-        return _Usual(scores, value, variance, float(np.quantile(inspection.nearest_other(), RARE)))
+        return _Usual(scores, value)
 
 
 def _clearly(differences: Array, std: float) -> NDArray[np.intp]:
     """Positions of the differences above a standard deviation, or where none is, above 0."""
     return np.flatnonzero(differences > std if (differences > std).any() else differences > 0)
-
-
-def repeated_share(text: str) -> float:
-    """Share of a text's pieces of 10 characters that it has said before, in [0, 1)."""
-    n_pieces = len(text) - PIECE + 1
-    if n_pieces <= 0:
-        return 0.0
-    return 1 - len({text[start : start + PIECE] for start in range(n_pieces)}) / n_pieces

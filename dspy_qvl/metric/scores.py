@@ -43,6 +43,7 @@ class ValueScores:
         threshold: float = 0.5,
         feedback: bool = True,
         pessimism: float = 0.0,
+        confidence: float | None = None,
         quote: int = 160,
         n_neighbors: int = 1,
         objectives: Objectives | None = None,
@@ -62,6 +63,8 @@ class ValueScores:
                 it overrides their `metric_threshold`.
             feedback: True to tell GEPA why.
             pessimism: predictive standard deviations to take off a value before it becomes a score, >= 0.
+            confidence: in place of `pessimism`, for the lower end of the interval of this confidence as the value
+                (`predict_interval`), for instance .9.
             quote: characters of a rated text that feedback may quote; 0 for none. Raters' reasons are quoted anyway.
                 GEPA and Refine put feedback into prompts, so rated texts and reasons are read by a language model;
                 what could pass for structure there is broken (`quoting.py`), what they say in plain words is not.
@@ -80,7 +83,7 @@ class ValueScores:
         self.objectives = checked_objectives(objectives)
         self.feedback = check_flag(feedback, "feedback")
         self.quote = check_count(quote, "quote", 0)
-        self._scorer = Scorer(learner, scale, pessimism, n_neighbors)
+        self._scorer = Scorer(learner, scale, pessimism, confidence, n_neighbors)
         self._calls = Calls()
         fit, now = self._scorer.fit, self._scorer.learner.ridge.now
         if fit.is_noise:
@@ -92,7 +95,7 @@ class ValueScores:
     # Values
 
     def value(self, example: Any, pred: Any) -> float:
-        """The value of a prediction on the raters' own scale, `pessimism` taken off.
+        """The value of a prediction on the raters' own scale, `pessimism` or `confidence` taken into account.
 
         A failure has the value of the lowest rating, so that means stay finite; only its score is below all others.
 

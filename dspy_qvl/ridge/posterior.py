@@ -45,14 +45,11 @@ class Posterior:
         noise: s, in the units of y; careful if not exact: s^2 is the mean of e^2 / (1 - h), e the residuals of the fit
             and h upper bounds on the leverages of a sample of rows.
         loo: every learned row under the fit of all others; None if not exact.
-        fit_variances: h / (1 - h) of the learned rows, ascending, (n,): to compare a `fit_variance` with; if not
-            exact, upper bounds for a sample of rows, (m,), as a `fit_variance` is an upper bound then.
         line: the fit.
     """
 
     noise: float
     loo: LeaveOneOut | None
-    fit_variances: Array
     line: Linear
     _n: int
     _alpha: float
@@ -180,8 +177,8 @@ def posterior_of(X: Matrix, y: Array, alpha: float, line: Linear | None = None) 
     if isinstance(X, MixedRows) and not has_leave_one_out(X):
         known = project(X, alpha)
         line = line or fit(X, y, alpha)
-        careful, highest = careful_noise(X, y, line, known, alpha)
-        return Posterior(careful, None, highest, line, n, alpha, known.mean, known.root, known.kernel, known)
+        noise = careful_noise(X, y, line, known, alpha)
+        return Posterior(noise, None, line, n, alpha, known.mean, known.root, known.kernel, known)
     targets = y[:, None]
     kernel: Kernel | None = None
     problem: Dual | Primal
@@ -207,6 +204,5 @@ def posterior_of(X: Matrix, y: Array, alpha: float, line: Linear | None = None) 
         root = root.astype(np.float32)
     left = 1 - loo.leverages
     usable = np.isfinite(loo.residuals) & (left > 0)
-    noise = np.sqrt(np.mean(loo.residuals[usable] ** 2 * left[usable])) if usable.any() else y.std()
-    variances = np.sort(loo.leverages / np.maximum(left, np.finfo(np.float64).tiny))
-    return Posterior(float(noise), loo, variances, lines.single(), n, alpha, mean, root, kernel)
+    noise = float(np.sqrt(np.mean(loo.residuals[usable] ** 2 * left[usable])) if usable.any() else y.std())
+    return Posterior(noise, loo, lines.single(), n, alpha, mean, root, kernel)

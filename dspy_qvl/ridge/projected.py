@@ -128,8 +128,8 @@ def leverages(X: MixedRows, known: Projected, alpha: float, rows: Any) -> Array:
     return np.asarray(1 - alpha * inverse)
 
 
-def careful_noise(X: MixedRows, y: Array, line: Linear, known: Projected, alpha: float) -> tuple[float, Array]:
-    """An estimate of the noise s that is not too low, and upper bounds on h / (1 - h) of a sample, ascending, (m,).
+def careful_noise(X: MixedRows, y: Array, line: Linear, known: Projected, alpha: float) -> float:
+    """An estimate of the noise s, in the units of y, that is not too low.
 
     s^2 = mean(e^2 / (1 - h)), e the residuals of the learned rows. The h are upper bounds, of at most 1,000 rows at
     even distances; so mean(e^2) is that of all rows, and the factor by which 1 / (1 - h) raises it that of the sample.
@@ -140,7 +140,7 @@ def careful_noise(X: MixedRows, y: Array, line: Linear, known: Projected, alpha:
     h = leverages(X, known, alpha, rows)
     sampled = e[rows] ** 2
     grown = float(np.sum(sampled / (1 - h)) / np.sum(sampled)) if sampled.any() else 1.0
-    return float(np.sqrt(np.mean(e**2) * grown)), np.sort(h / (1 - h))
+    return float(np.sqrt(np.mean(e**2) * grown))
 
 
 def _squares(X: MixedRows) -> Array:
