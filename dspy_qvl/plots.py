@@ -89,6 +89,70 @@ def residuals(values: ArrayLike, missed: ArrayLike, std: ArrayLike | None = None
     return ax
 
 
+def intervals(
+    scores: ArrayLike, values: ArrayLike, lower: ArrayLike, upper: ArrayLike, *, ax: Axes | None = None
+) -> Axes:
+    """Values against the scores people gave, each with its interval; those that do not hold the score are marked.
+
+    Args:
+        scores: (n,), in the raters' units.
+        values: (n,), of the same texts, from a fit that did not see them.
+        lower: (n,), the lower ends of their intervals.
+        upper: (n,), the upper ends.
+        ax: where to draw; a new figure if left out.
+
+    Raises:
+        InputError: arrays of different lengths, empty, or not finite.
+    """
+    y, guessed = _pair(scores, values, "scores", "values")
+    low, high = _pair(y, lower, "scores", "lower")[1], _pair(y, upper, "scores", "upper")[1]
+    held = (low <= y) & (y <= high)
+    ax = _axes(ax)
+    ends = np.array([y.min(), y.max()])
+    for rows, color, label in ((held, BLUE, "inside"), (~held, ORANGE, "outside")):
+        ax.vlines(y[rows], low[rows], high[rows], color=color, linewidth=1.2, alpha=0.35, zorder=1)
+        ax.scatter(y[rows], guessed[rows], s=14, color=color, linewidths=0, zorder=3, label=f"{label}: {rows.sum()}")
+    ax.plot(ends, ends, color="black", linewidth=1, zorder=2, label="agreement")
+    ax.set(xlabel="score people gave", ylabel="value and interval", title=f"{held.mean():.0%} of the scores inside")
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
+    return ax
+
+
+def learning_curve(
+    sizes: ArrayLike,
+    figures: ArrayLike,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    *,
+    measure: str = "Spearman",
+    ax: Axes | None = None,
+) -> Axes:
+    """A figure on held-out texts by the number of ratings learned from, on a logarithmic axis, with its interval.
+
+    Args:
+        sizes: (n,), ratings learned from, above 0.
+        figures: (n,), the figure at each size.
+        lower: (n,), the lower ends of their intervals.
+        upper: (n,), the upper ends.
+        measure: the name of the figure.
+        ax: where to draw; a new figure if left out.
+
+    Raises:
+        InputError: arrays of different lengths, empty, or not finite.
+    """
+    n, figure = _pair(sizes, figures, "sizes", "figures")
+    low, high = _pair(n, lower, "sizes", "lower")[1], _pair(n, upper, "sizes", "upper")[1]
+    ax = _axes(ax)
+    ax.axhline(0.0, color=GREY, linewidth=1)
+    ax.fill_between(n, low, high, color=BLUE, alpha=0.18, linewidth=0, label="95 % interval")
+    ax.plot(n, figure, color=BLUE, linewidth=1.5, marker="o", markersize=5, label=measure)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(n, [f"{size:.0f}" for size in n])
+    ax.set(xlabel="ratings learned from", ylabel=measure, title="would more ratings help?")
+    ax.legend(frameon=False)
+    return ax
+
+
 def before_and_after(
     before: ArrayLike, after: ArrayLike, labels: Sequence[str] | None = None, *, ax: Axes | None = None
 ) -> Axes:

@@ -26,6 +26,7 @@ def test_there_are_notebooks():
         "01_from_ratings_to_a_metric.ipynb",
         "02_optimize_a_program.ipynb",
         "03_rerank_a_retriever.ipynb",
+        "04_when_to_trust_it.ipynb",
     ]
 
 
