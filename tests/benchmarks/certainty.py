@@ -1,19 +1,31 @@
-"""Measures the cost of the standard deviations of 1,000 texts beside that of their values, and upper bounds on them.
+"""Measures how sure a value function is: what intervals hold, what support catches, what a doubt costs.
 
-    python tests/benchmarks/certainty.py [costs] [bounds]
+    python tests/benchmarks/certainty.py [part] …       all parts, or some of them
 
-Product-review sentences (vader_amazon, see human_ratings.py), all of them at once and one by one; CPU time, medians of
-alternating rounds; texts whose vectors are known, and texts never seen. Bound, with up to 500 rated texts: standard
-deviations of texts never seen cost at most 3 times what their values cost.
+    coverage   new scores inside intervals, on six data sets                      coverage.py
+    mapie      jackknife+ beside MAPIE                                            coverage.py
+    attacks    texts that are marked as unlike, and whether they pay              attacks.py
+    suspects   mislabelled ratings among the most suspect, beside cleanlab        suspects.py
+    verdicts   how often each verdict is given, and to noise                      verdicts.py
+    costs      the cost of doubts beside that of values
+    bounds     upper bounds on variances, beside exact ones
 
-Beyond 4,000 rated texts with hashed words variances are upper bounds. `bounds` makes them from 3,000 (emobank, the
-columns of the lexical model with idf power 0 and 1), where there are exact ones too, and prints how far above those of
+The files take further options by themselves.
+
+`costs`: standard deviations, intervals and supports of 1,000 texts beside their values (vader_amazon, see
+human_ratings.py), all of them at once and one by one; CPU time, medians of alternating rounds; texts whose vectors are
+known, and texts never seen. Bounds, of texts never seen: intervals and standard deviations cost at most 3 times what
+their values cost with up to 500 rated texts, intervals at most 1 ms with 2,000.
+
+`bounds`: beyond 4,000 rated texts with hashed words variances are upper bounds. They are made from 3,000 (emobank, the
+columns of the lexical model with idf power 0 and 1), where there are exact ones too; printed is how far above those of
 1,000 other texts they lie, and the noise above its exact estimate. Bound of the variances: nowhere below, 1.2 times in
 the median and 2 times at the 95th percentile. The noise is near with penalties that cross-validation chooses (.3 with
 power 0, 10 with power 1), and far too high with much smaller ones.
 """
 
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -60,12 +72,15 @@ def measure(make: Callable[[], Qwen3EmbeddingValueLearner], saved: Path, new: li
     def loaded() -> Qwen3EmbeddingValueLearner:
         learner = make()
         learner.load_model(saved)
-        learner.predict_std_many(learner.training_texts[:2])
+        learner.predict_interval_many(learner.training_texts[:2])
+        learner.support(learner.training_texts[0])
         return learner
 
     calls: dict[str, Callable[[Qwen3EmbeddingValueLearner], Any]] = {
         "values": lambda learner: learner.predict_many(new),
         "std": lambda learner: learner.predict_std_many(new),
+        "interval": lambda learner: learner.predict_interval_many(new),
+        "support": lambda learner: learner.support_many(new),
     }
     costs: dict[str, list[float]] = {f"{name}, {kind}": [] for kind in ("seen", "new") for name in calls}
     for number in range(ROUNDS):
@@ -115,11 +130,19 @@ def costs() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 learner.save_model(Path(folder) / "saved.qvl")
                 found = measure(make, Path(folder) / "saved.qvl", texts)
-            ratios = [found[f"std, {kind}"] / found[f"values, {kind}"] for kind in ("new", "seen")]
             print(f"{name}, {n_rated} rated: " + ", ".join(f"{what} {ms:.0f} ms" for what, ms in found.items()))
-            print(f"    std / values: {ratios[0]:.1f} for texts never seen, {ratios[1]:.1f} for texts seen")
+            for what in ("std", "interval", "support"):
+                ratios = [found[f"{what}, {kind}"] / found[f"values, {kind}"] for kind in ("new", "seen")]
+                print(f"    {what} / values: {ratios[0]:.1f} for texts never seen, {ratios[1]:.1f} for texts seen")
 
+
+FILES = {"coverage": ["coverage.py", "coverage"], "mapie": ["coverage.py", "mapie"]}
+FILES |= {name: [f"{name}.py"] for name in ("attacks", "suspects", "verdicts")}
 
 if __name__ == "__main__":
-    for part in sys.argv[1:] or ["costs", "bounds"]:
-        {"costs": costs, "bounds": bounds}[part]()
+    for part in sys.argv[1:] or [*FILES, "costs", "bounds"]:
+        if part in FILES:
+            file, *arguments = FILES[part]
+            subprocess.run([sys.executable, str(Path(__file__).with_name(file)), *arguments], check=True)
+        else:
+            {"costs": costs, "bounds": bounds}[part]()
