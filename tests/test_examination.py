@@ -204,8 +204,8 @@ def test_one_group_cannot_be_examined():
 
 
 def test_many_rows_are_sampled_in_whole_groups(monkeypatch):
-    assert examination.MOST == 4000
-    monkeypatch.setattr(examination, "MOST", 160)
+    assert examination.MOST_EXAMINED == 4000
+    monkeypatch.setattr(examination, "MOST_EXAMINED", 160)
     one = rated(400, per_group=8)
     some = one.sampled(160)
     assert len(some) == 160

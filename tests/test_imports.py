@@ -33,7 +33,8 @@ ORDER = {
     "dspy_qvl.embedding.models.static": "recognition table files doors static",
     "dspy_qvl.features": "table packing overlap built_in features",
     "dspy_qvl.fitting": "folds permutation frequencies tuning baselines validation",
-    "dspy_qvl.certainty": "intervals suspicion influences support verdict",
+    "dspy_qvl.certainty": "intervals suspicion influences means support verdict",
+    "dspy_qvl.certainty.means": "sample powered results honest",
     "dspy_qvl.certainty.support": "nearest pairs wording support",
     "dspy_qvl.certainty.verdict": "estimate rated_rows comparison length curve verdict examination",
     "dspy_qvl.learner": "memo vectorizer groups fit learned columns_state fit_state columns head updating training_set "

@@ -12,7 +12,7 @@ Every figure is an `Estimate`: with its interval, over bootstrap draws of whole 
 from dspy_qvl.certainty.verdict.comparison import Comparison, compare
 from dspy_qvl.certainty.verdict.curve import LearningCurve, learning_curve
 from dspy_qvl.certainty.verdict.estimate import Estimate
-from dspy_qvl.certainty.verdict.examination import Examination, examine
+from dspy_qvl.certainty.verdict.examination import MOST_EXAMINED, Examination, examine
 from dspy_qvl.certainty.verdict.length import BeyondLength, beyond_length
 from dspy_qvl.certainty.verdict.rated_rows import RatedRows
 from dspy_qvl.certainty.verdict.verdict import VERDICTS, Verdict, judge

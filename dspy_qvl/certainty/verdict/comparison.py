@@ -48,11 +48,8 @@ def compare(rated: RatedRows, baselines: Iterable[str] = tuple(BASELINES)) -> Co
         rated: the rated texts.
         baselines: names of `fitting.BASELINES`.
     """
-    y, groups, seed = rated.y, rated.groups.tolist(), rated.random_state
+    y, means, groups, seed = rated.y, rated.learned_means, rated.groups.tolist(), rated.random_state
     values = ridge.out_of_fold(rated.X, y, [rated.alpha], rated.folds)[0]
-    means = np.empty(len(rated))
-    for fold in rated.folds:
-        means[fold] = np.delete(y, fold).mean()
     figures = estimates(y, values, means, groups, seed)
     of = {name: estimates(y, out_of_fold_baseline(rated, name), means, groups, seed) for name in baselines}
     less = {name: {key: figures[key] - one[key] for key in figures} for name, one in of.items()}

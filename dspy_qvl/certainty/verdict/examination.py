@@ -1,6 +1,6 @@
 """All that can be said of a value function from its rated texts, at a bounded cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dspy_qvl.certainty.verdict.comparison import Comparison, compare
 from dspy_qvl.certainty.verdict.curve import LearningCurve, learning_curve
@@ -9,7 +9,7 @@ from dspy_qvl.certainty.verdict.rated_rows import RatedRows
 from dspy_qvl.certainty.verdict.verdict import Verdict, judge
 from dspy_qvl.fitting import ALPHA_RANGE, ENOUGH, permutation_test
 
-MOST = 4000  # rows: more of them would narrow intervals that are narrow
+MOST_EXAMINED = 4000  # rows: more of them would narrow intervals that are narrow
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class Examination:
 
     Attributes:
         n: rated texts.
-        n_examined: those that the figures are of; of more than 4,000 a sample.
+        rows: those that the figures are of; of more than 4,000 a sample.
         compared: figures out of fold beside those of the baselines.
         p: permutation test against noise.
         length: how much of it is length.
@@ -27,12 +27,17 @@ class Examination:
     """
 
     n: int
-    n_examined: int
+    rows: RatedRows = field(repr=False)
     compared: Comparison
     p: float
     length: BeyondLength
     curve: LearningCurve
     verdict: Verdict
+
+    @property
+    def n_examined(self) -> int:
+        """The number of rated texts that the figures are of."""
+        return len(self.rows)
 
 
 def examine(rated: RatedRows) -> Examination:
@@ -44,11 +49,11 @@ def examine(rated: RatedRows) -> Examination:
     Raises:
         InputError: all rows are one group.
     """
-    some, p = rated.sampled(MOST), against_noise(rated)
+    some, p = rated.sampled(MOST_EXAMINED), against_noise(rated)
     compared = compare(some)
     length = beyond_length(some, compared.values)
     curve = learning_curve(some, compared.values)
-    return Examination(len(rated), len(some), compared, p, length, curve, judge(some, p, compared, length))
+    return Examination(len(rated), some, compared, p, length, curve, judge(some, p, compared, length))
 
 
 def against_noise(rated: RatedRows) -> float:

@@ -68,6 +68,14 @@ class RatedRows:
         rng = np.random.default_rng(self.random_state)
         return make_folds(self.groups.tolist(), max(2, min(N_FOLDS, self.n_groups)), rng)
 
+    @cached_property
+    def learned_means(self) -> Array:
+        """The mean score of the rows beside each row's fold, which its value out of fold is learned from, (n,)."""
+        means = np.empty(len(self))
+        for fold in self.folds:
+            means[fold] = np.delete(self.y, fold).mean()
+        return means
+
     def sampled(self, at_most: int) -> "RatedRows":
         """About so many of the rows, in whole groups drawn at random (`fitting.sample`); all of fewer."""
         rows = sample(self.groups.tolist(), at_most, np.random.default_rng(self.random_state))
