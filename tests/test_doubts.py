@@ -294,3 +294,56 @@ def test_a_migration_keeps_the_groups(by, tmp_path):
     groups = other.ridge.fitted.groups
     assert groups.numbers.tolist() == [*(number // 2 for number in range(60)), 7 if by == "group" else 30]
     assert groups.by == ("group" if by == "group" else None)
+
+
+# Choices
+
+
+@pytest.mark.parametrize("kind", ["model", "pairs"])
+def test_a_report_tells_the_worth_of_picking_by_value(kind):
+    learner = make(kind, 120)
+    found = learner.selection((2, 4, 16))
+    assert [one.n for one in found.best_of] == ([2, 4, 16] if kind == "model" else [2, 4, 16][: len(found.best_of)])
+    assert all(0.3 < one.share.value <= 1 for one in found.best_of)
+    report = learner.diagnose(0)
+    assert report.picking.sentence in str(report)
+    assert report.to_dict()["picking"]["best_of"][0]["share"]["value"] == report.picking.best_of[0].share.value
+    with pytest.raises(InputError, match="n"):
+        learner.selection([1])
+
+
+def test_too_few_ratings_tell_nothing_of_picking():
+    learner = make("lexical", 8)
+    assert learner.diagnose(0).picking is None
+    with pytest.raises(InputError):
+        learner.selection()
+
+
+@pytest.mark.parametrize("kind", ["lexical", "model", "pairs"])
+def test_texts_to_rate_next_are_unrated_and_each_once(kind):
+    learner, query = make(kind), "which lamp?" if kind == "pairs" else None
+    new = [text for text, _ in rated(30, seed=4)]
+    candidates = [*new, new[0].upper(), *([] if query else learner.training_texts[:5])]
+    found = learner.suggest(candidates, k=10, audit=0.3, queries=query)
+    assert len({one.text for one in found}) == len(found) == 10
+    assert {one.text for one in found} <= set(new)
+    assert [one.audit for one in found] == [False] * 7 + [True] * 3
+    assert all(one.inclusion == 1 for one in found[:7])
+    assert all(one.inclusion == pytest.approx(3 / 23) for one in found[7:])
+    assert all(one.gain > 0 for one in found[:7])
+    assert all(one.query == query for one in found)
+    assert found == learner.suggest(candidates, k=10, audit=0.3, queries=query)
+    for one in found:
+        learner.update(one.text, 5.0, query=query)
+    assert not {one.text for one in found} & {one.text for one in learner.suggest(candidates, k=10, queries=query)}
+
+
+def test_candidates_that_cannot_be_rated_are_refused():
+    learner = make("lexical", 20)
+    for candidates in (learner.training_texts, []):
+        with pytest.raises(InputError, match="candidates were rated already, or there are none"):
+            learner.suggest(candidates)
+    with pytest.raises(InputError, match=r"candidates\[0\] must be a string"):
+        learner.suggest([3])
+    with pytest.raises(InputError, match="audit must be a share"):
+        learner.suggest(["lamp"], audit=2)

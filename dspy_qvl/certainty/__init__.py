@@ -21,6 +21,16 @@ same bits, whatever the batch, the order or the thread; but for the last digits 
 from dspy_qvl.certainty.influences import Influence, influence
 from dspy_qvl.certainty.intervals import Intervals, fewest, intervals_of, jackknife_plus
 from dspy_qvl.certainty.means import Difference, Interval, Mean, difference, honest_values, mean_value
+from dspy_qvl.certainty.picking import (
+    SIZES,
+    BestOf,
+    Selection,
+    gain_of_best,
+    noise_of_copies,
+    selection,
+    selection_within,
+)
+from dspy_qvl.certainty.suggestion import Suggestion, suggest
 from dspy_qvl.certainty.support import SIGNALS, SUPPORTED, Support, Wording, left_out_distances, repeated_share
 from dspy_qvl.certainty.suspicion import Suspect, suspects
 from dspy_qvl.certainty.verdict import (

@@ -4,6 +4,7 @@ rated texts ─► `certainty.examine` ─► verdict, figures beside baselines,
            └─► `certainty.suspects`, `certainty.influence` ─► ratings ───────────────────────────┴─► Diagnosis
 """
 
+import contextlib
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dspy_qvl.certainty import Estimate, Examination, RatedRows, Verdict, examine, influence, suspects
-from dspy_qvl.errors import shown
-from dspy_qvl.fitting import prior_weights, weighed
-from dspy_qvl.learner.columns import Columns
+from dspy_qvl.certainty import Estimate, Examination, RatedRows, Selection, Verdict, examine, influence, suspects
+from dspy_qvl.errors import InputError, shown
+from dspy_qvl.learner.choosing import worth_of_picking
 from dspy_qvl.learner.inspection import Inspection
 from dspy_qvl.ridge import LeaveOneOut
 
@@ -75,6 +75,7 @@ class Diagnosis:
         influential: the ratings that move the values most; none of more than 4,000 rated texts.
         tuned: True if cross-validation chose the penalty (and the weights of blocks) on the same ratings, which makes
             the figures a little too good. The tests behind the verdict use columns that no rating chose.
+        picking: the worth of taking the text of the highest value of several; None of too few rated texts to tell.
     """
 
     verdict: Verdict
@@ -82,6 +83,7 @@ class Diagnosis:
     at_odds: tuple[AtOdds, ...]
     influential: tuple[Influential, ...]
     tuned: bool
+    picking: Selection | None
 
     def __str__(self) -> str:
         lines = [self.verdict.sentence, ""]
@@ -125,6 +127,7 @@ class Diagnosis:
             "at_odds": [asdict(rating) for rating in self.at_odds],
             "influential": [asdict(rating) for rating in self.influential],
             "tuned": self.tuned,
+            "picking": None if self.picking is None else _plain_picking(self.picking),
         }
         plain: dict[str, Any] = _finite(content)
         return plain
@@ -174,42 +177,26 @@ class Diagnosis:
             f"{found.length.p:.3g}; a straight line in log length explains {100 * found.length.share:.0f} % of the "
             "values' variance."
         ]
+        if self.picking is not None:
+            notes.append(self.picking.sentence)
         if self.tuned:
             notes.append("The penalty was chosen on the same ratings, so the figures are a little too good.")
         return notes
 
 
-def diagnosis_of(
-    inspection: Inspection, fitted: Columns, candidates: Columns, *, tuned: bool, n: int, random_state: int
-) -> Diagnosis:
+def diagnosis_of(inspection: Inspection, rows: RatedRows, *, tuned: bool, n: int) -> Diagnosis:
     """Examine a value function through its rated texts.
 
     Args:
         inspection: of its fit.
-        fitted: items -> the columns that the fit values them by.
-        candidates: items -> all columns that it might have learned from: which of them it did may have been chosen by
-            the ratings, so the tests use all.
+        rows: its rated texts.
         tuned: True if cross-validation chose the penalty.
         n: how many ratings at odds, and influential ones, to name at most.
-        random_state: seed of samples, folds, shuffles and draws.
 
     Raises:
         InputError: all rated texts are one group.
     """
-    fit, posterior = inspection.fit, inspection.posterior
-    table, left = candidates(fit.items), inspection.leave_one_out()
-    known = table.only(fit.blocks) if set(fit.blocks) <= set(table.blocks.names) else fitted(fit.items)
-    X = fit.fitted.weighed(known.X)
-    rows = RatedRows(
-        X,
-        weighed(table, prior_weights(table)),
-        fit.scores,
-        fit.alpha,
-        fit.members,
-        fit.texts,
-        known.first,
-        random_state,
-    )
+    fit, posterior, X, left = inspection.fit, inspection.posterior, rows.X, inspection.leave_one_out()
     found = examine(rows)
     loo = LeaveOneOut(left.residuals, left.leverages)
     named = [(fit.rated[one.row], one) for one in suspects(X, fit.scores, fit.alpha, loo, posterior.noise, n)]
@@ -222,7 +209,10 @@ def diagnosis_of(
         for row, change, share in zip(order, moved.changes[order], moved.shares[order], strict=True):
             of = fit.rated[row]
             influential.append(Influential(int(row), of.text, of.query, of.score, float(change), float(share)))
-    return Diagnosis(found.verdict, found, at_odds, tuple(influential), tuned)
+    picking = None
+    with contextlib.suppress(InputError):  # too few rated texts to tell
+        picking = worth_of_picking(found.rows, found.compared, paired=fit.paired)
+    return Diagnosis(found.verdict, found, at_odds, tuple(influential), tuned, picking)
 
 
 def _figures(figures: Mapping[str, Estimate]) -> list[str]:
@@ -242,6 +232,14 @@ def _plain(figures: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
         name: {"value": one.value, "lower": one.lower, "upper": one.upper, "se": one.se}
         for name, one in figures.items()
     }
+
+
+def _plain_picking(picking: Selection) -> dict[str, Any]:
+    figures = [
+        {"n": one.n, "ceiling": one.ceiling, **_plain({"gain": one.gain, "judge": one.judge, "share": one.share})}
+        for one in picking.best_of
+    ]
+    return {"best_of": figures, "enough": picking.enough, "largest": picking.largest}
 
 
 def _finite(content: Any) -> Any:

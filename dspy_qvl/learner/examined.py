@@ -13,7 +13,9 @@ from typing import Any
 
 import dspy
 
+from dspy_qvl.certainty import MOST_EXAMINED, RatedRows, Selection, compare
 from dspy_qvl.errors import InputError, QVLError, check_confidence, check_count, check_text, check_texts
+from dspy_qvl.learner.choosing import SuggestedText, rated_rows, suggested, worth_of_picking
 from dspy_qvl.learner.columns import item_of, items_of
 from dspy_qvl.learner.diagnosis import Diagnosis, diagnosis_of
 from dspy_qvl.learner.fit import Fit
@@ -217,9 +219,65 @@ class ExaminedValueFunction(ValueFunction):
             NotFittedError, StateError: as `predict`.
             EmbeddingError, FeatureError: the model or a block failed.
         """
-        n_ratings, now, inspection = check_count(n_ratings, "n_ratings", 0), self.ridge.now, self.inspection()
-        columns = self._columns(inspection.fit), self._training_columns(now)
-        return diagnosis_of(inspection, *columns, tuned=now.alpha_tuned, n=n_ratings, random_state=self.random_state)
+        n_ratings, now = check_count(n_ratings, "n_ratings", 0), self.ridge.now
+        inspection, rows = self._rated_rows()
+        return diagnosis_of(inspection, rows, tuned=now.alpha_tuned, n=n_ratings)
+
+    def selection(self, n: Sequence[int] | None = None) -> Selection:
+        """The worth of picking by value, on texts that were not learned from.
+
+        It is the share, of what a judge who knows the ratings gains over the mean by taking the best of n texts, that
+        taking the text of the highest value gains.
+
+        Of texts that were rated for queries, the n are those of one query. Where enough texts were rated more than
+        once, the part of the gap that the raters' own noise makes is told too. Print its `sentence` to read it.
+
+        Args:
+            n: the numbers of texts to choose from, each at least 2; those that the ratings cannot tell of are left out.
+                Default: 4, 16, 64, 256; of one query 2, 4, 8, 16.
+
+        Returns:
+            A `Selection`; each figure has its 95 % interval over draws of whole groups.
+
+        Raises:
+            InputError: too few rated texts for any n, or as `diagnose`.
+            NotFittedError, StateError: as `predict`.
+        """
+        inspection, rows = self._rated_rows()
+        some = rows.sampled(MOST_EXAMINED)
+        return worth_of_picking(some, compare(some, []), n, paired=inspection.fit.paired)
+
+    def suggest(
+        self,
+        candidates: Sequence[str],
+        k: int = 10,
+        audit: float = 0.2,
+        queries: Sequence[str] | str | None = None,
+    ) -> tuple[SuggestedText, ...]:
+        """The texts among unrated ones that are worth rating next.
+
+        Most of them are those whose ratings would lower the variance of all candidates' values most, the best first; a
+        share is drawn at random, since the former say nothing of the mean of all (`certainty/suggestion.py`). Rate
+        them, and `update` or train anew.
+
+        Args:
+            candidates: texts; copies of each other and of rated texts are left out.
+            k: how many to suggest.
+            audit: the share of k that is drawn at random, in [0, 1].
+            queries: where texts were rated for queries, one for each, or one for all.
+
+        Raises:
+            InputError: an argument that cannot be used, no candidate without a rating, or as `predict_std`.
+            NotFittedError, StateError: as `predict`.
+        """
+        texts, inspection = check_texts(candidates, "candidates"), self.inspection()
+        items = items_of(texts, queries, paired=inspection.fit.paired)
+        return suggested(inspection, self._columns(inspection.fit), items, k, audit, self.random_state)
+
+    def _rated_rows(self) -> tuple[Inspection, RatedRows]:
+        inspection = self.inspection()
+        columns = self._columns(inspection.fit), self._training_columns(self.ridge.now)
+        return inspection, rated_rows(inspection, *columns, self.random_state)
 
     def inspection(self) -> Inspection:
         """The current fit, examined through the texts it was learned from.

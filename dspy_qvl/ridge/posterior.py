@@ -25,7 +25,7 @@ import numpy as np
 
 from dspy_qvl.ridge.across import Across, squared_lengths
 from dspy_qvl.ridge.bounds import Bounds, Kernel
-from dspy_qvl.ridge.dual import Dual, centred_kernel
+from dspy_qvl.ridge.dual import Dual, centred_kernel, gram_of_rows
 from dspy_qvl.ridge.line import LeaveOneOut, Linear
 from dspy_qvl.ridge.moments import gather, rough_mean
 from dspy_qvl.ridge.primal import Primal
@@ -135,6 +135,23 @@ class Posterior:
             part[np.arange(len(part)), np.arange(n)[rows]] = 0  # 1 - alpha times it loses digits
             out[rows] = self._alpha**2 * np.einsum("ij,ij->i", part, part, dtype=np.float64)
         return out + (self.loo.leverages - 1 / n) ** 2 + 1 / n
+
+    def covariances(self, X: Matrix) -> Array:
+        """The covariances of the values of rows, (m, d) -> (m, m), in units of the noise's variance; the diagonal is v.
+
+        cov(x, z) = 1/n + s_x s_z with s = R xc', or from the kernel 1/n + (xc zc' - s_x s_z) / alpha with s = R kc'.
+        They are products of many rows, which round with their number.
+        """
+        solved = np.concatenate([self.multiplied.solved(X[rows]).s for rows in slices(len(X), AT_ONCE)])
+        found: Array = solved @ solved.T
+        if self._kernel is not None:
+            with_mean = np.asarray(X @ self._mean)
+            np.subtract(gram_of_rows(X), found, out=found)
+            found -= with_mean[:, None]
+            found -= with_mean - self._mean_squared
+            found /= self._alpha
+        found += 1 / self._n
+        return found
 
     def bounds(self, X: Matrix) -> tuple[Array, Array]:
         """Lower and upper bounds on the `fit_variance` of each row, (m, d) -> (m,) and (m,), about 1e-9 apart."""
