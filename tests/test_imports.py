@@ -33,7 +33,7 @@ ORDER = {
     "dspy_qvl.embedding.models.static": "recognition table files doors static",
     "dspy_qvl.features": "table packing overlap built_in features",
     "dspy_qvl.fitting": "folds permutation frequencies tuning baselines validation",
-    "dspy_qvl.certainty": "intervals suspicion influences means suggestion support verdict picking",
+    "dspy_qvl.certainty": "intervals suspicion influences means suggestion support drift verdict picking",
     "dspy_qvl.certainty.means": "sample powered results honest",
     "dspy_qvl.certainty.support": "nearest pairs wording support",
     "dspy_qvl.certainty.verdict": "estimate rated_rows comparison length curve verdict examination",
@@ -41,7 +41,7 @@ ORDER = {
     "dspy_qvl.learner": "memo vectorizer groups fit learned columns_state fit_state columns head updating training_set "
     "neighbors supporting inspection choosing diagnosis migration saving value_function examined trainable learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
-    "dspy_qvl.metric": "scale judgement feedback calls items objectives reward agreement filter scores metric",
+    "dspy_qvl.metric": "scale judgement feedback log_file calls items objectives reward agreement filter scores metric",
     "dspy_qvl.optimizer": "modules readers optimizer",
 }
 # Narrower than the order: all that these may import of the package.

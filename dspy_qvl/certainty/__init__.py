@@ -18,6 +18,7 @@ fold are a little too good. Tests for noise use columns whose weights no rating 
 same bits, whatever the batch, the order or the thread; but for the last digits of `jackknife_plus`.
 """
 
+from dspy_qvl.certainty.drift import WEALTH, Drift, DriftTest, betting, smoothed_ranks
 from dspy_qvl.certainty.influences import Influence, influence
 from dspy_qvl.certainty.intervals import Intervals, fewest, intervals_of, jackknife_plus
 from dspy_qvl.certainty.means import Difference, Interval, Mean, difference, honest_values, mean_value

@@ -60,7 +60,7 @@ class KeptTexts(OrderedDict[Hashable, T]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._n_bytes = 0
+        self._n_bytes = self._n_left = 0
         self._lock = threading.Lock()
 
     def keep(self, item: Hashable, known: T) -> T:
@@ -71,8 +71,14 @@ class KeptTexts(OrderedDict[Hashable, T]):
                 while self and (len(self) >= KEPT_TEXTS or self._n_bytes > KEPT_BYTES):
                     first, _ = self.popitem(last=False)
                     self._n_bytes -= _size(first)
+                    self._n_left += 1
             self[item] = known
         return known
+
+    def after(self, n: int) -> tuple[list[Any], int]:
+        """The texts that are kept, without the first n that ever came; and the number of those that ever came."""
+        with self._lock:
+            return list(self)[max(0, n - self._n_left) :], self._n_left + len(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return KeptTexts, ()

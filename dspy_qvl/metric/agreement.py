@@ -125,8 +125,35 @@ def rated_rows(
     return examples, np.array(ratings), groups
 
 
-def predictions(program: Any, examples: Sequence[Any]) -> Sequence[Any]:
-    """The predictions of a program for the inputs of each example, None where it fails; or those that are given.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The answers to the examples of a devset, with their values.
+
+    Attributes:
+        outputs: the predictions; None where the program crashed.
+        items: the text of each, or None of a failure: no prediction, no text in it, or one that the model refuses.
+        values: their values, (n_rows,); a failure has the lowest rating.
+        learned: the rows whose text the value function learned from.
+        lowest: the lowest rating it learned from.
+    """
+
+    outputs: Sequence[Any]
+    items: Sequence[Item | None]
+    values: Array
+    learned: Sequence[int]
+    lowest: float
+
+
+def valued(outputs: Sequence[Any], items: Sequence[Item | None], scorer: Scorer) -> Answers:
+    """The answers with their values, given the text of each, or None where there is none."""
+    values, items = _values(items, scorer)
+    known = {_copied(item) for item in scorer.fit.items}
+    learned = [row for row, item in enumerate(items) if item is not None and _copied(item) in known]
+    return Answers(outputs, items, values, learned, scorer.lowest)
+
+
+def check_program(program: Any, examples: Sequence[Any]) -> None:
+    """Refuse what gives no predictions for examples.
 
     Raises:
         InputError: no program and no list, another number of predictions than of examples, or examples without inputs.
@@ -134,7 +161,7 @@ def predictions(program: Any, examples: Sequence[Any]) -> Sequence[Any]:
     if isinstance(program, Sequence) and not isinstance(program, str):
         if len(program) != len(examples):
             raise InputError(f"there are {len(program)} predictions for {len(examples)} examples; give one an example.")
-        return program
+        return
     if not callable(program):
         raise InputError(
             f"program must be a program, or its predictions for the devset, but got {type(program).__name__}."
@@ -144,6 +171,17 @@ def predictions(program: Any, examples: Sequence[Any]) -> Sequence[Any]:
             raise InputError(
                 f"devset[{row}] does not say what the program is given; use example.with_inputs('question')."
             )
+
+
+def predictions(program: Any, examples: Sequence[Any]) -> Sequence[Any]:
+    """The predictions of a program for the inputs of each example, None where it fails; or those that are given.
+
+    Raises:
+        InputError: as `check_program`.
+    """
+    check_program(program, examples)
+    if isinstance(program, Sequence):
+        return program
     run = dspy.Parallel(disable_progress_bar=True, max_errors=len(examples) + 1)  # a crash is a failure, not an end
     given: Sequence[Any] = run([(program, one.inputs()) for one in examples])
     return given
@@ -161,7 +199,8 @@ def agreement(
         items: the text of each row, or None where there is none.
         scorer: gives the values.
     """
-    values, items = _values(items, scorer)
+    answers = valued(examples, items, scorer)
+    values, items = answers.values, answers.items
     members = _members(groups, items, paired=scorer.fit.paired)
     draws = measures.bootstrap(ratings, values, members, n_draws=N_DRAWS)["spearman"]
     known = draws[np.isfinite(draws)]
@@ -171,7 +210,6 @@ def agreement(
     of_rating, of_value = _lower(ratings), _lower(values)
     apart = np.abs(of_rating - of_value)
     worst = [row for row in np.argsort(-apart, kind="stable")[:N_AT_ODDS].tolist() if apart[row] > 0]
-    learned = {_copied(item) for item in scorer.fit.items}
     at_odds = tuple(
         AtOdds(
             examples[row],
@@ -184,8 +222,7 @@ def agreement(
     )
     spearman, pearson = measures.spearman(ratings, values), measures.pearson(ratings, values)
     n_failed = sum(item is None for item in items)
-    n_learned = sum(item is not None and _copied(item) in learned for item in items)
-    return Agreement(spearman, low, high, pearson, len(items), n_groups, n_failed, n_learned, at_odds)
+    return Agreement(spearman, low, high, pearson, len(items), n_groups, n_failed, len(answers.learned), at_odds)
 
 
 def _values(items: Sequence[Item | None], scorer: Scorer) -> tuple[Array, list[Item | None]]:

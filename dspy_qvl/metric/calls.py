@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from dspy_qvl.errors import MissingTextError, TextsRefusedError, warn
@@ -21,12 +22,16 @@ class Calls:
         scores: the score of every text that was scored, in the order of the first calls.
         judgements: the judgements made so far.
         failures: number of predictions without a text to value, by reason.
+        written: number of texts, from the first one on, whose judgements a file has, by its path.
+        writing: to be held while a file is written.
     """
 
     def __init__(self) -> None:
         self.scores: KeptTexts[float] = KeptTexts()
         self.judgements: KeptTexts[Judgement] = KeptTexts()
         self.failures: Counter[str] = Counter()
+        self.written: dict[Path, int] = {}
+        self.writing = threading.Lock()
         self._lock = threading.Lock()
 
     def count_failure(self, error: Exception) -> None:

@@ -6,23 +6,27 @@ Kept apart because `Refine` shows a language model the source of `ValueMetric`, 
                                              └► judgement ─► feedback (`feedback.py`)
 """
 
+import os
 from collections import Counter
 from typing import Any
 
 import dspy
 
+from dspy_qvl.certainty import Drift, DriftTest
 from dspy_qvl.errors import InputError, check_count, check_flag, check_text, shown, warn
 from dspy_qvl.fitting import noise_warning
 from dspy_qvl.learner import Qwen3EmbeddingValueLearner
-from dspy_qvl.metric.agreement import Agreement, agreement, predictions, rated_rows
+from dspy_qvl.metric.agreement import Agreement, Answers, agreement, predictions, rated_rows, valued
 from dspy_qvl.metric.calls import FAILURES, Calls, reason_of
 from dspy_qvl.metric.feedback import failed, in_words
 from dspy_qvl.metric.filter import ValueFilter, checked_threshold
 from dspy_qvl.metric.items import ItemReader
 from dspy_qvl.metric.judgement import LOWEST, Judgement, Scorer
+from dspy_qvl.metric.log_file import append
 from dspy_qvl.metric.objectives import Objectives, checked_objectives, objective
 from dspy_qvl.metric.reward import Reward
-from dspy_qvl.text import AsText, FromExample, Item, Pair
+from dspy_qvl.state import checked_target
+from dspy_qvl.text import AsText, FromExample, Item, Pair, checked_examples, text_of
 
 
 class ValueScores:
@@ -127,11 +131,63 @@ class ValueScores:
 
         Of the last 50,000 different texts at most, and of no more than fit into 128 MiB.
         """
-        scored: list[Any] = list(self._calls.scores)
+        return self._judgements(list(self._calls.scores))
+
+    def _judgements(self, scored: list[Any]) -> list[Judgement]:
         new = [item for item in scored if item not in self._calls.judgements]
         for item, judgement in zip(new, self._scorer.judgements(new), strict=True):
             self._calls.judgements.keep(item, judgement)
         return [self._judgement(item) for item in scored]
+
+    def write_log(self, path: str | os.PathLike[str]) -> int:
+        """Append the judgements of the texts scored since the last call for this file, as lines of JSON.
+
+        Call it as often as you like; a file that is there is continued. It holds each text that was scored, its query,
+        value, support, marks: it is as private as these texts. Rated texts, keys and settings are not in it.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The number of judgements that were written.
+
+        Raises:
+            InputError: a path that is a folder or cannot be written.
+        """
+        target, calls = checked_target(path), self._calls
+        with calls.writing:
+            before = calls.written.get(target, 0)
+            new, came = calls.scores.after(before)
+            if new:
+                append(target, self._judgements(new))
+            calls.written[target] = came
+        if lost := came - before - len(new):
+            warn(
+                f"{lost} judgements are missing in {target}: so many texts were scored since that the first were "
+                "dropped; call write_log more often."
+            )
+        return len(new)
+
+    def drift(self, seed: int = 0) -> Drift:
+        """Test whether the texts that were scored are still of the kind that was rated, in the order of first calls.
+
+        By their words, length and characters, not by the embedding. `print` it; `alarm` is None, or the position of the
+        text at which there is enough evidence. Copies of a text count once, and rated texts not at all.
+
+        Args:
+            seed: which rated texts the others are compared with, and how ties are broken.
+
+        Raises:
+            InputError: a value function saved without its texts, or fewer than 20 different rated texts.
+        """
+        fit, seed = self._scorer.fit, check_count(seed, "seed", 0)
+        if not fit.n_texts:
+            raise InputError(
+                "drift needs the texts the value function was learned from, but it was saved without them "
+                "(keep_examples=False); give a value function that kept them."
+            )
+        test: DriftTest = fit.memo.once(f"drift {seed}", lambda: DriftTest.of(fit.texts, fit.members, seed))
+        return test(text_of(item) for item in self._calls.scores.after(0)[0])
 
     # Scores
 
@@ -179,6 +235,22 @@ class ValueScores:
         return in_words(judgement, self._scorer, threshold=self.threshold, quote=self.quote)
 
     # Of a whole devset
+
+    def answers(self, devset: Any, program: Any) -> Answers:
+        """The answers of a program to a devset, each with its value on the raters' own scale.
+
+        Args:
+            devset: examples.
+            program: a program, which is run once on the inputs of each example, or its predictions, one an example.
+
+        Raises:
+            InputError: no program, another number of predictions than of examples, or examples without inputs.
+            EmbeddingError: the embedding model failed.
+        """
+        examples = checked_examples(devset, "devset")
+        outputs = predictions(program, examples)
+        items = [self._items.or_none(example, pred) for example, pred in zip(examples, outputs, strict=True)]
+        return valued(outputs, items, self._scorer)
 
     def agreement(
         self, devset: Any, program: Any = None, *, score: FromExample = "score", group: FromExample | None = None

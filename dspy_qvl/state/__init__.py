@@ -29,4 +29,4 @@ from dspy_qvl.state.fields import (
     optional,
     take,
 )
-from dspy_qvl.state.files import checked_path, checked_target, read_file, write_file
+from dspy_qvl.state.files import checked_path, checked_target, opened_plain, read_file, write_bytes, write_file

@@ -29,9 +29,18 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     Raises:
         InputError: a path that is a folder or cannot be written, or content that is too large to be read again.
     """
-    target = checked_target(path)
     body = to_json(content, "the value function").encode()
     header = f"dspy_qvl {SCHEMA} {hashlib.blake2b(body, digest_size=16).hexdigest()}\n".encode()
+    write_bytes(path, header + body)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write one file, whole, or not at all; then a file that was there stays.
+
+    Raises:
+        InputError: a path that is a folder or cannot be written.
+    """
+    target = checked_target(path)
     advice = "give another path"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +49,7 @@ def write_file(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
                 advice = "nothing was changed"
                 usual = os.stat(target if target.exists() else draft).st_mode & 0o777
                 os.chmod(draft, 0o600)  # while it is empty: nobody else may read it unless they may read the target
-                file.write(header + body)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(draft, usual)
@@ -93,7 +102,7 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     target = checked_path(path)
     try:
-        with open(target, "rb", opener=_plain_only) as file:
+        with opened_plain(target) as file:
             body = _checked_body(file, target)
     except MemoryError:
         raise StateError(f"{target} needs more memory than there is; load it where there is more.") from None
@@ -105,6 +114,15 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise StateError(f"{target} holds no JSON: {error}.") from None
     del body
     return from_json(text, str(target))
+
+
+def opened_plain(target: Path) -> BinaryIO:
+    """A regular file, opened to be read.
+
+    Raises:
+        OSError: there is none, or it is no regular file.
+    """
+    return open(target, "rb", opener=_plain_only)
 
 
 def _plain_only(path: str, flags: int) -> int:

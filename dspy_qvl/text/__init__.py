@@ -8,6 +8,7 @@
 `quoting.py` makes a stranger's text safe to print or to put into a prompt.
 """
 
+from dspy_qvl.text.field_values import as_string
 from dspy_qvl.text.metadata import check_metadata
 from dspy_qvl.text.quoting import plain, quoted
 from dspy_qvl.text.ratings import REASON, Item, Pair, RankingExample, query_of, rated_text, text_of

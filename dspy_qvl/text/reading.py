@@ -15,7 +15,7 @@ def checked_examples(examples: Any, what: str) -> Sequence[Any]:
     check_flat(examples, what, "its rows, for instance data_frame.to_dict('records')")
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence) or not examples:
         raise InputError(
-            f"{what} must be a list of rated examples, but got "
+            f"{what} must be a list of examples, but got "
             f"{'an empty one' if isinstance(examples, Sequence) and not examples else type(examples).__name__}."
         )
     for row, example in enumerate(examples):

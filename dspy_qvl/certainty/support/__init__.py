@@ -7,6 +7,6 @@
 in words in `support.py`.
 """
 
-from dspy_qvl.certainty.support.nearest import left_out_distances
+from dspy_qvl.certainty.support.nearest import apart, left_out_distances
 from dspy_qvl.certainty.support.support import SUPPORTED, Support
-from dspy_qvl.certainty.support.wording import SIGNALS, Wording, repeated_share
+from dspy_qvl.certainty.support.wording import SIGNALS, Wording, repeated_share, words_of

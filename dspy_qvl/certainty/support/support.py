@@ -116,16 +116,20 @@ class Support:
 
     def __call__(self, signals: Sequence[float]) -> float:
         """The support of a text by its signals, (k,), in the order of the names; in (0, 1]."""
-        highest, _ = self._highest(signals)
+        highest, _ = self.most_surprising(signals)
         at_least = len(self._surprises) - bisect_left(self._surprises, highest)
         return (1 + at_least) / (len(self._surprises) + 1)
 
     def reason(self, signals: Sequence[float]) -> str:
         """The most surprising signal of a text, in words that follow "because"."""
-        return REASONS[self._highest(signals)[1]]
+        return REASONS[self.most_surprising(signals)[1]]
 
-    def _highest(self, signals: Sequence[float]) -> tuple[float, str]:
-        return max(
-            ((signal.surprise(value), signal.name) for signal, value in zip(self._signals, signals, strict=True)),
-            key=lambda found: found[0],
-        )
+    def most_surprising(self, signals: Sequence[float]) -> tuple[float, str]:
+        """The surprise of a text, which is the highest one of its signals, and the name of that signal."""
+        surprises = self.surprises(signals)
+        highest = max(surprises)
+        return highest, self._signals[surprises.index(highest)].name
+
+    def surprises(self, signals: Sequence[float]) -> list[float]:
+        """The surprise of a text by each signal, (k,): -log of its rank, and above 0 beyond all rated texts."""
+        return [signal.surprise(value) for signal, value in zip(self._signals, signals, strict=True)]
