@@ -1,8 +1,10 @@
 """A value function learned from rated texts, living inside DSPy.
 
-Reading order: text, embedding (over models and cache), features, ridge, head, learner, judge, metric, optimizer.
+Reading order: text, embedding (over models and cache), features, ridge, head, learner, judge, metric, comparison,
+optimizer.
 """
 
+from dspy_qvl.comparison import compare
 from dspy_qvl.embedding import Precomputed
 from dspy_qvl.errors import (
     EmbeddingError,
@@ -41,6 +43,7 @@ __all__ = [
     "StateError",
     "TextsRefusedError",
     "ValueMetric",
+    "compare",
 ]
 
 __version__ = "0.2.0.dev0"

@@ -198,9 +198,9 @@ def test_an_example_that_cannot_be_used_is_named_by_its_position(tmp_path, row, 
 @pytest.mark.parametrize(
     ("trainset", "message"),
     [
-        ([], "trainset must be a list of rated examples, but got an empty one"),
-        ("rows", "trainset must be a list of rated examples, but got str"),
-        (7, "trainset must be a list of rated examples, but got int"),
+        ([], "trainset must be a list of examples, but got an empty one"),
+        ("rows", "trainset must be a list of examples, but got str"),
+        (7, "trainset must be a list of examples, but got int"),
         (ROWS[:1], "needs at least 2 rated texts"),
     ],
 )

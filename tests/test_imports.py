@@ -17,7 +17,7 @@ LONGEST_FILE = 420  # lines
 # What each package holds, from the ground up: a module imports only from what stands before it.
 ORDER = {
     "dspy_qvl": "errors vectors measures plots state text ridge embedding features fitting certainty learner reranker "
-    "metric optimizer",
+    "metric comparison optimizer",
     "dspy_qvl.state": "bounded_json drafts entries fields files",
     "dspy_qvl.text": "quoting field_values metadata ratings reading rendering",
     "dspy_qvl.ridge": "moments line solve primal dual krylov regression kept_rows kernel_updates updates across bounds "
@@ -42,6 +42,7 @@ ORDER = {
     "neighbors supporting inspection choosing diagnosis migration saving value_function examined trainable learner",
     "dspy_qvl.reranker": "passages judged sketch ranking head columns learning reranker",
     "dspy_qvl.metric": "scale judgement feedback log_file calls items objectives reward agreement filter scores metric",
+    "dspy_qvl.comparison": "sheet comparison",
     "dspy_qvl.optimizer": "modules readers optimizer",
 }
 # Narrower than the order: all that these may import of the package.
@@ -197,5 +198,6 @@ def test_the_public_names_are_these():
         "StateError",
         "TextsRefusedError",
         "ValueMetric",
+        "compare",
     ]
     assert all(hasattr(dspy_qvl, name) for name in dspy_qvl.__all__)

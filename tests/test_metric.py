@@ -269,8 +269,8 @@ def test_an_interval_needs_two_groups_and_agreement_two_ratings(trained):
     assert math.isnan(alone.high)
     equal = [row.copy(stars=3.0) for row in devset]
     for rows, settings, message in [
-        ([], {}, "devset must be a list of rated examples, but got an empty one"),
-        ("text", {}, "devset must be a list of rated examples, but got str"),
+        ([], {}, "devset must be a list of examples, but got an empty one"),
+        ("text", {}, "devset must be a list of examples, but got str"),
         (["text"], {}, r"devset\[0\] must be a dspy.Example or a dict, but got str"),
         (devset, {"score": "rating"}, r"devset\[0\] has no field 'rating' for its score"),
         ([devset[0], devset[1].copy(stars="good")], {}, r"the score of devset\[1\] must be a number"),

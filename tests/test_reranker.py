@@ -470,7 +470,7 @@ def test_what_cannot_be_ranked_is_refused(call, message):
         (lambda: FitValue(passages="passages"), "say which field it is with query="),
         (lambda: FitValue(query=" "), "neither the name of a field nor a format string"),
         (lambda: fit().compile(lexical(), trainset=JUDGED), "has no Reranker in it"),
-        (lambda: fit().compile(Reranker(lexical()), trainset=[]), "trainset must be a list of rated examples"),
+        (lambda: fit().compile(Reranker(lexical()), trainset=[]), "trainset must be a list of examples"),
         (lambda: fit().compile(Reranker(lexical()), trainset=JUDGED[:1]), "1 of 1 queries have passages of different"),
         (
             lambda: fit().compile(
