@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 from sklearn.linear_model import LinearRegression, Ridge
 
 from dspy_qvl import InputError, measures
-from dspy_qvl.certainty import Estimate, RatedRows, beyond_length, compare, examine, learning_curve
+from dspy_qvl.certainty import Estimate, RatedRows, beside_baselines, beyond_length, examine, learning_curve
 from dspy_qvl.certainty.verdict import curve, examination
 from dspy_qvl.fitting import ALPHA_RANGE, BASELINES, make_folds, permutation_test
 from dspy_qvl.fitting.permutation import shuffles
@@ -42,7 +42,7 @@ def test_the_figures_are_those_of_refits_and_of_baselines_on_the_same_folds(per_
     one = rated(per_group=per_group)
     assert [len(fold) for fold in one.folds] == [16] * 5
     assert all(set(one.groups[fold]).isdisjoint(np.delete(one.groups, fold)) for fold in one.folds)
-    found = compare(one)
+    found = beside_baselines(one)
     X, y = one.X.astype(float), one.y
     means = refitted(one, lambda seen, fold: y[seen].mean())
     values = refitted(one, lambda seen, fold: Ridge(alpha=3.0).fit(X[seen], y[seen]).predict(X[fold]))
@@ -65,17 +65,17 @@ def test_a_baseline_that_is_clearly_better_is_named():
     one = rated(200)
     line = one.X[:, 1:4].sum(axis=1, keepdims=True)
     told = RatedRows(one.X[:, :1], one.X[:, :1], one.y, 3.0, one.members, one.texts, np.hstack([line, 1 + 0 * line]))
-    assert compare(told).better == ("nearest",)
+    assert beside_baselines(told).better == ("nearest",)
 
 
 def test_values_that_know_nothing_get_no_spearman_from_the_means_of_their_folds():
     one = rated(60, signal=0.0, alpha=1e9)
     means = refitted(one, lambda seen, fold: one.y[seen].mean())
     assert measures.spearman(one.y, means) < -0.15
-    found = compare(one, ("mean",))
+    found = beside_baselines(one, ("mean",))
     mean = found.baselines["mean"]["spearman"]
     assert np.isnan([mean.value, mean.lower, mean.upper, mean.se]).all()
-    drawn = [compare(rated(40, signal=0.0, seed=seed), ()).figures["spearman"].value for seed in range(60)]
+    drawn = [beside_baselines(rated(40, signal=0.0, seed=seed), ()).figures["spearman"].value for seed in range(60)]
     assert np.mean(drawn) == pytest.approx(0, abs=0.06)
 
 
@@ -151,7 +151,7 @@ def test_the_learning_curve_is_that_of_refits_on_nested_parts(per_group, monkeyp
     one, parts = rated(160, per_group=per_group), []
     nested = curve._nested
     monkeypatch.setattr(curve, "_nested", lambda *args: parts.append(nested(*args)) or parts[-1])
-    values = compare(one).values
+    values = beside_baselines(one).values
     found = learning_curve(one, values)
     assert found.sizes == (16, 32, 64, 128)
     X, y = one.X.astype(float), one.y
@@ -174,9 +174,9 @@ def test_the_learning_curve_is_that_of_refits_on_nested_parts(per_group, monkeyp
 
 def test_few_rows_have_a_short_curve():
     one = rated(15)
-    assert learning_curve(one, compare(one).values).sizes == (3, 6, 12)
+    assert learning_curve(one, beside_baselines(one).values).sizes == (3, 6, 12)
     two = rated(4, per_group=2)
-    found = learning_curve(two, compare(two).values)
+    found = learning_curve(two, beside_baselines(two).values)
     assert (found.sizes, found.last) == ((2,), {})
 
 
@@ -184,7 +184,7 @@ def test_large_groups_never_give_one_size_twice():
     sizes = [60, 1, 1, 1, 2, 1, 60, 2]  # an eighth and a fourth both are the small groups, before the first large one
     one = rated(sum(sizes))
     one = RatedRows(one.X, one.X, one.y, 3.0, np.repeat(np.arange(8), sizes), one.texts, one.X, random_state=196)
-    assert learning_curve(one, compare(one, ()).values).sizes == (4, 40, 102)
+    assert learning_curve(one, beside_baselines(one, ()).values).sizes == (4, 40, 102)
 
 
 # All of it
@@ -215,7 +215,7 @@ def test_many_rows_are_sampled_in_whole_groups(monkeypatch):
     np.testing.assert_array_equal(some.y, one.y[rows])
     found = examine(one)
     assert (found.n, found.n_examined) == (400, 160)
-    np.testing.assert_array_equal(found.compared.values, compare(some).values)
+    np.testing.assert_array_equal(found.compared.values, beside_baselines(some).values)
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixed"])

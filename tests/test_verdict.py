@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dspy_qvl.certainty import VERDICTS, RatedRows, beyond_length, compare, judge
+from dspy_qvl.certainty import VERDICTS, RatedRows, beside_baselines, beyond_length, verdict_on
 from dspy_qvl.certainty.verdict.examination import against_noise
 from dspy_qvl.certainty.verdict.verdict import NEEDED, design_effect, intraclass, two_digits, verdict_of
 from tests.test_examination import rated
@@ -20,8 +20,8 @@ CASES = {
 
 
 def judged(one, p=None):
-    compared = compare(one, ["length", "nearest"])
-    return judge(one, against_noise(one) if p is None else p, compared, beyond_length(one, compared.values))
+    compared = beside_baselines(one, ["length", "nearest"])
+    return verdict_on(one, against_noise(one) if p is None else p, compared, beyond_length(one, compared.values))
 
 
 @pytest.mark.parametrize("name", VERDICTS)

@@ -44,9 +44,9 @@ from dspy_qvl.certainty.verdict import (
     LearningCurve,
     RatedRows,
     Verdict,
+    beside_baselines,
     beyond_length,
-    compare,
     examine,
-    judge,
     learning_curve,
+    verdict_on,
 )

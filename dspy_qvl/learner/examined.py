@@ -13,7 +13,7 @@ from typing import Any
 
 import dspy
 
-from dspy_qvl.certainty import MOST_EXAMINED, RatedRows, Selection, compare
+from dspy_qvl.certainty import MOST_EXAMINED, RatedRows, Selection, beside_baselines
 from dspy_qvl.errors import InputError, QVLError, check_confidence, check_count, check_text, check_texts
 from dspy_qvl.learner.choosing import SuggestedText, rated_rows, suggested, worth_of_picking
 from dspy_qvl.learner.columns import item_of, items_of
@@ -245,7 +245,7 @@ class ExaminedValueFunction(ValueFunction):
         """
         inspection, rows = self._rated_rows()
         some = rows.sampled(MOST_EXAMINED)
-        return worth_of_picking(some, compare(some, []), n, paired=inspection.fit.paired)
+        return worth_of_picking(some, beside_baselines(some, []), n, paired=inspection.fit.paired)
 
     def suggest(
         self,

@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dspy_qvl import Precomputed, Qwen3EmbeddingValueLearner
-from dspy_qvl.certainty import RatedRows, compare, gain_of_best, selection
+from dspy_qvl.certainty import RatedRows, beside_baselines, gain_of_best, selection
 from dspy_qvl.features import Table
 from dspy_qvl.fitting import ALPHA_RANGE, BASELINES, copies, make_folds, members_of, prior_weights, weighed
 from dspy_qvl.fitting.tuning import tune
@@ -61,7 +61,7 @@ def of_one_draw(tables: dict[str, Table], splits: dict[str, Rated], n: int, seed
     X, untuned = weighed(table, tuned.weights), weighed(table, prior_weights(table))
     rated = RatedRows(X, untuned, y, tuned.alpha, members, texts, table.first, seed)
     out_of_fold = selection(
-        y, compare(rated, []).values - rated.learned_means, groups=rated.members, n=SIZES, random_state=seed
+        y, beside_baselines(rated, []).values - rated.learned_means, groups=rated.members, n=SIZES, random_state=seed
     )
     nearest = BASELINES["nearest"][1](table.first, y, tables["test"].first)
     return share(tuned.fitted.predict(tables["test"]), tested), share(nearest, tested), out_of_fold

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dspy_qvl import Precomputed, Qwen3EmbeddingValueLearner
-from dspy_qvl.certainty import VERDICTS, RatedRows, beyond_length, compare, judge
+from dspy_qvl.certainty import VERDICTS, RatedRows, beside_baselines, beyond_length, verdict_on
 from dspy_qvl.fitting import ALPHA_RANGE, choose_alpha, copies, members_of, prior_weights, weighed
 from dspy_qvl.learner.columns import Columns
 from dspy_qvl.vectors import Array
@@ -72,8 +72,8 @@ class Texts:
 def verdict(texts: Texts, rows: NDArray[np.intp], y: Array, seed: int) -> str:
     """The name of the verdict on a value function of some texts with scores y."""
     rated, p = texts.rated(rows, y, seed)
-    compared = compare(rated, ["length"])
-    return judge(rated, p, compared, beyond_length(rated, compared.values)).name
+    compared = beside_baselines(rated, ["length"])
+    return verdict_on(rated, p, compared, beyond_length(rated, compared.values)).name
 
 
 def ratings(kind: str, texts: Texts, rows: NDArray[np.intp], scores: Array | None, rng: np.random.Generator) -> Array:

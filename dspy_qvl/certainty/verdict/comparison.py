@@ -39,7 +39,7 @@ class Comparison:
         )
 
 
-def compare(rated: RatedRows, baselines: Iterable[str] = tuple(BASELINES)) -> Comparison:
+def beside_baselines(rated: RatedRows, baselines: Iterable[str] = tuple(BASELINES)) -> Comparison:
     """Value every row by fits that never saw its fold, and by baselines that did not either.
 
     Intervals are of the rows, drawn by whole groups; the fits are not drawn again, so they are a little too narrow.

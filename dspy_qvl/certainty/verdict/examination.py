@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from dspy_qvl.certainty.verdict.comparison import Comparison, compare
+from dspy_qvl.certainty.verdict.comparison import Comparison, beside_baselines
 from dspy_qvl.certainty.verdict.curve import LearningCurve, learning_curve
 from dspy_qvl.certainty.verdict.length import BeyondLength, beyond_length
 from dspy_qvl.certainty.verdict.rated_rows import RatedRows
-from dspy_qvl.certainty.verdict.verdict import Verdict, judge
+from dspy_qvl.certainty.verdict.verdict import Verdict, verdict_on
 from dspy_qvl.fitting import ALPHA_RANGE, ENOUGH, permutation_test
 
 MOST_EXAMINED = 4000  # rows: more of them would narrow intervals that are narrow
@@ -50,10 +50,10 @@ def examine(rated: RatedRows) -> Examination:
         InputError: all rows are one group.
     """
     some, p = rated.sampled(MOST_EXAMINED), against_noise(rated)
-    compared = compare(some)
+    compared = beside_baselines(some)
     length = beyond_length(some, compared.values)
     curve = learning_curve(some, compared.values)
-    return Examination(len(rated), some, compared, p, length, curve, judge(some, p, compared, length))
+    return Examination(len(rated), some, compared, p, length, curve, verdict_on(some, p, compared, length))
 
 
 def against_noise(rated: RatedRows) -> float:

@@ -65,7 +65,7 @@ class Verdict:
     better: tuple[str, ...] = ()
 
 
-def judge(rated: RatedRows, p: float, compared: Comparison, length: BeyondLength) -> Verdict:
+def verdict_on(rated: RatedRows, p: float, compared: Comparison, length: BeyondLength) -> Verdict:
     """Judge a value function by the rule above.
 
     Args:
