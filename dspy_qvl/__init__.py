@@ -1,7 +1,7 @@
 """A value function learned from rated texts, living inside DSPy.
 
-Reading order: text, embedding (over models and cache), features, ridge, head, learner, judge, metric, comparison,
-optimizer.
+Reading order: text, ridge, embedding (over models and cache), features, fitting, certainty, learner, reranker, metric,
+comparison, optimizer.
 """
 
 from dspy_qvl.comparison import compare
