@@ -21,6 +21,7 @@ Three words for the multiplier of a block of columns:
 from dspy_qvl.fitting.baselines import BASELINES
 from dspy_qvl.fitting.folds import (
     Members,
+    check_group_list,
     check_groups,
     check_scores_differ,
     copies,

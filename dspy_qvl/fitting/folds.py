@@ -163,29 +163,45 @@ def _group_rows(members: Members) -> list[list[int]]:
 
 
 def check_groups(groups: object, n_texts: int) -> list[Any]:
-    """One hashable group a text.
+    """One hashable group a text, of at least two groups.
 
     Raises:
-        InputError: not a list, the wrong count, a group that is missing or cannot be compared, or fewer than two.
+        InputError: as `check_group_list`, or fewer than two groups.
+    """
+    entries = check_group_list(groups, n_texts)
+    if len(set(entries)) < 2:
+        raise InputError("groups puts every text into one group; at least two groups are needed to hold one out.")
+    return entries
+
+
+def check_group_list(groups: object, n: int, what: str = "groups", of: str = "text") -> list[Any]:
+    """One hashable group a text, or a row.
+
+    Args:
+        groups: the list to check.
+        n: the number of texts.
+        what: how an error names the list.
+        of: how it names a text.
+
+    Raises:
+        InputError: not a list, the wrong count, or a group that is missing or cannot be compared.
     """
     if isinstance(groups, set | frozenset | Mapping) or not is_list(groups):
-        raise InputError(f"groups must be a list with one entry a text, but got {type(groups).__name__}.")
+        raise InputError(f"{what} must be a list with one entry a {of}, but got {type(groups).__name__}.")
     entries = [entry.item() if isinstance(entry, np.generic) else entry for entry in groups]
-    if len(entries) != n_texts:
-        raise InputError(f"groups has {len(entries)} entries but there are {n_texts} texts; give one group a text.")
+    if len(entries) != n:
+        raise InputError(f"{what} has {len(entries)} entries but there are {n} {of}s; give one group a {of}.")
     for row, entry in enumerate(entries):
         if any(map(is_missing, entry)) if isinstance(entry, tuple) else is_missing(entry):
             raise InputError(
-                f"groups[{row}] is {entry}; every text needs a group, and texts without one are not alike."
+                f"{what}[{row}] is {entry}; every {of} needs a group, and {of}s without one are not alike."
             )
     try:
-        n_groups = len(set(entries))
+        set(entries)
     except TypeError as error:
         raise InputError(
-            f"groups must hold what can be compared, strings, numbers or tuples of them: {error}."
+            f"{what} must hold what can be compared, strings, numbers or tuples of them: {error}."
         ) from None
-    if n_groups < 2:
-        raise InputError("groups puts every text into one group; at least two groups are needed to hold one out.")
     return entries
 
 

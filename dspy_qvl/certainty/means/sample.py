@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dspy_qvl.errors import LARGEST_SCORE, InputError, check_flat, is_list, is_missing, shown
+from dspy_qvl.fitting import check_group_list
 from dspy_qvl.measures import numbered
 from dspy_qvl.vectors import Array
 
@@ -129,17 +130,7 @@ def _values_and_ratings(values: Any, ratings: Any, end: str) -> tuple[Array, Arr
 
 
 def _members(groups: Any, n: int, what: str) -> list[Hashable] | None:
-    if groups is None:
-        return None
-    if isinstance(groups, Mapping | set | frozenset) or not is_list(groups):
-        raise InputError(f"{what} must be a list with one entry a row, but got {type(groups).__name__}.")
-    entries = [entry.item() if isinstance(entry, np.generic) else entry for entry in groups]
-    if len(entries) != n:
-        raise InputError(f"{what} has {len(entries)} entries but there are {n} rows; give one group a row.")
-    for row, entry in enumerate(entries):
-        if is_missing(entry) or not isinstance(entry, Hashable):
-            raise InputError(f"{what}[{row}] is {shown(entry)}; every row needs a group, a string or a number.")
-    return entries
+    return None if groups is None else check_group_list(groups, n, what, "row")
 
 
 def _weights(inclusion: Any, ratings: Array, what: str) -> Array:
