@@ -107,6 +107,7 @@ def bootstrap(
     predicted: ArrayLike,
     groups: Sequence[Hashable] | None = None,
     *,
+    names: Sequence[str] = tuple(FIGURES),
     n_draws: int = 200,
     random_state: int = 0,
 ) -> dict[str, Array]:
@@ -118,11 +119,12 @@ def bootstrap(
         y: true scores, (n,).
         predicted: values, (n,), in the units of y.
         groups: the group of each row, (n,); None where every row is one of its own.
+        names: those of `FIGURES` that are wanted.
         n_draws: the number of draws.
         random_state: seed of the draws.
 
     Returns:
-        "mse", "r2", "pearson" and "spearman", each (n_draws,); NaN on draws where a figure is not defined.
+        Each of them by name, (n_draws,); NaN on draws where a figure is not defined.
 
     Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap; Field & Welsh (2007), Bootstrapping clustered
     data.
@@ -131,10 +133,10 @@ def bootstrap(
     members = np.arange(len(truth)) if groups is None else numbered(groups)
     n_groups = int(members.max(initial=-1)) + 1
     if n_groups < 2:
-        return {name: np.full(n_draws, math.nan) for name in FIGURES}
+        return {name: np.full(n_draws, math.nan) for name in names}
     drawn = np.random.default_rng(random_state).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_draws)
     chunk = max(1, CHUNK // len(truth))
-    parts = [_drawn_figures(truth, guess, drawn[at : at + chunk][:, members]) for at in range(0, n_draws, chunk)]
+    parts = [_drawn_figures(truth, guess, drawn[at : at + chunk][:, members], names) for at in range(0, n_draws, chunk)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -145,18 +147,27 @@ def standard_error(draws: ArrayLike) -> float:
     return float(known.std(ddof=1)) if len(known) > 1 and 2 * len(known) >= np.size(draws) else math.nan
 
 
-def _drawn_figures(truth: Array, guess: Array, times: NDArray[np.int64]) -> dict[str, Array]:
-    """The figures of draws in which each row occurs so many times, (n_draws, n)."""
+def _drawn_figures(truth: Array, guess: Array, times: NDArray[np.int64], names: Sequence[str]) -> dict[str, Array]:
+    """Some figures of draws in which each row occurs so many times, (n_draws, n)."""
     weights = times.astype(np.float64)
-    total = weights.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mse = weights @ (truth - guess) ** 2 / total
-        centred = truth - truth.mean()  # far from 0 the variance would lose digits
+
+    def mse() -> Array:
+        return np.asarray(weights @ (truth - guess) ** 2 / weights.sum(axis=1))
+
+    def r2() -> Array:
+        total, centred = weights.sum(axis=1), truth - truth.mean()  # far from 0 the variance would lose digits
         variance = weights @ centred**2 / total - (weights @ centred / total) ** 2
-        r2 = np.where(variance > ROUNDING * (centred**2).max(), 1 - mse / variance, math.nan)
-        pearson = _weighted_pearson(truth, guess, weights)
-        spearman = _weighted_pearson(_weighted_ranks(truth, weights), _weighted_ranks(guess, weights), weights)
-    return {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}
+        return np.where(variance > ROUNDING * (centred**2).max(), 1 - mse() / variance, math.nan)
+
+    def pearson() -> Array:
+        return _weighted_pearson(truth, guess, weights)
+
+    def spearman() -> Array:
+        return _weighted_pearson(_weighted_ranks(truth, weights), _weighted_ranks(guess, weights), weights)
+
+    figure = {"mse": mse, "r2": r2, "pearson": pearson, "spearman": spearman}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {name: figure[name]() for name in names}
 
 
 def _weighted_ranks(values: Array, weights: Array) -> Array:

@@ -71,7 +71,7 @@ def estimates(
     return {
         name: Estimate(
             measures.FIGURES[name](y, guess),
-            measures.bootstrap(y, guess, groups, n_draws=N_DRAWS, random_state=random_state)[name],
+            measures.bootstrap(y, guess, groups, names=[name], n_draws=N_DRAWS, random_state=random_state)[name],
         )
         for name, guess in views.items()
     }
