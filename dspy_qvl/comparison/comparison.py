@@ -13,8 +13,8 @@ from dspy_qvl.certainty import Difference, Interval, difference, mean_value
 from dspy_qvl.comparison import sheet
 from dspy_qvl.errors import InputError, check_confidence, check_count, check_score, shown, warn
 from dspy_qvl.measures import numbered
-from dspy_qvl.metric import Answers, ValueMetric, check_program
-from dspy_qvl.text import FromExample, as_string, checked_examples, taken, text_of
+from dspy_qvl.metric import Answers, ValueMetric, check_program, groups_of
+from dspy_qvl.text import FromExample, as_string, checked_examples, text_of
 from dspy_qvl.vectors import Array
 
 NAMED = 3  # texts that a warning names
@@ -274,11 +274,7 @@ def compare(
     questions = tuple(_question(example) for example in examples)
     groups: list[Hashable] = [sheet.key_of(question, "") for question in questions]
     if group is not None:
-        groups = [taken(group, example, "group", f"devset[{row}]") for row, example in enumerate(examples)]
-    try:
-        set(groups)
-    except TypeError as error:
-        raise InputError(f"the groups of the devset must be strings or numbers: {error}.") from None
+        groups = groups_of(examples, group)
     both = [metric.answers(examples, program) for program in (program_a, program_b)]
     lowest = both[0].lowest if failure_rating is None else failure_rating
     learned = {text_of(item) for one in both for row in one.learned if (item := one.items[row]) is not None}

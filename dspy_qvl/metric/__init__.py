@@ -13,7 +13,7 @@ Contract: a text has the same score in any order, thread or process; scores lie 
 learner learns later does not reach a metric; a failing embedding model is an error and never a low score.
 """
 
-from dspy_qvl.metric.agreement import Agreement, Answers, check_program
+from dspy_qvl.metric.agreement import Agreement, Answers, check_program, groups_of
 from dspy_qvl.metric.judgement import Judgement
 from dspy_qvl.metric.metric import ValueMetric
 from dspy_qvl.metric.reward import Reward

@@ -108,21 +108,30 @@ def rated_rows(
         InputError: an example that cannot be used, or fewer than two different ratings.
     """
     examples = checked_examples(devset, "devset")
-    ratings, groups = [], []
+    ratings = []
     for row, example in enumerate(examples):
         at = f"devset[{row}]"
         ratings.append(check_score(taken(score, example, "score", at), f"the score of {at}"))
-        groups.append(row if group is None else taken(group, example, "group", at))
     if len(set(ratings)) < 2:
         raise InputError(
             f"the ratings of the devset's {len(ratings)} examples are all {ratings[0]:g}; there is nothing to agree "
             "with until two of them differ."
         )
+    return examples, np.array(ratings), list(range(len(examples))) if group is None else groups_of(examples, group)
+
+
+def groups_of(examples: Sequence[Any], group: FromExample) -> list[Hashable]:
+    """The group of each example of a devset.
+
+    Raises:
+        InputError: an example without a group, or groups that cannot be compared.
+    """
+    groups = [taken(group, example, "group", f"devset[{row}]") for row, example in enumerate(examples)]
     try:
         set(groups)
     except TypeError as error:
         raise InputError(f"the groups of the devset must be strings or numbers: {error}.") from None
-    return examples, np.array(ratings), groups
+    return groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +211,7 @@ def agreement(
     answers = valued(examples, items, scorer)
     values, items = answers.values, answers.items
     members = _members(groups, items, paired=scorer.fit.paired)
-    draws = measures.bootstrap(ratings, values, members, n_draws=N_DRAWS)["spearman"]
+    draws = measures.bootstrap(ratings, values, members, names=["spearman"], n_draws=N_DRAWS)["spearman"]
     known = draws[np.isfinite(draws)]
     low, high, n_groups = math.nan, math.nan, int(numbered(members).max()) + 1
     if n_groups >= FEWEST and 2 * len(known) >= len(draws):
