@@ -11,6 +11,7 @@ from dspy_qvl.certainty.verdict import curve, examination
 from dspy_qvl.fitting import ALPHA_RANGE, BASELINES, make_folds, permutation_test
 from dspy_qvl.fitting.permutation import shuffles
 from dspy_qvl.vectors import MixedRows
+from tests.conftest import refitted_r2
 
 WORDS = "lamp glass wind sea stone bread road bird fire snow".split()
 
@@ -101,16 +102,7 @@ def test_the_test_beyond_length_is_that_of_refits_to_what_length_leaves_over():
     y = left_over(one.y)
     y /= y.std()
     folds, X = make_folds(list(range(30)), 5, rng), one.X.astype(float)
-    r2 = []
-    for target in map(left_over, (y, *shuffles(y, np.arange(30), 9, rng))):
-        errors = []
-        for alpha in ALPHA_RANGE:
-            values = np.empty(30)
-            for fold in folds:
-                seen = np.setdiff1d(np.arange(30), fold)
-                values[fold] = Ridge(alpha=alpha).fit(X[seen], target[seen]).predict(X[fold])
-            errors.append(np.mean((values - target) ** 2))
-        r2.append(1 - min(errors) / target.var())
+    r2 = refitted_r2(X, map(left_over, (y, *shuffles(y, np.arange(30), 9, rng))), ALPHA_RANGE, folds)
     assert found.r2 == pytest.approx(r2[0], abs=1e-6)
     np.testing.assert_allclose(found.shuffled_r2, r2[1:], atol=1e-6)
     assert found.p == (1 + sum(other >= r2[0] for other in r2[1:])) / 10

@@ -14,7 +14,7 @@ from dspy_qvl.fitting.folds import make_folds, sample
 from dspy_qvl.fitting.permutation import permutation_test, shuffles
 from dspy_qvl.fitting.tuning import prior_weights, weighed
 from dspy_qvl.learner.columns import Columns
-from tests.conftest import rated
+from tests.conftest import rated, refitted_r2
 from tests.human_data import human_data, rows_of
 
 ALPHAS = [0.1, 1.0, 10.0, 100.0, 1000.0]
@@ -55,16 +55,7 @@ def test_the_figures_are_those_of_refits_for_every_shuffle():
     again = np.random.default_rng(3)
     y = (y - y.mean()) / y.std()
     folds = make_folds(list(range(30)), 5, again)
-    r2 = []
-    for target in (y, *shuffles(y, np.arange(30), 5, again)):
-        errors = []
-        for alpha in ALPHAS:
-            values = np.empty(30)
-            for fold in folds:
-                seen = np.setdiff1d(np.arange(30), fold)
-                values[fold] = Ridge(alpha=alpha).fit(X[seen], target[seen]).predict(X[fold])
-            errors.append(np.mean((values - target) ** 2))
-        r2.append(1 - min(errors) / target.var())
+    r2 = refitted_r2(X, (y, *shuffles(y, np.arange(30), 5, again)), ALPHAS, folds)
     assert found.r2 == pytest.approx(r2[0], rel=1e-6)
     np.testing.assert_allclose(found.shuffled_r2, r2[1:], atol=1e-6)
     assert found.p == (1 + sum(one >= r2[0] for one in r2[1:])) / 6
